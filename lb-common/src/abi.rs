@@ -1,0 +1,473 @@
+//! The maps: their keys, values, names and sizes. Written by the daemon, read by the program.
+//!
+//! What an interface between two programs must promise is kept here by the compiler: no implicit
+//! padding, sizes asserted below, network byte order in byte arrays, everything else native integers.
+//! A change of anything on this page needs a new [`LAYOUT_VERSION`].
+//!
+//! Small tables that are looked up by what a packet says are hash maps or tries; they lead to an
+//! index. Everything that has an index is an array that the daemon maps into its memory, so that a
+//! change is one store of one word ([`Shared`]).
+
+use crate::shared::Shared;
+
+/// Version of the layout of all maps. Pinned beside them; a daemon that finds another one refuses to
+/// touch anything.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// IP protocol number of TCP.
+pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const UDP: u8 = 17;
+
+/// An IPv4 or IPv6 address, IPv4 as IPv4-mapped IPv6 (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
+pub type Address = [u8; 16];
+
+/// Names of the maps: the same as those of the statics in lb-ebpf (a test compares them).
+pub mod name {
+    /// [`super::Config`], one.
+    pub const CONFIG: &str = "CONFIG";
+    /// [`super::ServiceKeyV4`] to the index of a [`super::Service`].
+    pub const SERVICE_KEYS_V4: &str = "SERVICE_KEYS_V4";
+    /// [`super::ServiceKeyV6`] to the index of a [`super::Service`].
+    pub const SERVICE_KEYS_V6: &str = "SERVICE_KEYS_V6";
+    /// IPv4 address to [`super::Vip`].
+    pub const VIPS_V4: &str = "VIPS_V4";
+    /// IPv6 address to [`super::Vip`].
+    pub const VIPS_V6: &str = "VIPS_V6";
+    /// Array of [`super::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// Trie of [`super::RuleV4`] to [`super::Action`].
+    pub const RULES_V4: &str = "RULES_V4";
+    /// Trie of [`super::RuleV6`] to [`super::Action`].
+    pub const RULES_V6: &str = "RULES_V6";
+    /// Array of [`super::Page`].
+    pub const PAGES: &str = "PAGES";
+    /// Array of [`super::Backend`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of u64: where each backend's search for a free port goes on.
+    pub const CURSORS: &str = "CURSORS";
+    /// Array of u64: whose turn it is in each round-robin service.
+    pub const TURNS: &str = "TURNS";
+    /// IPv4 address to the index of a [`super::Source`].
+    pub const SOURCE_KEYS_V4: &str = "SOURCE_KEYS_V4";
+    /// IPv6 address to the index of a [`super::Source`].
+    pub const SOURCE_KEYS_V6: &str = "SOURCE_KEYS_V6";
+    /// Array of [`super::Source`].
+    pub const SOURCES: &str = "SOURCES";
+    /// Array of [`super::Bucket`]: from a client's packet to its flow.
+    pub const BUCKETS: &str = "BUCKETS";
+    /// Array of [`super::Flow`].
+    pub const FLOWS: &str = "FLOWS";
+    /// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`].
+    pub const VERDICTS: &str = "VERDICTS";
+    /// Per-CPU array of [`super::Traffic`], by backend.
+    pub const TRAFFIC: &str = "TRAFFIC";
+    /// Per-CPU array of [`super::Budget`], one: resets left in this second.
+    pub const BUDGET: &str = "BUDGET";
+
+    /// All of them.
+    pub const ALL: [&str; 20] = [
+        CONFIG, SERVICE_KEYS_V4, SERVICE_KEYS_V6, VIPS_V4, VIPS_V6, SERVICES, RULES_V4, RULES_V6, PAGES,
+        BACKENDS, CURSORS, TURNS, SOURCE_KEYS_V4, SOURCE_KEYS_V6, SOURCES, BUCKETS, FLOWS, VERDICTS, TRAFFIC,
+        BUDGET,
+    ];
+    /// Name of the XDP program.
+    pub const PROGRAM: &str = "lobby";
+}
+
+/// Time as the program sees it: nanoseconds since boot shifted right by [`Tick::SHIFT`], so one tick
+/// is 67.1 ms and 32 bits last nine years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Tick(pub u32);
+
+impl Tick {
+    /// Bits of a nanosecond clock below a tick.
+    pub const SHIFT: u32 = 26;
+
+    /// The tick of a time in nanoseconds since boot.
+    #[inline(always)]
+    pub const fn from_ns(ns: u64) -> Self {
+        Self((ns >> Self::SHIFT) as u32)
+    }
+
+    /// Ticks from `earlier` to `self`; 0 when `earlier` is later (another CPU's clock ran ahead).
+    #[inline(always)]
+    pub const fn since(self, earlier: Self) -> u32 {
+        let ticks = self.0.wrapping_sub(earlier.0);
+        if ticks > u32::MAX / 2 { 0 } else { ticks }
+    }
+
+    /// How many whole ticks a duration in milliseconds takes, at least one.
+    pub const fn in_ms(ms: u64) -> u32 {
+        let ticks = (ms * 1_000_000) >> Self::SHIFT;
+        if ticks == 0 {
+            1
+        } else if ticks > (u32::MAX / 4) as u64 {
+            u32::MAX / 4
+        } else {
+            ticks as u32
+        }
+    }
+}
+
+/// What holds for all packets.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Key of the 5-tuple's hash: random per cluster, so that nobody can aim at a bucket or a backend.
+    pub hash_key: [Shared<u64>; 2],
+    /// Which last bytes (modulo 64) occur among the IPv4 [`Source`] addresses: a bit each. Most packets
+    /// that are no replies are told by this and `ports`, without a lookup.
+    pub sources_v4: Shared<u64>,
+    /// The same for IPv6.
+    pub sources_v6: Shared<u64>,
+    /// Number of [`Flow`]s, less one; the number is a power of two.
+    pub flow_mask: Shared<u32>,
+    /// Number of [`Bucket`]s, less one; the number is a power of two.
+    pub bucket_mask: Shared<u32>,
+    /// Lowest port of any source.
+    pub port_low: Shared<u16>,
+    /// Highest port of any source.
+    pub port_high: Shared<u16>,
+    /// [`Config::SAME_INTERFACE_TX`].
+    pub flags: Shared<u32>,
+    /// Idle time-outs, in ticks.
+    pub idle: Idle,
+    /// Resets that each CPU may send in a second.
+    pub resets_per_second: Shared<u32>,
+    /// Ticks after its end for which a flow's port is left alone while there is another (a backend's
+    /// TIME_WAIT, RFC 9293 section 3.6.1, lasts 60 s on Linux).
+    pub port_rest: Shared<u32>,
+}
+
+impl Config {
+    /// A packet that leaves by the interface it came from is sent by XDP_TX. Not on veth, where that
+    /// needs a program on the peer.
+    pub const SAME_INTERFACE_TX: u32 = 1;
+}
+
+/// Idle time-outs of flows, in ticks.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Idle {
+    /// TCP, SYN seen, handshake not finished.
+    pub half_open: Shared<u32>,
+    /// TCP, established. RFC 5382 section 5 wants at least 2 h 4 min.
+    pub established: Shared<u32>,
+    /// TCP, one side has sent FIN.
+    pub closing: Shared<u32>,
+    /// TCP, both sides have sent FIN, or one RST.
+    pub closed: Shared<u32>,
+    /// UDP. RFC 4787 section 4.3 wants at least 2 min.
+    pub udp: Shared<u32>,
+    /// Padding.
+    pub reserved: Shared<u32>,
+}
+
+/// Address, port and protocol that an IPv4 service listens on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKeyV4 {
+    /// Destination address.
+    pub address: [u8; 4],
+    /// Destination port, network order; zero for all ports ([`Vip`] leads there).
+    pub port: [u8; 2],
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// Address, port and protocol that an IPv6 service listens on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKeyV6 {
+    /// Destination address.
+    pub address: Address,
+    /// Destination port, network order; zero for all ports.
+    pub port: [u8; 2],
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// An address that some service listens on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vip {
+    /// Index plus one of the [`Service`] for all TCP ports without one of their own; zero: none.
+    pub any_tcp: u32,
+    /// The same for UDP.
+    pub any_udp: u32,
+    /// [`Vip::SHARED`].
+    pub flags: u32,
+}
+
+impl Vip {
+    /// The address is the host's own as well: what is not for a service is the host's to handle.
+    pub const SHARED: u32 = 1;
+}
+
+/// A service: one address, port (or all) and protocol.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Service {
+    /// The ring: first page in the upper 32 bits, number of slots in the lower. One store switches it.
+    pub ring: Shared<u64>,
+    /// The firewall: rule set (zero: none) in the upper 32 bits, [`Service::DENY_OTHERS`] in the lower.
+    pub firewall: Shared<u64>,
+    /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`].
+    pub flags: Shared<u32>,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: Shared<u8>,
+    /// Zero.
+    pub reserved: Shared<u8>,
+    /// Port, network order; zero for all.
+    pub port: Shared<u16>,
+    /// Address, two halves in memory order.
+    pub address: [Shared<u64>; 2],
+    /// Zero.
+    pub spare: [Shared<u64>; 3],
+}
+
+impl Service {
+    /// Slots are taken in turn instead of by hash.
+    pub const ROUND_ROBIN: u32 = 1;
+    /// Every port of the address; the backend's port is the client's unless the backend names one.
+    pub const ALL_PORTS: u32 = 2;
+    /// The entry means something.
+    pub const IN_USE: u32 = 4;
+    /// Sources that no rule matches are denied.
+    pub const DENY_OTHERS: u32 = 1;
+}
+
+/// What a firewall rule says.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The packet goes on.
+    Allow = 1,
+    /// The packet is dropped.
+    Deny = 2,
+}
+
+/// Data of the trie's key for IPv4; the prefix counts the 32 bits of `set` too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleV4 {
+    /// Rule set, from 1.
+    pub set: u32,
+    /// Source network.
+    pub address: [u8; 4],
+}
+
+/// Data of the trie's key for IPv6; the prefix counts the 32 bits of `set` too.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleV6 {
+    /// Rule set, from 1.
+    pub set: u32,
+    /// Source network.
+    pub address: Address,
+}
+
+/// Slots of one page of rings.
+pub const PAGE_SLOTS: usize = 1024;
+
+/// A page of a ring: indices of [`Backend`]s, [`NO_BACKEND`] where there is none.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The slots.
+    pub slots: [Shared<u32>; PAGE_SLOTS],
+}
+
+/// A slot without a backend.
+pub const NO_BACKEND: u32 = u32::MAX;
+
+/// A backend of one service.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Backend {
+    /// Address, two halves in memory order.
+    pub address: [Shared<u64>; 2],
+    /// Port, network order; zero: the port that the client used.
+    pub port: Shared<u16>,
+    /// [`Backend::LOCAL`] and its fellows.
+    pub flags: Shared<u16>,
+    /// Counts the uses of this entry: a flow of another generation is none of this backend's.
+    pub generation: Shared<u32>,
+    /// MAC address of the next hop in the lower six bytes (memory order), VLAN identifier in network
+    /// order in the upper two (zero: leave the tag as it is).
+    pub next_hop: Shared<u64>,
+    /// MAC address of our own interface, as in `next_hop`; upper two bytes zero.
+    pub own_mac: Shared<u64>,
+    /// Interface by which packets leave.
+    pub interface: Shared<u32>,
+    /// Index of the [`Service`].
+    pub service: Shared<u32>,
+    /// Where the [`Source`]s are that its flows are sent from: first in the upper 32 bits, number in
+    /// the lower.
+    pub sources: Shared<u64>,
+    /// Zero.
+    pub spare: Shared<u64>,
+}
+
+impl Backend {
+    /// The entry means something.
+    pub const IN_USE: u16 = 1;
+    /// This host itself: packets are passed.
+    pub const LOCAL: u16 = 2;
+    /// There is a next hop.
+    pub const REACHABLE: u16 = 4;
+    /// Its flows are cut: each packet of either side is answered by a reset.
+    pub const CUT: u16 = 8;
+    /// Its flows are forgotten: the next packet finds another backend (UDP), or a reset (TCP).
+    pub const FORGET: u16 = 16;
+}
+
+/// An address that translated packets are sent from, with the ports that are ours there.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    /// Address, two halves in memory order.
+    pub address: [Shared<u64>; 2],
+    /// Lowest port.
+    pub port_low: Shared<u16>,
+    /// Highest port.
+    pub port_high: Shared<u16>,
+    /// Zero.
+    pub reserved: Shared<u32>,
+    /// Zero.
+    pub spare: Shared<u64>,
+}
+
+/// Ways of a bucket.
+pub const WAYS: usize = 8;
+
+/// One cache line of eight ways. A way is zero, or the upper half of the 5-tuple's hash (its tag) in the
+/// upper 32 bits and the index of a [`Flow`] plus one in the lower.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct Bucket {
+    /// The ways.
+    pub ways: [Shared<u64>; WAYS],
+}
+
+/// A translated connection: one cache line, found from the client's side through a [`Bucket`], and
+/// from the backend's side directly, since its index follows from backend, source address and port
+/// (see [`crate::datapath::flow`]).
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct Flow {
+    /// The guard of all other fields: tag in the upper 32 bits; below, [`Flow::LIVE`] or [`Flow::BUSY`]
+    /// (or zero: free) in two bits, and a count of the uses of this entry in thirty.
+    pub guard: Shared<u64>,
+    /// The client's address, two halves in memory order.
+    pub client: [Shared<u64>; 2],
+    /// The client's port, the port it called, and the port it is translated to, all network order.
+    pub ports: [Shared<u16>; 3],
+    /// [`Flow::UDP`], [`Flow::LOCAL`], [`Flow::V6`], [`Flow::TAGGED`].
+    pub flags: Shared<u16>,
+    /// Index and generation of the [`Backend`].
+    pub backend: [Shared<u32>; 2],
+    /// Index of the [`Source`].
+    pub source: Shared<u32>,
+    /// Interface by which the client's packets come, and replies leave.
+    pub interface: Shared<u32>,
+    /// MAC address from which the client's packets come in the lower six bytes (memory order), VLAN
+    /// identifier (network order) in the upper two.
+    pub client_hop: Shared<u64>,
+    /// When the last packet was seen.
+    pub last_seen: Shared<Tick>,
+    /// What the client has sent: [`Flow::SYN`] and its fellows. Written by packets of that side only.
+    pub client_sent: Shared<u8>,
+    /// What the backend has sent. Written by packets of that side only.
+    pub backend_sent: Shared<u8>,
+    /// Zero.
+    pub reserved: Shared<u16>,
+}
+
+impl Flow {
+    /// In `guard`: being written.
+    pub const BUSY: u64 = 1;
+    /// In `guard`: valid.
+    pub const LIVE: u64 = 2;
+
+    /// UDP, else TCP.
+    pub const UDP: u16 = 1;
+    /// To this host itself; not translated.
+    pub const LOCAL: u16 = 2;
+    /// IPv6.
+    pub const V6: u16 = 4;
+    /// The client's packets carry a VLAN tag.
+    pub const TAGGED: u16 = 8;
+
+    /// That side has sent SYN.
+    pub const SYN: u8 = 1;
+    /// That side has acknowledged the other's SYN.
+    pub const ACK: u8 = 2;
+    /// That side has sent FIN.
+    pub const FIN: u8 = 4;
+    /// That side has sent RST, and nothing after it.
+    pub const RST: u8 = 8;
+}
+
+/// What passed between one backend and its clients, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets to the backend.
+    pub packets_in: u64,
+    /// Bytes of Ethernet frames to the backend.
+    pub bytes_in: u64,
+    /// Packets from the backend.
+    pub packets_out: u64,
+    /// Bytes of Ethernet frames from the backend.
+    pub bytes_out: u64,
+    /// New flows.
+    pub flows: u64,
+}
+
+/// Resets left, per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// The second (in ticks) that `left` is for.
+    pub since: u32,
+    /// How many may still be sent.
+    pub left: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Config>() == 80);
+    assert!(size_of::<ServiceKeyV4>() == 8);
+    assert!(size_of::<ServiceKeyV6>() == 20);
+    assert!(size_of::<Vip>() == 12);
+    assert!(size_of::<Service>() == 64);
+    assert!(size_of::<RuleV4>() == 8);
+    assert!(size_of::<RuleV6>() == 20);
+    assert!(size_of::<Page>() == 4096);
+    assert!(size_of::<Backend>() == 64);
+    assert!(size_of::<Source>() == 32);
+    assert!(size_of::<Bucket>() == 64);
+    assert!(size_of::<Flow>() == 64);
+    assert!(size_of::<Traffic>() == 40);
+    assert!(size_of::<Budget>() == 8);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya asks for it of every map type")]
+    use super::*;
+    // SAFETY (all): `repr(C)`, no padding (sizes asserted above), every bit pattern valid.
+    unsafe impl aya::Pod for ServiceKeyV4 {}
+    unsafe impl aya::Pod for ServiceKeyV6 {}
+    unsafe impl aya::Pod for Vip {}
+    unsafe impl aya::Pod for RuleV4 {}
+    unsafe impl aya::Pod for RuleV6 {}
+    unsafe impl aya::Pod for Traffic {}
+    unsafe impl aya::Pod for Budget {}
+}

@@ -1,0 +1,362 @@
+//! The desired state, checked: what a document means once nothing in it can be nonsense.
+//!
+//! [`crate::config`] makes it from a document; [`crate::plan`] turns it into tables. Nothing here knows
+//! about files, sockets or kernels.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    time::Duration,
+};
+
+/// A whole document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Interfaces that the program is attached to; not empty, no duplicates.
+    pub interfaces: Vec<String>,
+    /// What holds for all services.
+    pub settings: Settings,
+    /// Pools by name.
+    pub pools: BTreeMap<String, Pool>,
+    /// Services by name. No two listen on the same address, port and protocol.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// What holds for all services.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Sizes of the tables; fixed when they are made.
+    pub limits: Limits,
+    /// Idle time-outs of flows.
+    pub idle: Idle,
+    /// Addresses to send translated packets from; empty: the host's own, by its routes.
+    pub sources: Vec<IpAddr>,
+    /// Ports of those addresses that are ours.
+    pub ports: PortRange,
+    /// Resets a second, for each CPU.
+    pub resets_per_second: u32,
+    /// Where Prometheus may ask; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// A range of ports, both ends included, low ≤ high, low ≥ 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// Lowest.
+    pub low: u16,
+    /// Highest.
+    pub high: u16,
+}
+
+impl Default for PortRange {
+    /// Below the ports that Linux gives to the host's own connections (32768 to 60999).
+    fn default() -> Self {
+        Self { low: 10240, high: 32767 }
+    }
+}
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows at the same time; a power of two, at least 1024.
+    pub flows: u32,
+    /// Services.
+    pub services: u32,
+    /// Backends, counted once for each service they serve.
+    pub backends: u32,
+    /// Pages of rings (4 KiB each): a ring takes one for each 1024 slots, and as much again while it changes.
+    pub ring_pages: u32,
+    /// Firewall rules, for each family.
+    pub rules: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 1 << 18, services: 4096, backends: 16384, ring_pages: 8192, rules: 16384 }
+    }
+}
+
+/// Idle time-outs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idle {
+    /// TCP, handshake not finished.
+    pub half_open: Duration,
+    /// TCP, established.
+    pub established: Duration,
+    /// TCP, one side has said it is done.
+    pub closing: Duration,
+    /// TCP, both have, or one has reset.
+    pub closed: Duration,
+    /// UDP.
+    pub udp: Duration,
+    /// How long a port rests after use, where others are free.
+    pub port_rest: Duration,
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self {
+            half_open: Duration::from_secs(20),
+            // RFC 5382 section 5: not below 2 h 4 min.
+            established: Duration::from_secs(7440),
+            closing: Duration::from_secs(240),
+            closed: Duration::from_secs(10),
+            // RFC 4787 section 4.3: not below 2 min.
+            udp: Duration::from_secs(180),
+            port_rest: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Backends that can stand in for one another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// How their health is found out; `None`: they count as healthy.
+    pub health: Option<HealthCheck>,
+    /// The backends; no two have the same address.
+    pub backends: Vec<Backend>,
+    /// What becomes of an unhealthy backend's connections.
+    pub on_unhealthy: OnUnhealthy,
+    /// What to do when all fail at once.
+    pub panic: Panic,
+}
+
+/// What becomes of the connections of a backend that turned unhealthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnhealthy {
+    /// They stay, in case it is only a blip.
+    #[default]
+    Keep,
+    /// They are forgotten: UDP goes elsewhere, a TCP client is reset when it next sends and calls again.
+    Move,
+    /// They are reset.
+    Reset,
+}
+
+/// What to do when every backend of a pool is unhealthy at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Panic {
+    /// The last set that was usable stays in use, and an alarm is raised: more likely the check is wrong.
+    #[default]
+    Keep,
+    /// None is used.
+    Fail,
+}
+
+/// A server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// Where it is.
+    pub address: BackendAddress,
+    /// Share of new connections, against the others' of its pool; 0 to 1000. Zero: no new connections.
+    pub weight: u16,
+    /// What the operator wants of it.
+    pub admin: Admin,
+}
+
+/// Where a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendAddress {
+    /// This host itself.
+    Local,
+    /// Address, and port unless it is the one that the client called.
+    Remote(IpAddr, Option<u16>),
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Remote(ip, Some(port)) => SocketAddr::new(*ip, *port).fmt(f),
+            Self::Remote(ip, None) => ip.fmt(f),
+        }
+    }
+}
+
+/// The text is no backend address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a backend is written \"10.0.0.11:8080\", \"[2001:db8::11]:8080\", an address alone, or \"local\"")]
+pub struct BackendAddressError;
+
+impl FromStr for BackendAddress {
+    type Err = BackendAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "local" {
+            return Ok(Self::Local);
+        }
+        if let Ok(socket) = text.parse::<SocketAddr>() {
+            return if socket.port() == 0 { Err(BackendAddressError) } else { Ok(Self::Remote(socket.ip(), Some(socket.port()))) };
+        }
+        text.parse::<IpAddr>().map(|ip| Self::Remote(ip, None)).map_err(|_| BackendAddressError)
+    }
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Admin {
+    /// Use it.
+    #[default]
+    Enabled,
+    /// No new connections; those it has may end by themselves, until `deadline` (seconds since the
+    /// epoch), when they are reset.
+    Drain {
+        /// `None`: for as long as they like.
+        deadline: Option<u64>,
+    },
+    /// No connections at all; those it has are reset.
+    Disabled,
+}
+
+/// How a backend's health is found out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// From one probe to the next; each is moved by up to `jitter` of it.
+    pub interval: Duration,
+    /// A probe that has not succeeded by then has failed.
+    pub timeout: Duration,
+    /// Successes in a row that make an unhealthy backend healthy.
+    pub rise: u32,
+    /// Failures in a row that make a healthy backend unhealthy.
+    pub fall: u32,
+    /// Part of the interval, 0 to 0.5.
+    pub jitter: f64,
+    /// Port to ask on; `None`: the backend's own.
+    pub port: Option<u16>,
+}
+
+/// What a health check asks.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Probe {
+    /// Whether a connection can be made.
+    Tcp,
+    /// A GET, over TLS if `tls`.
+    Http {
+        /// Path and query.
+        path: String,
+        /// `Host`, and for TLS the name to verify; `None`: the address.
+        host: Option<String>,
+        /// Statuses that count as success, as ranges with both ends.
+        status: Vec<(u16, u16)>,
+        /// What the body must contain.
+        body: Option<String>,
+        /// HTTPS.
+        tls: bool,
+        /// Whether the certificate is verified (HTTPS only).
+        verify: bool,
+        /// PEM file of the authorities to verify against instead of the system's.
+        ca_file: Option<std::path::PathBuf>,
+    },
+    /// A datagram, and what the answer must begin with.
+    Udp {
+        /// What is sent.
+        send: Vec<u8>,
+        /// What the answer must begin with; empty: any answer.
+        expect: Vec<u8>,
+    },
+}
+
+/// An address to be reached at, and the pool that answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// Where it listens.
+    pub listen: Listen,
+    /// Name of its pool; it exists.
+    pub pool: String,
+    /// How a backend is chosen.
+    pub scheduler: Scheduler,
+    /// How packets get there.
+    pub forward: Forward,
+    /// Slots of the ring, prime; `None`: by the number of backends.
+    pub ring_size: Option<u32>,
+    /// Networks that may come in; empty: all that are not denied.
+    pub allow: Vec<Network>,
+    /// Networks that may not. The longest prefix decides; no network is in both.
+    pub deny: Vec<Network>,
+}
+
+/// Address, port and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listen {
+    /// The VIP.
+    pub address: IpAddr,
+    /// The port; `None`: all that no other service of the address and protocol has.
+    pub port: Option<u16>,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (address, Some(port)) => write!(f, "{}/{}", SocketAddr::new(address, port), self.protocol),
+            (IpAddr::V4(address), None) => write!(f, "{address}:*/{}", self.protocol),
+            (IpAddr::V6(address), None) => write!(f, "[{address}]:*/{}", self.protocol),
+        }
+    }
+}
+
+/// Transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Its number in IP headers.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => lb_common::abi::TCP,
+            Self::Udp => lb_common::abi::UDP,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// How a backend is chosen for a new connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduler {
+    /// By the hash of client and service on a Maglev ring: few change hands when backends come and go.
+    #[default]
+    Maglev,
+    /// One after the other, by weight.
+    RoundRobin,
+}
+
+/// How packets get to the backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forward {
+    /// Addresses and ports translated, both ways: any backend, as it is.
+    #[default]
+    Nat,
+}
+
+/// A network, host bits zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Network {
+    /// Its address.
+    pub address: IpAddr,
+    /// Bits of it that count.
+    pub prefix: u8,
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
