@@ -1,32 +1,126 @@
-//! The tables as the daemon sees them: a copy of what they hold, and the operations that change them.
+//! What the tables hold, and the operations that change them.
 //!
 //! [`Tables`] is plain data and the ground truth of [`crate::plan`]: at a start it is read back from
 //! the pinned maps, so that a restart is the same thing as a reload. [`Dataplane`] has two
-//! implementations: the kernel's maps, and memory for tests and simulation.
+//! implementations: the kernel's maps, and [`memory`] for tests and simulation.
 
-use std::{collections::BTreeMap, net::IpAddr};
+pub mod memory;
 
-use crate::model::{Idle, Limits, Listen, Network, PortRange};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::abi::{Action, PAGE_SLOTS, Tick, Traffic};
+
+use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
+
+/// Number of source addresses that the tables can hold; not a matter of the document, since a few
+/// give all the ports that a machine can use.
+pub const MAX_SOURCES: u32 = 1024;
+
+/// Something that holds tables and can change them, one operation at a time.
+///
+/// An operation is applied whole or not at all as far as packets can see: what takes several stores
+/// goes to a place that no packet is led to yet, and the one store that leads there comes last.
+pub trait Dataplane {
+    /// Everything the tables hold now, read back from where they are.
+    ///
+    /// # Errors
+    /// When a table cannot be read, or contradicts itself.
+    fn tables(&self) -> Result<Tables, DataplaneError>;
+
+    /// Applies one operation.
+    ///
+    /// # Errors
+    /// When a table cannot be written, or the operation does not fit what the tables hold. Nothing
+    /// has been changed then.
+    fn apply(&mut self, op: &Op) -> Result<(), DataplaneError>;
+
+    /// Packets by verdict, indexed by [`lb_common::verdict::Verdict::counter`], summed over all CPUs
+    /// since the tables were made.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    fn verdicts(&self) -> Result<Vec<u64>, DataplaneError>;
+
+    /// What passed between each backend entry in use and its clients, by its index, summed over all
+    /// CPUs since the tables were made: a reused index goes on counting, so take differences.
+    ///
+    /// # Errors
+    /// When the counters cannot be read.
+    fn traffic(&self) -> Result<BTreeMap<u32, Traffic>, DataplaneError>;
+
+    /// Shows every live flow to `visit`, in no order. Packets go on meanwhile: a flow that begins or
+    /// ends during the call may be seen or not.
+    ///
+    /// # Errors
+    /// When the flows cannot be read.
+    fn flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError>;
+
+    /// How full the flow table is.
+    ///
+    /// # Errors
+    /// When the flows cannot be read.
+    fn fill(&self) -> Result<Fill, DataplaneError> {
+        let mut live = 0;
+        self.flows(&mut |_| live += 1)?;
+        Ok(Fill { live, capacity: self.tables()?.limits.flows })
+    }
+}
+
+/// Why a data plane could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The system refused.
+    #[error("table {table} cannot be {action}: {source}")]
+    System {
+        /// Name of the map, as in [`lb_common::abi::name`].
+        table: &'static str,
+        /// What was tried: "read", "written".
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The operation does not fit the tables: a defect of the planner, or tables changed by others.
+    #[error("operation refused: {0}")]
+    Misfit(String),
+    /// What was read back makes no sense.
+    #[error("table {table} holds what Lobby never writes: {what}; `lb detach` removes the tables")]
+    Corrupt {
+        /// Name of the map.
+        table: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+}
 
 /// What the tables hold, without what packets put there.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tables {
     /// Sizes, as the maps were made.
     pub limits: Limits,
-    /// What holds for all packets.
+    /// What holds for all packets; `None` until first written.
     pub globals: Option<Globals>,
     /// Services by index.
     pub services: BTreeMap<u32, ServiceEntry>,
-    /// Which service's index each listener leads to.
+    /// Which service's index each listener leads to. Listeners on all ports are in `vips`, not here.
     pub keys: BTreeMap<Listen, u32>,
     /// Addresses with services, and whether the host has them too.
     pub vips: BTreeMap<IpAddr, VipEntry>,
     /// Backends by index.
     pub backends: BTreeMap<u32, BackendEntry>,
+    /// Backend indices that were used before and are free now, with the generation of their last use.
+    pub freed: BTreeMap<u32, u32>,
     /// Source addresses by index.
     pub sources: BTreeMap<u32, SourceEntry>,
-    /// Rules by set.
+    /// Rule sets by number, from 1. A set that is being filled or emptied may be here in part.
     pub rules: BTreeMap<u32, RuleSet>,
+    /// Our MAC address on each interface, by interface index.
+    pub interfaces: BTreeMap<u32, [u8; 6]>,
 }
 
 /// What holds for all packets.
@@ -34,12 +128,42 @@ pub struct Tables {
 pub struct Globals {
     /// Key of the hash.
     pub hash_key: [u64; 2],
-    /// Idle time-outs.
+    /// Idle time-outs, rounded down to ticks as the tables hold them ([`Globals::in_ticks`]).
     pub idle: Idle,
     /// Resets a second and CPU.
     pub resets_per_second: u32,
     /// Whether XDP_TX may be used (not on veth).
     pub same_interface_tx: bool,
+}
+
+impl Globals {
+    /// The same, with every time rounded down to what a whole number of ticks (67.1 ms) can say, so
+    /// that what is read back equals what was written.
+    pub fn in_ticks(mut self) -> Self {
+        let idle = &mut self.idle;
+        for time in [
+            &mut idle.half_open,
+            &mut idle.established,
+            &mut idle.closing,
+            &mut idle.closed,
+            &mut idle.udp,
+            &mut idle.port_rest,
+        ] {
+            *time = duration_of(ticks_in(*time));
+        }
+        self
+    }
+}
+
+/// Ticks in a duration, as the tables hold it; at least one.
+pub fn ticks_in(duration: Duration) -> u32 {
+    let ticks = duration.as_nanos() >> Tick::SHIFT;
+    u32::try_from(ticks).unwrap_or(u32::MAX).clamp(1, u32::MAX / 4)
+}
+
+/// The duration of so many ticks.
+pub fn duration_of(ticks: u32) -> Duration {
+    Duration::from_nanos(u64::from(ticks) << Tick::SHIFT)
 }
 
 /// A service in the tables.
@@ -49,15 +173,49 @@ pub struct ServiceEntry {
     pub listen: Listen,
     /// Slots are taken in turn.
     pub round_robin: bool,
-    /// First page of its ring.
+    /// Its ring.
+    pub ring: Ring,
+    /// Its firewall.
+    pub firewall: Firewall,
+}
+
+/// A ring and where it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ring {
+    /// First of its pages, which are consecutive.
     pub first_page: u32,
-    /// Its ring: backend indices, or [`lb_common::abi::NO_BACKEND`].
-    pub ring: Vec<u32>,
-    /// Its rule set; zero: none.
-    pub rule_set: u32,
+    /// Backend indices, or [`lb_common::abi::NO_BACKEND`]. Empty: no backend, no pages.
+    pub slots: Arc<[u32]>,
+}
+
+impl Ring {
+    /// A ring without slots.
+    pub fn empty() -> Self {
+        Self { first_page: 0, slots: Arc::new([]) }
+    }
+
+    /// The pages that it takes.
+    pub fn pages(&self) -> std::ops::Range<u32> {
+        self.first_page..self.first_page + pages_for(self.slots.len())
+    }
+}
+
+/// Pages that a ring of so many slots takes.
+pub fn pages_for(slots: usize) -> u32 {
+    u32::try_from(slots.div_ceil(PAGE_SLOTS)).unwrap_or(u32::MAX)
+}
+
+/// Which rules hold for a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Firewall {
+    /// Its rule set; `None`: no rules.
+    pub rule_set: Option<u32>,
     /// Sources that no rule names are denied.
     pub deny_others: bool,
 }
+
+/// The rules of a set. The longest prefix decides.
+pub type RuleSet = BTreeMap<Network, Action>;
 
 /// An address with services.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,26 +237,37 @@ pub struct BackendEntry {
     pub address: Option<IpAddr>,
     /// Its port; `None`: the one that the client called.
     pub port: Option<u16>,
-    /// Count of the uses of this index.
+    /// Count of the uses of this index, from 1.
     pub generation: u32,
     /// The way there; `None`: not known now.
     pub next_hop: Option<NextHop>,
-    /// First and number of its sources.
-    pub sources: (u32, u32),
+    /// Its sources.
+    pub sources: SourceRun,
     /// What becomes of the flows it has.
     pub flows: FlowsOf,
+    /// It is believed dead: a SYN that is sent again, unanswered so far, chooses anew.
+    pub dead: bool,
+}
+
+/// Consecutive entries among the sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceRun {
+    /// Index of the first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// What becomes of the flows of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FlowsOf {
     /// They go on.
     #[default]
     Keep,
+    /// They are forgotten: UDP finds another backend, TCP a reset.
+    Forget,
     /// They are reset.
     Cut,
-    /// They are forgotten.
-    Forget,
 }
 
 /// The way to a neighbour.
@@ -121,11 +290,187 @@ pub struct SourceEntry {
     pub ports: PortRange,
 }
 
-/// The firewall of a service.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RuleSet {
-    /// What may come in.
-    pub allow: Vec<Network>,
-    /// What may not.
-    pub deny: Vec<Network>,
+/// One change of the tables.
+///
+/// The order in which [`crate::plan`] gives them is safe for packets in between; a data plane applies
+/// them as they come.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// What holds for all packets.
+    SetGlobals(Globals),
+    /// Our MAC address on an interface.
+    SetInterface {
+        /// Interface index.
+        index: u32,
+        /// The address.
+        mac: [u8; 6],
+    },
+    /// An interface is not ours any more.
+    RemoveInterface {
+        /// Interface index.
+        index: u32,
+    },
+    /// Writes an address to send from, and leads its address here.
+    WriteSource {
+        /// Index of the entry.
+        index: u32,
+        /// What it says.
+        source: SourceEntry,
+    },
+    /// Frees an entry that no backend names. Its address leads nowhere, unless another entry has it.
+    RemoveSource {
+        /// Index of the entry.
+        index: u32,
+    },
+    /// Writes an entry that no slot leads to yet, or whose new contents are good for its flows too.
+    WriteBackend {
+        /// Index of the entry.
+        index: u32,
+        /// What it says.
+        backend: BackendEntry,
+    },
+    /// Frees an entry that no slot leads to. Its generation is remembered.
+    RemoveBackend {
+        /// Index of the entry.
+        index: u32,
+    },
+    /// Writes a ring to pages that no service leads to.
+    WritePages {
+        /// First of the pages.
+        first_page: u32,
+        /// Backend indices, or [`lb_common::abi::NO_BACKEND`].
+        slots: Arc<[u32]>,
+    },
+    /// Writes a set of rules that no service leads to.
+    WriteRules {
+        /// Number of the set.
+        set: u32,
+        /// All its rules.
+        rules: RuleSet,
+    },
+    /// Removes a set of rules that no service leads to.
+    RemoveRules {
+        /// Number of the set.
+        set: u32,
+    },
+    /// Makes a service that no packet is led to yet: without a ring, without a firewall.
+    WriteService {
+        /// Index of the entry.
+        index: u32,
+        /// Where it listens.
+        listen: Listen,
+        /// Slots are taken in turn.
+        round_robin: bool,
+    },
+    /// Changes how slots are taken.
+    SwitchScheduler {
+        /// Index of the service.
+        service: u32,
+        /// Slots are taken in turn.
+        round_robin: bool,
+    },
+    /// Leads a service to a ring that has been written: one store.
+    SwitchRing {
+        /// Index of the service.
+        service: u32,
+        /// First page of the ring.
+        first_page: u32,
+        /// Number of slots; zero: no backend.
+        slots: u32,
+    },
+    /// Leads a service to a rule set that has been written: one store.
+    SwitchFirewall {
+        /// Index of the service.
+        service: u32,
+        /// The rules that hold from now on.
+        firewall: Firewall,
+    },
+    /// Frees a service that no packet is led to.
+    RemoveService {
+        /// Index of the service.
+        index: u32,
+    },
+    /// Makes an address a VIP, or changes what its other ports lead to.
+    SetVip {
+        /// The address.
+        address: IpAddr,
+        /// What it leads to.
+        vip: VipEntry,
+    },
+    /// An address is a VIP no more.
+    RemoveVip {
+        /// The address.
+        address: IpAddr,
+    },
+    /// Leads packets to a service. Never a listener on all ports: those are led by their VIP.
+    SetKey {
+        /// Where it listens.
+        listen: Listen,
+        /// Index of the service.
+        service: u32,
+    },
+    /// Leads packets to that service no more.
+    RemoveKey {
+        /// Where it listened.
+        listen: Listen,
+    },
+}
+
+/// A live flow, as `lb connections` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Who called.
+    pub client: SocketAddr,
+    /// The port that was called; the address is that of the backend's service.
+    pub called_port: u16,
+    /// Port that the client's is translated to; `None`: to this host itself, not translated.
+    pub source_port: Option<u16>,
+    /// Address that the client's is translated to; `None`: not translated.
+    pub source: Option<IpAddr>,
+    /// Index of the backend.
+    pub backend: u32,
+    /// Generation of the backend when the flow began; another than the entry's now: the flow is void.
+    pub generation: u32,
+    /// How far it is.
+    pub state: FlowState,
+    /// Since the last packet; a tick (67 ms) exact.
+    pub idle: Duration,
+}
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FlowState {
+    /// TCP, handshake not finished.
+    HalfOpen,
+    /// TCP, established.
+    Established,
+    /// TCP, one side has said it is done.
+    Closing,
+    /// TCP, both have, or one has reset.
+    Closed,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for FlowState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::HalfOpen => "half-open",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// How full the flow table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fill {
+    /// Flows that are live now.
+    pub live: u32,
+    /// Flows that fit.
+    pub capacity: u32,
 }

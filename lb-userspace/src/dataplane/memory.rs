@@ -1,0 +1,311 @@
+//! A data plane in memory: for tests, simulation, and `lb plan`.
+//!
+//! It is strict where the kernel's maps are not: an operation that would leave something half-made is
+//! refused, so whatever runs on it is known to keep the order that packets need.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use lb_common::{
+    abi::{NO_BACKEND, PAGE_SLOTS, Traffic},
+    verdict::Verdict,
+};
+
+use super::{
+    BackendEntry, Dataplane, DataplaneError, Firewall, FlowEntry, MAX_SOURCES, Op, Ring, ServiceEntry,
+    Tables, VipEntry, pages_for,
+};
+use crate::model::{Limits, Listen, Protocol};
+
+/// Tables in memory.
+#[derive(Clone, Debug)]
+pub struct MemoryDataplane {
+    /// All but the rings' slots, which are in `pages` as in the kernel.
+    tables: Tables,
+    /// Where each service's ring is: first page, number of slots.
+    rings: BTreeMap<u32, (u32, u32)>,
+    /// What was written to each page, be it in use or not.
+    pages: BTreeMap<u32, Vec<u32>>,
+    /// Live flows, for whoever plays the part of the packets.
+    pub live: Vec<FlowEntry>,
+    /// Traffic by backend, for whoever plays the part of the packets.
+    pub passed: BTreeMap<u32, Traffic>,
+    /// Packets by verdict, for whoever plays the part of the packets.
+    pub counted: Vec<u64>,
+}
+
+impl MemoryDataplane {
+    /// Empty tables of these sizes.
+    pub fn new(limits: Limits) -> Self {
+        Self::from_tables(&Tables { limits, ..Tables::default() })
+    }
+
+    /// Tables that hold this already.
+    pub fn from_tables(tables: &Tables) -> Self {
+        let mut memory = Self {
+            tables: tables.clone(),
+            rings: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            live: Vec::new(),
+            passed: BTreeMap::new(),
+            counted: vec![0; Verdict::COUNTERS],
+        };
+        for (&index, service) in &tables.services {
+            memory.write_pages(service.ring.first_page, &service.ring.slots);
+            memory.rings.insert(index, (service.ring.first_page, count(&service.ring.slots)));
+        }
+        for service in memory.tables.services.values_mut() {
+            service.ring = Ring::empty();
+        }
+        memory
+    }
+
+    fn write_pages(&mut self, first_page: u32, slots: &[u32]) {
+        for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
+            let mut page_slots = slots.to_vec();
+            page_slots.resize(PAGE_SLOTS, NO_BACKEND);
+            self.pages.insert(page, page_slots);
+        }
+    }
+
+    fn slots(&self, service: u32) -> impl Iterator<Item = u32> + '_ {
+        let (first, size) = self.rings.get(&service).copied().unwrap_or_default();
+        (first..first + pages_for(size as usize))
+            .flat_map(|page| self.pages.get(&page).into_iter().flatten().copied())
+            .take(size as usize)
+    }
+
+    fn service(&mut self, index: u32) -> Result<&mut ServiceEntry, DataplaneError> {
+        self.tables.services.get_mut(&index).ok_or_else(|| misfit(format!("service {index} is not in use")))
+    }
+
+    /// The service that this leads to must exist, and listen there.
+    fn must_lead(
+        &self,
+        service: u32,
+        address: IpAddr,
+        port: Option<u16>,
+        protocol: Protocol,
+    ) -> Result<(), DataplaneError> {
+        let wanted = Listen { address, port, protocol };
+        match self.tables.services.get(&service) {
+            Some(entry) if entry.listen == wanted => Ok(()),
+            Some(entry) => {
+                Err(misfit(format!("service {service} listens on {}, not {wanted}", entry.listen)))
+            }
+            None => Err(misfit(format!("{wanted} would lead to service {service}, not in use"))),
+        }
+    }
+
+    fn switch_ring(&mut self, service: u32, first_page: u32, slots: u32) -> Result<(), DataplaneError> {
+        let pages = first_page..first_page + pages_for(slots as usize);
+        if pages.end > self.tables.limits.ring_pages {
+            return Err(misfit(format!("page {} is beyond the last", pages.end)));
+        }
+        self.service(service)?;
+        let before = self.rings.insert(service, (first_page, slots));
+        let undo = |this: &mut Self, why| {
+            match before {
+                Some(before) => this.rings.insert(service, before),
+                None => this.rings.remove(&service),
+            };
+            Err(misfit(why))
+        };
+        if self.slots(service).count() != slots as usize {
+            return undo(self, format!("a page of {pages:?} was never written"));
+        }
+        let stray = self.slots(service).find(|&slot| {
+            slot != NO_BACKEND && self.tables.backends.get(&slot).is_none_or(|b| b.service != service)
+        });
+        match stray {
+            Some(slot) => {
+                undo(self, format!("a slot of service {service} leads to backend {slot}, not its own"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn write_backend(&mut self, index: u32, backend: &BackendEntry) -> Result<(), DataplaneError> {
+        below(index, self.tables.limits.backends, "backend")?;
+        if let Some(old) = self.tables.backends.get(&index) {
+            let same =
+                (old.service, old.address, old.port) == (backend.service, backend.address, backend.port);
+            if old.generation != backend.generation && self.leads_to(index) {
+                return Err(misfit(format!("backend {index} would be reused while slots lead to it")));
+            }
+            if old.generation == backend.generation && !same {
+                return Err(misfit(format!("backend {index} would change under its flows")));
+            }
+        }
+        let last = self.tables.backends.get(&index).map(|b| b.generation);
+        let last = last.or_else(|| self.tables.freed.get(&index).copied()).unwrap_or(0);
+        let fresh = !self.tables.backends.contains_key(&index);
+        if backend.generation < last || (fresh && backend.generation == last) {
+            return Err(misfit(format!("backend {index} has had generation {last} before")));
+        }
+        let run = backend.sources;
+        if (run.first..run.first + run.count).any(|source| !self.tables.sources.contains_key(&source)) {
+            return Err(misfit(format!("backend {index} names a source that is not written")));
+        }
+        self.tables.freed.remove(&index);
+        self.tables.backends.insert(index, backend.clone());
+        Ok(())
+    }
+
+    fn leads_to(&self, backend: u32) -> bool {
+        self.rings.keys().any(|&service| self.slots(service).any(|slot| slot == backend))
+    }
+
+    fn remove_service(&mut self, index: u32) -> Result<(), DataplaneError> {
+        self.service(index)?;
+        let led = self.tables.keys.values().any(|&s| s == index)
+            || self.tables.vips.values().any(|v| v.any_tcp == Some(index) || v.any_udp == Some(index));
+        if led {
+            return Err(misfit(format!("service {index} is still led to")));
+        }
+        self.tables.services.remove(&index);
+        self.rings.remove(&index);
+        Ok(())
+    }
+
+    fn set_vip(&mut self, address: IpAddr, vip: VipEntry) -> Result<(), DataplaneError> {
+        for (service, protocol) in [(vip.any_tcp, Protocol::Tcp), (vip.any_udp, Protocol::Udp)] {
+            if let Some(service) = service {
+                self.must_lead(service, address, None, protocol)?;
+            }
+        }
+        self.tables.vips.insert(address, vip);
+        Ok(())
+    }
+
+    fn switch_firewall(&mut self, service: u32, firewall: Firewall) -> Result<(), DataplaneError> {
+        if firewall.rule_set.is_some_and(|set| set == 0 || !self.tables.rules.contains_key(&set)) {
+            return Err(misfit(format!("rule set {:?} is not written", firewall.rule_set)));
+        }
+        self.service(service)?.firewall = firewall;
+        Ok(())
+    }
+
+    fn rules_in_force(&self, set: u32) -> bool {
+        self.tables.services.values().any(|s| s.firewall.rule_set == Some(set))
+    }
+}
+
+impl Dataplane for MemoryDataplane {
+    fn tables(&self) -> Result<Tables, DataplaneError> {
+        let mut tables = self.tables.clone();
+        for (&index, service) in &mut tables.services {
+            let (first_page, _) = self.rings.get(&index).copied().unwrap_or_default();
+            service.ring = Ring { first_page, slots: self.slots(index).collect::<Arc<[u32]>>() };
+        }
+        Ok(tables)
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
+        let tables = &mut self.tables;
+        match *op {
+            Op::SetGlobals(ref globals) => tables.globals = Some(globals.clone()),
+            Op::SetInterface { index, mac } => {
+                tables.interfaces.insert(index, mac);
+            }
+            Op::RemoveInterface { index } => {
+                tables.interfaces.remove(&index);
+            }
+            Op::WriteSource { index, source } => {
+                below(index, MAX_SOURCES, "source")?;
+                tables.sources.insert(index, source);
+            }
+            Op::RemoveSource { index } => {
+                let named =
+                    |b: &BackendEntry| (b.sources.first..b.sources.first + b.sources.count).contains(&index);
+                if tables.backends.values().any(named) {
+                    return Err(misfit(format!("source {index} is still named by a backend")));
+                }
+                tables.sources.remove(&index);
+            }
+            Op::WriteBackend { index, ref backend } => self.write_backend(index, backend)?,
+            Op::RemoveBackend { index } => {
+                if self.leads_to(index) {
+                    return Err(misfit(format!("backend {index} would be freed while slots lead to it")));
+                }
+                if let Some(gone) = self.tables.backends.remove(&index) {
+                    self.tables.freed.insert(index, gone.generation);
+                }
+            }
+            Op::WritePages { first_page, ref slots } => {
+                let pages = first_page..first_page + pages_for(slots.len());
+                let taken = self.rings.iter().find(|&(_, &(first, size))| {
+                    first < pages.end && pages.start < first + pages_for(size as usize)
+                });
+                if let Some((service, _)) = taken {
+                    return Err(misfit(format!("pages {pages:?} are in use by service {service}")));
+                }
+                self.write_pages(first_page, slots);
+            }
+            Op::WriteRules { set, ref rules } => {
+                if self.rules_in_force(set) {
+                    return Err(misfit(format!("rule set {set} would change while in force")));
+                }
+                self.tables.rules.insert(set, rules.clone());
+            }
+            Op::RemoveRules { set } => {
+                if self.rules_in_force(set) {
+                    return Err(misfit(format!("rule set {set} would be removed while in force")));
+                }
+                self.tables.rules.remove(&set);
+            }
+            Op::WriteService { index, listen, round_robin } => {
+                below(index, tables.limits.services, "service")?;
+                if tables.services.contains_key(&index) {
+                    return Err(misfit(format!("service {index} is in use")));
+                }
+                let (ring, firewall) = (Ring::empty(), Firewall::default());
+                tables.services.insert(index, ServiceEntry { listen, round_robin, ring, firewall });
+            }
+            Op::SwitchScheduler { service, round_robin } => self.service(service)?.round_robin = round_robin,
+            Op::SwitchRing { service, first_page, slots } => self.switch_ring(service, first_page, slots)?,
+            Op::SwitchFirewall { service, firewall } => self.switch_firewall(service, firewall)?,
+            Op::RemoveService { index } => self.remove_service(index)?,
+            Op::SetVip { address, vip } => self.set_vip(address, vip)?,
+            Op::RemoveVip { address } => {
+                tables.vips.remove(&address);
+            }
+            Op::SetKey { listen, service } => {
+                if listen.port.is_none() {
+                    return Err(misfit(format!("{listen} is led by its VIP, not by a key")));
+                }
+                self.must_lead(service, listen.address, listen.port, listen.protocol)?;
+                self.tables.keys.insert(listen, service);
+            }
+            Op::RemoveKey { listen } => {
+                tables.keys.remove(&listen);
+            }
+        }
+        Ok(())
+    }
+
+    fn verdicts(&self) -> Result<Vec<u64>, DataplaneError> {
+        Ok(self.counted.clone())
+    }
+
+    fn traffic(&self) -> Result<BTreeMap<u32, Traffic>, DataplaneError> {
+        let of = |&index: &u32| (index, self.passed.get(&index).copied().unwrap_or_default());
+        Ok(self.tables.backends.keys().map(of).collect())
+    }
+
+    fn flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError> {
+        self.live.iter().for_each(visit);
+        Ok(())
+    }
+}
+
+fn count(slots: &[u32]) -> u32 {
+    u32::try_from(slots.len()).unwrap_or(u32::MAX)
+}
+
+fn below(index: u32, limit: u32, what: &str) -> Result<(), DataplaneError> {
+    if index < limit { Ok(()) } else { Err(misfit(format!("{what} {index} is beyond the last, {limit}"))) }
+}
+
+fn misfit(why: String) -> DataplaneError {
+    DataplaneError::Misfit(why)
+}

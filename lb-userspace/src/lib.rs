@@ -1,0 +1,14 @@
+//! Lobby's control plane: from one document to the tables that the XDP program reads.
+//!
+//! Data flows one way. [`config`] turns a document into a checked [`model`]; [`health`] says which
+//! backends are usable; [`plan`] turns both, with [`maglev`] rings, into ordered operations on a
+//! [`dataplane`]. These floors are pure: time, seed and randomness are arguments.
+
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod dataplane;
+pub mod health;
+pub mod maglev;
+pub mod model;
+pub mod plan;
