@@ -54,6 +54,8 @@ pub mod name {
     pub const SOURCE_KEYS_V6: &str = "SOURCE_KEYS_V6";
     /// Array of [`super::Source`].
     pub const SOURCES: &str = "SOURCES";
+    /// Array of u64 by interface index: our MAC address there, in the lower six bytes (memory order).
+    pub const INTERFACES: &str = "INTERFACES";
     /// Array of [`super::Bucket`]: from a client's packet to its flow.
     pub const BUCKETS: &str = "BUCKETS";
     /// Array of [`super::Flow`].
@@ -66,9 +68,27 @@ pub mod name {
     pub const BUDGET: &str = "BUDGET";
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
-        CONFIG, SERVICE_KEYS_V4, SERVICE_KEYS_V6, VIPS_V4, VIPS_V6, SERVICES, RULES_V4, RULES_V6, PAGES,
-        BACKENDS, CURSORS, TURNS, SOURCE_KEYS_V4, SOURCE_KEYS_V6, SOURCES, BUCKETS, FLOWS, VERDICTS, TRAFFIC,
+    pub const ALL: [&str; 21] = [
+        CONFIG,
+        SERVICE_KEYS_V4,
+        SERVICE_KEYS_V6,
+        VIPS_V4,
+        VIPS_V6,
+        SERVICES,
+        RULES_V4,
+        RULES_V6,
+        PAGES,
+        BACKENDS,
+        CURSORS,
+        TURNS,
+        SOURCE_KEYS_V4,
+        SOURCE_KEYS_V6,
+        SOURCES,
+        INTERFACES,
+        BUCKETS,
+        FLOWS,
+        VERDICTS,
+        TRAFFIC,
         BUDGET,
     ];
     /// Name of the XDP program.
@@ -273,6 +293,9 @@ pub struct RuleV6 {
     pub address: Address,
 }
 
+/// Interface indices that the program can send by are below this.
+pub const INTERFACES: u32 = 1 << 16;
+
 /// Slots of one page of rings.
 pub const PAGE_SLOTS: usize = 1024;
 
@@ -326,6 +349,8 @@ impl Backend {
     pub const CUT: u16 = 8;
     /// Its flows are forgotten: the next packet finds another backend (UDP), or a reset (TCP).
     pub const FORGET: u16 = 16;
+    /// It is believed dead: a SYN that is sent again, unanswered so far, chooses anew.
+    pub const DEAD: u16 = 32;
 }
 
 /// An address that translated packets are sent from, with the ports that are ours there.
@@ -431,6 +456,17 @@ pub struct Traffic {
     pub flows: u64,
 }
 
+impl core::ops::AddAssign for Traffic {
+    #[inline(always)]
+    fn add_assign(&mut self, other: Self) {
+        self.packets_in = self.packets_in.wrapping_add(other.packets_in);
+        self.bytes_in = self.bytes_in.wrapping_add(other.bytes_in);
+        self.packets_out = self.packets_out.wrapping_add(other.packets_out);
+        self.bytes_out = self.bytes_out.wrapping_add(other.bytes_out);
+        self.flows = self.flows.wrapping_add(other.flows);
+    }
+}
+
 /// Resets left, per CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -439,6 +475,25 @@ pub struct Budget {
     pub since: u32,
     /// How many may still be sent.
     pub left: u32,
+}
+
+impl Budget {
+    /// Ticks in a second, rounded down so that the budget is never tighter than it says.
+    const SECOND: u32 = (1_000_000_000u64 >> Tick::SHIFT) as u32;
+
+    /// Takes one, unless this second's are used up.
+    #[inline(always)]
+    pub fn spend(&mut self, now: Tick, per_second: u32) -> bool {
+        if now.since(Tick(self.since)) >= Self::SECOND || self.since == 0 {
+            self.since = now.0;
+            self.left = per_second;
+        }
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        true
+    }
 }
 
 const _: () = {

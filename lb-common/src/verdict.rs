@@ -68,7 +68,8 @@ reasons! {
         NotUnicast = "pass_not_unicast",
         /// To an address of no service.
         NotVip = "pass_not_vip",
-        /// To an address that is the host's too, on a port or protocol of no service.
+        /// To a service's address, on a port of no service; or, where the host has the address too, of a
+        /// protocol of no service.
         NoService = "pass_no_service",
         /// ICMP to a service's address: the host answers echo, and needs neighbour discovery.
         Icmp = "pass_icmp",
@@ -88,8 +89,6 @@ reasons! {
         Fragment = "drop_fragment",
         /// To a service's address, of a protocol that no service has.
         UnknownProtocol = "drop_unknown_protocol",
-        /// To a service's address, on a port or protocol of no service, where the host has no business.
-        UnknownPort = "drop_unknown_port",
         /// The service's firewall says no.
         Denied = "drop_denied",
         /// UDP, and no backend is usable.
@@ -181,7 +180,10 @@ mod tests {
         all.extend(ResetReason::ALL.iter().map(|&reason| Verdict::Reset { reason, length: 54 }));
         all.extend(PassReason::ALL.iter().map(|&r| Verdict::Pass(r)));
         all.extend(DropReason::ALL.iter().map(|&r| Verdict::Drop(r)));
-        assert_eq!(all.iter().map(|v| v.counter()).collect::<Vec<_>>(), (0..Verdict::COUNTERS).collect::<Vec<_>>());
+        assert_eq!(
+            all.iter().map(|v| v.counter()).collect::<Vec<_>>(),
+            (0..Verdict::COUNTERS).collect::<Vec<_>>()
+        );
         let names: Vec<_> = Verdict::names().collect();
         assert_eq!(all.iter().map(|v| v.name()).collect::<Vec<_>>(), names);
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), Verdict::COUNTERS);

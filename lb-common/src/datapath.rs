@@ -1,0 +1,223 @@
+//! The decision: what becomes of one packet.
+//!
+//! ```text
+//! frame ─► parse ─► a backend's reply? ── yes ─► translate back ──────────────► client
+//!                        │ no
+//!                     service ─► firewall ─► flow known? ── yes ─► translate ─► backend
+//!                        │            │           │ no
+//!                       host        drop     select a backend, claim a port ──► backend
+//! ```
+//!
+//! Look-ups for a packet of a known flow, beside `CONFIG`: to the backend SERVICE_KEYS, SERVICES,
+//! BUCKETS, FLOWS, BACKENDS, SOURCES; back to the client SOURCE_KEYS, SOURCES, FLOWS, BACKENDS,
+//! SERVICES (and INTERFACES, where it leaves by another one). All but the KEYS are arrays, which cost
+//! a bounds check and a cache line; BUCKETS and FLOWS are the only ones that grow with traffic.
+
+pub mod family;
+pub mod firewall;
+pub mod flow;
+pub mod hash;
+pub mod parse;
+pub mod reset;
+pub mod rewrite;
+pub mod select;
+
+use crate::{
+    abi::{Backend, Config, Service, TCP, Tick, Traffic},
+    tables::Tables,
+    verdict::{DropReason, PassReason, ResetReason, Verdict},
+    wire::{Frame, eth, eth::Link, l4::Tcp},
+};
+use family::{Family, V4, V6};
+use flow::Known;
+use parse::Packet;
+
+/// What is the same for the whole of one decision.
+pub(crate) struct Context<'a, T> {
+    pub(crate) tables: &'a T,
+    pub(crate) config: &'a Config,
+    /// Interface the frame came in by.
+    pub(crate) ingress: u32,
+    pub(crate) now: Tick,
+}
+
+impl<T> Clone for Context<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Context<'_, T> {}
+
+/// Decides what becomes of `frame`, which came in by interface `ingress`, and changes it accordingly.
+///
+/// The verdict is counted, and the tables are changed as it demands.
+#[inline(always)]
+pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: Tick) -> Verdict {
+    let verdict = match Link::parse(frame) {
+        None => PassReason::NotIp.into(),
+        Some(link) if link.is_group() => PassReason::NotUnicast.into(),
+        Some(link) => match tables.config() {
+            None => DropReason::Tables.into(),
+            Some(config) => {
+                let context = Context { tables, config, ingress, now };
+                let verdict = match link.ethertype {
+                    eth::IPV4 => route::<V4, T>(frame, link, context),
+                    eth::IPV6 => route::<V6, T>(frame, link, context),
+                    _ => Err(PassReason::NotIp.into()),
+                };
+                match verdict {
+                    Ok(verdict) | Err(verdict) => verdict,
+                }
+            }
+        },
+    };
+    tables.count(verdict);
+    verdict
+}
+
+/// The pipeline. Every step either gives the next one what it needs, or a verdict.
+#[inline(always)]
+fn route<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    link: Link,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    let packet = parse::packet::<V, T>(frame, link, context.tables)?;
+
+    if let Some(reply) = flow::of_backend(&packet, context) {
+        return to_client(frame, &packet, &reply, context);
+    }
+
+    let (index, service) = select::service(&packet, context.tables)?;
+    firewall::admit(&packet, service, context.tables)?;
+    if packet.fragment {
+        return Err(DropReason::Fragment.into());
+    }
+    if packet.ttl <= 1 {
+        return Err(DropReason::TtlExceeded.into());
+    }
+
+    let place = flow::place(&packet, context.config);
+    let known = flow::of_client(&packet, index, place, context);
+    if let Some(known) = &known
+        && !flow::starts_anew(&packet, known, context)
+    {
+        return to_backend(frame, &packet, known, context);
+    }
+    if packet.protocol == TCP && !packet.is_first() {
+        return stray(frame, &packet, index, service, place, context);
+    }
+    let Some((index, backend)) = select::backend(index, service, place, context.tables)? else {
+        return if packet.protocol == TCP {
+            reset::answer(frame, &packet, ResetReason::NoBackend, context)
+        } else {
+            Err(DropReason::NoBackend.into())
+        };
+    };
+    let new = flow::open(&packet, index, backend, place, context)?;
+    count_new(index, context.tables);
+    to_backend(frame, &packet, &new, context)
+}
+
+/// A packet of a flow that is known, from the client.
+#[inline(always)]
+fn to_backend<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    known: &Known<'_>,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    let backend = known.backend;
+    let flags = backend.flags.get();
+    if flags & Backend::CUT != 0 {
+        flow::end(known.flow);
+        return cut(frame, packet, context);
+    }
+    if flags & Backend::LOCAL == 0 && flags & Backend::REACHABLE == 0 {
+        return Err(DropReason::NoNextHop.into());
+    }
+    let bytes = frame.len() as u64;
+    flow::seen_from_client(packet, known.flow, context);
+    context
+        .tables
+        .count_traffic(known.index, Traffic { packets_in: 1, bytes_in: bytes, ..Traffic::default() });
+    if flags & Backend::LOCAL != 0 {
+        return Err(PassReason::Local.into());
+    }
+    let source = context.tables.source(known.flow.source.get()).ok_or(DropReason::Tables)?;
+    rewrite::to_backend(frame, packet, known.flow, backend, source).ok_or(DropReason::Tables)?;
+    Ok(Verdict::ToBackend { interface: backend.interface.get() })
+}
+
+/// A packet of a flow that is known, from the backend.
+#[inline(always)]
+fn to_client<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    known: &Known<'_>,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    if known.backend.flags.get() & Backend::CUT != 0 {
+        flow::end(known.flow);
+        return cut(frame, packet, context);
+    }
+    if packet.ttl <= 1 {
+        return Err(DropReason::TtlExceeded.into());
+    }
+    let service = context.tables.service(known.backend.service.get()).ok_or(DropReason::Tables)?;
+    let interface = known.flow.interface.get();
+    let own_mac = if interface == context.ingress {
+        eth::mac_to_word(packet.link.destination)
+    } else {
+        context.tables.interface_mac(interface).filter(|mac| *mac != 0).ok_or(DropReason::NoNextHop)?
+    };
+    let bytes = frame.len() as u64;
+    rewrite::to_client(frame, packet, known.flow, service, own_mac)?;
+    flow::seen_from_backend(packet, known.flow, context.now);
+    context
+        .tables
+        .count_traffic(known.index, Traffic { packets_out: 1, bytes_out: bytes, ..Traffic::default() });
+    Ok(Verdict::ToClient { interface })
+}
+
+/// A packet of a connection that is being cut: TCP is told, UDP has no way to tell.
+#[inline(always)]
+fn cut<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    if packet.protocol == TCP {
+        reset::answer(frame, packet, ResetReason::Cut, context)
+    } else {
+        Err(DropReason::NoBackend.into())
+    }
+}
+
+/// In the middle of a TCP connection that is not known. Where the service's backend is this host, the
+/// connection may be older than Lobby: its own stack knows best.
+#[inline(always)]
+fn stray<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    index: u32,
+    service: &Service,
+    place: flow::Place,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    if service.flags.get() & Service::ROUND_ROBIN == 0
+        && let Some((_, backend)) = select::backend(index, service, place, context.tables)?
+        && backend.flags.get() & Backend::LOCAL != 0
+    {
+        return Err(PassReason::Local.into());
+    }
+    if packet.tcp_flags & Tcp::RST != 0 {
+        return Err(DropReason::StrayReset.into());
+    }
+    reset::answer(frame, packet, ResetReason::UnknownFlow, context)
+}
+
+#[inline(always)]
+fn count_new<T: Tables>(backend: u32, tables: &T) {
+    tables.count_traffic(backend, Traffic { flows: 1, ..Traffic::default() });
+}

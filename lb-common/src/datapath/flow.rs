@@ -1,0 +1,566 @@
+//! Translated connections: found from both sides, opened, aged, replaced.
+//!
+//! A connection is one [`Flow`], one cache line. From the client's side it is found through a
+//! [`Bucket`], whose way holds the tag of the connection's hash and the index of the flow. From the
+//! backend's side it needs no index: the flow of source port `p` towards a backend is number
+//! `base + p`, where `base` is a hash of backend and source address. The port is ours to choose, so a
+//! collision of two such windows only means that another port is taken; each backend has all ports of
+//! each source, and the table fills without a second one beside it.
+//!
+//! The guard word owns a flow. Who writes a new connection into it swaps the guard to BUSY, writes the
+//! rest, and stores LIVE with the next count of uses. Who reads checks the guard before and after: a
+//! change in between is seen, and what was read is thrown away.
+//!
+//! Nothing here takes a flow away from a live connection within its idle time-out.
+
+use super::{Context, family::Family, hash, parse::Packet};
+use crate::{
+    abi::{Backend, Bucket, Config, Flow, Idle, TCP, Tick, UDP, WAYS},
+    shared::Shared,
+    tables::Tables,
+    verdict::{DropReason, Verdict},
+    wire::{eth::mac_to_word, l4::Tcp},
+};
+
+/// Ports that are looked at before a new connection is refused.
+const PROBES: u16 = 16;
+
+/// Where a connection belongs, as its client sees it: two independent parts of its hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which bucket.
+    pub bucket: u32,
+    /// What to look for there; also chooses the slot of the ring.
+    pub tag: u32,
+}
+
+/// A flow and its backend, as they were found.
+pub(crate) struct Known<'t> {
+    pub(crate) flow: &'t Flow,
+    /// Index of the backend.
+    pub(crate) index: u32,
+    pub(crate) backend: &'t Backend,
+}
+
+/// What the two sides have said so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// TCP: the handshake is not finished.
+    HalfOpen,
+    /// TCP: it is.
+    Established,
+    /// TCP: one side is done.
+    Closing,
+    /// TCP: both are, or one has reset.
+    Closed,
+    /// UDP has no phases.
+    Udp,
+}
+
+impl Phase {
+    /// The phase of a flow.
+    #[inline(always)]
+    pub fn of(flow: &Flow) -> Self {
+        if flow.flags.get() & Flow::UDP != 0 {
+            return Self::Udp;
+        }
+        let (client, backend) = (flow.client_sent.get(), flow.backend_sent.get());
+        if (client | backend) & Flow::RST != 0 || client & backend & Flow::FIN != 0 {
+            Self::Closed
+        } else if (client | backend) & Flow::FIN != 0 {
+            Self::Closing
+        } else if client & backend & Flow::ACK != 0
+            || (client & Flow::ACK != 0 && flow.flags.get() & Flow::LOCAL != 0)
+        {
+            // The backend's own ACK proves that its SYN did not answer a forged address alone. A local
+            // backend's packets are not seen.
+            Self::Established
+        } else {
+            Self::HalfOpen
+        }
+    }
+
+    /// How long a flow in this phase may be idle, in ticks.
+    #[inline(always)]
+    pub fn idle(self, idle: &Idle) -> u32 {
+        match self {
+            Self::HalfOpen => idle.half_open.get(),
+            Self::Established => idle.established.get(),
+            Self::Closing => idle.closing.get(),
+            Self::Closed => idle.closed.get(),
+            Self::Udp => idle.udp.get(),
+        }
+    }
+}
+
+/// Where the packet's connection belongs.
+#[inline(always)]
+pub(crate) fn place<V: Family>(packet: &Packet<V>, config: &Config) -> Place {
+    let hash = hash::of_client(packet, [config.hash_key[0].get(), config.hash_key[1].get()]);
+    Place { bucket: hash as u32 & config.bucket_mask.get(), tag: (hash >> 32) as u32 }
+}
+
+/// The flow of a client's packet.
+#[inline(always)]
+pub(crate) fn of_client<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    service: u32,
+    place: Place,
+    context: Context<'t, T>,
+) -> Option<Known<'t>> {
+    let bucket = context.tables.bucket(place.bucket)?;
+    let (_, way) = find(bucket, place.tag)?;
+    let flow = flow_of_way(way, context.tables)?;
+    let guard = flow.guard.get();
+    if !is_live(guard) || tag_of(guard) != place.tag || !is_of_client(packet, flow) {
+        return None;
+    }
+    let index = flow.backend[0].get();
+    let backend = context.tables.backend(index)?;
+    let stays = backend.flags.get() & Backend::FORGET == 0;
+    let same = backend.generation.get() == flow.backend[1].get() && backend.service.get() == service;
+    (stays && same && flow.guard.get() == guard).then_some(Known { flow, index, backend })
+}
+
+/// The flow of a backend's packet: one look-up, once its address and port say that it may be one.
+#[inline(always)]
+pub(crate) fn of_backend<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    context: Context<'t, T>,
+) -> Option<Known<'t>> {
+    let Context { tables, config, .. } = context;
+    let port = u16::from_be(packet.destination_port);
+    let bit = V::source_bits(config) >> (V::last_byte(packet.destination) & 63);
+    if port < config.port_low.get() || port > config.port_high.get() || bit & 1 == 0 || packet.fragment {
+        return None;
+    }
+    let source = V::source(tables, packet.destination)?;
+    let base = hash::base_of_backend::<V>(
+        packet.source,
+        packet.source_port,
+        packet.destination,
+        packet.protocol,
+        config.hash_key[0].get(),
+    );
+    let flow = tables.flow(base.wrapping_add(u32::from(port)) & config.flow_mask.get())?;
+    let guard = flow.guard.get();
+    if !is_live(guard)
+        || flow.ports[2].get() != packet.destination_port
+        || flow.source.get() != source
+        || flow.flags.get() & (Flow::UDP | Flow::V6 | Flow::LOCAL) != kind(packet)
+    {
+        return None;
+    }
+    let index = flow.backend[0].get();
+    let backend = tables.backend(index)?;
+    let called = flow.ports[1].get();
+    let stays = backend.flags.get() & Backend::FORGET == 0;
+    let same = backend.generation.get() == flow.backend[1].get()
+        && V::narrow(&backend.address) == packet.source
+        && port_of(backend, called) == packet.source_port;
+    (stays && same && flow.guard.get() == guard).then_some(Known { flow, index, backend })
+}
+
+/// Whether a client's packet begins another connection in the place of the one that is known: a SYN,
+/// after that one has ended; or a SYN sent again, while the backend that did not answer is believed
+/// dead.
+#[inline(always)]
+pub(crate) fn starts_anew<V: Family, T>(
+    packet: &Packet<V>,
+    known: &Known<'_>,
+    context: Context<'_, T>,
+) -> bool {
+    if packet.protocol == UDP {
+        // An association that has timed out may find another backend, as if it had been forgotten.
+        return has_expired(known.flow, Phase::Udp, context.config, context.now);
+    }
+    packet.is_first()
+        && match Phase::of(known.flow) {
+            Phase::Closed => true,
+            Phase::HalfOpen => known.backend.flags.get() & Backend::DEAD != 0,
+            Phase::Established | Phase::Closing | Phase::Udp => false,
+        }
+}
+
+/// The port that a backend is called on by a client that called `called`. Network order.
+#[inline(always)]
+pub(crate) fn port_of(backend: &Backend, called: u16) -> u16 {
+    match backend.port.get() {
+        0 => called,
+        port => port,
+    }
+}
+
+/// Opens a flow for the packet's connection, to `backend`.
+#[inline(always)]
+pub(crate) fn open<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    index: u32,
+    backend: &'t Backend,
+    place: Place,
+    context: Context<'t, T>,
+) -> Result<Known<'t>, Verdict> {
+    let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
+    let (way, was) = room(packet, bucket, place.tag, context)?;
+    let claim = claim::<V, T>(packet, index, backend, context)?;
+    let flow = claim.flow;
+
+    let [client0, client1] = V::widen(packet.source);
+    flow.client[0].set(client0);
+    flow.client[1].set(client1);
+    flow.ports[0].set(packet.source_port);
+    flow.ports[1].set(packet.destination_port);
+    flow.ports[2].set(claim.port);
+    let local = if backend.flags.get() & Backend::LOCAL != 0 { Flow::LOCAL } else { 0 };
+    let tagged = if packet.link.vlan.is_some() { Flow::TAGGED } else { 0 };
+    flow.flags.set(kind(packet) | local | tagged);
+    flow.backend[0].set(index);
+    flow.backend[1].set(backend.generation.get());
+    flow.source.set(claim.source);
+    flow.interface.set(context.ingress);
+    flow.client_hop.set(hop(packet));
+    flow.last_seen.set(context.now);
+    flow.client_sent.set(0);
+    flow.backend_sent.set(0);
+    let live = u64::from(place.tag) << 32 | claim.guard & !GUARD_STATE & 0xffff_ffff | Flow::LIVE;
+    flow.guard.set(live);
+
+    let entry = u64::from(place.tag) << 32 | u64::from(claim.number + 1);
+    let cell = &bucket.ways[way & (WAYS - 1)];
+    if !context.tables.swap(cell, was, entry) {
+        flow.guard.set(freed(live));
+        return Err(DropReason::Race.into());
+    }
+    // Another CPU may have opened the same connection in another way of the bucket meanwhile. Whoever
+    // sees the other steps back; if both do, the client's next SYN finds the place empty.
+    let mut others = 0u32;
+    for other in &bucket.ways {
+        others += u32::from((other.get() >> 32) as u32 == place.tag && other.get() != 0);
+    }
+    if others > 1 {
+        context.tables.swap(cell, entry, 0);
+        flow.guard.set(freed(live));
+        return Err(DropReason::Race.into());
+    }
+    Ok(Known { flow, index, backend })
+}
+
+/// Notes a client's packet in its flow.
+#[inline(always)]
+pub(crate) fn seen_from_client<V: Family, T>(packet: &Packet<V>, flow: &Flow, context: Context<'_, T>) {
+    store(&flow.last_seen, context.now);
+    store(&flow.client_sent, sent(flow.client_sent.get(), packet));
+    // The way back is the way by which the client's packets come: it follows them when it changes.
+    store(&flow.client_hop, hop(packet));
+    store(&flow.interface, context.ingress);
+}
+
+/// Notes a backend's packet in its flow.
+#[inline(always)]
+pub(crate) fn seen_from_backend<V: Family>(packet: &Packet<V>, flow: &Flow, now: Tick) {
+    store(&flow.last_seen, now);
+    store(&flow.backend_sent, sent(flow.backend_sent.get(), packet));
+}
+
+/// Marks a flow as ended by us.
+#[inline(always)]
+pub(crate) fn end(flow: &Flow) {
+    store(&flow.client_sent, flow.client_sent.get() | Flow::RST);
+    store(&flow.backend_sent, flow.backend_sent.get() | Flow::RST);
+}
+
+/// Whether a flow in `phase` has been idle for as long as it may.
+#[inline(always)]
+pub fn has_expired(flow: &Flow, phase: Phase, config: &Config, now: Tick) -> bool {
+    now.since(flow.last_seen.get()) >= phase.idle(&config.idle)
+}
+
+/// What a side has sent, with this packet. A side that goes on after its RST did not mean it, or did not
+/// send it.
+#[inline(always)]
+fn sent<V: Family>(before: u8, packet: &Packet<V>) -> u8 {
+    let flags = packet.tcp_flags;
+    let bit = |flag: u8, bit: u8| if flags & flag != 0 { bit } else { 0 };
+    let now = bit(Tcp::SYN, Flow::SYN) | bit(Tcp::ACK, Flow::ACK) | bit(Tcp::FIN, Flow::FIN);
+    (before & !Flow::RST) | now | bit(Tcp::RST, Flow::RST)
+}
+
+/// Writes only what changed: a store makes the other CPUs fetch the line again.
+#[inline(always)]
+fn store<T: Copy + PartialEq>(word: &Shared<T>, value: T) {
+    if word.get() != value {
+        word.set(value);
+    }
+}
+
+#[inline(always)]
+fn hop<V: Family>(packet: &Packet<V>) -> u64 {
+    mac_to_word(packet.link.source) | mac_to_word_high(packet.link.vlan.unwrap_or(0))
+}
+
+#[inline(always)]
+fn mac_to_word_high(vlan: u16) -> u64 {
+    let [a, b] = vlan.to_ne_bytes();
+    u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
+}
+
+#[inline(always)]
+fn kind<V: Family>(packet: &Packet<V>) -> u16 {
+    let udp = if packet.protocol == UDP { Flow::UDP } else { 0 };
+    udp | if V::V6 { Flow::V6 } else { 0 }
+}
+
+#[inline(always)]
+fn is_of_client<V: Family>(packet: &Packet<V>, flow: &Flow) -> bool {
+    let [client0, client1] = V::widen(packet.source);
+    flow.client[0].get() == client0
+        && flow.client[1].get() == client1
+        && flow.ports[0].get() == packet.source_port
+        && flow.ports[1].get() == packet.destination_port
+        && flow.flags.get() & (Flow::UDP | Flow::V6) == kind(packet)
+}
+
+const GUARD_STATE: u64 = 3;
+
+#[inline(always)]
+const fn is_live(guard: u64) -> bool {
+    guard & GUARD_STATE == Flow::LIVE
+}
+
+#[inline(always)]
+const fn tag_of(guard: u64) -> u32 {
+    (guard >> 32) as u32
+}
+
+/// The guard of the next use of a flow, being written. The count stands above the two bits of state.
+#[inline(always)]
+const fn busy(guard: u64) -> u64 {
+    ((guard & 0xffff_ffff & !GUARD_STATE) + 4) & 0xffff_ffff | Flow::BUSY
+}
+
+/// The guard of a flow that is free again.
+#[inline(always)]
+const fn freed(guard: u64) -> u64 {
+    guard & 0xffff_ffff & !GUARD_STATE
+}
+
+/// The first way with this tag: its number and value.
+#[inline(always)]
+fn find(bucket: &Bucket, tag: u32) -> Option<(usize, u64)> {
+    for (number, way) in bucket.ways.iter().enumerate() {
+        let way = way.get();
+        if (way >> 32) as u32 == tag && way != 0 {
+            return Some((number, way));
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn flow_of_way<T: Tables>(way: u64, tables: &T) -> Option<&Flow> {
+    tables.flow((way as u32).wrapping_sub(1))
+}
+
+/// How readily a way is given up: the highest first. A live flow within its time-out is not.
+#[inline(always)]
+fn worth_of_way<T: Tables>(way: u64, context: Context<'_, T>) -> u32 {
+    /// Upper bound of an age in ticks: 24 bits are thirteen days.
+    const AGE: u32 = 0x00ff_ffff;
+    if way == 0 {
+        return u32::MAX;
+    }
+    let Some(flow) = flow_of_way(way, context.tables) else { return u32::MAX };
+    let guard = flow.guard.get();
+    if !is_live(guard) || tag_of(guard) != (way >> 32) as u32 {
+        // The flow has another connection by now, or none.
+        return if guard & GUARD_STATE == Flow::BUSY { 0 } else { u32::MAX - 1 };
+    }
+    let phase = Phase::of(flow);
+    let age = context.now.since(flow.last_seen.get());
+    let expired = age >= phase.idle(&context.config.idle);
+    let age = if age > AGE { AGE } else { age };
+    match phase {
+        _ if expired => 3 << 24 | age,
+        Phase::Closed => 2 << 24 | age,
+        Phase::HalfOpen => 1 << 24 | age,
+        Phase::Established | Phase::Closing | Phase::Udp => 0,
+    }
+}
+
+/// A way for a new connection: its number and what it holds now.
+#[inline(always)]
+fn room<V: Family, T: Tables>(
+    packet: &Packet<V>,
+    bucket: &Bucket,
+    tag: u32,
+    context: Context<'_, T>,
+) -> Result<(usize, u64), Verdict> {
+    if let Some((number, way)) = find(bucket, tag) {
+        // The connection's own way, from an earlier time; or, once in 500 million, that of another with
+        // the same tag, which must not be taken for it.
+        let its_own = flow_of_way(way, context.tables).is_some_and(|flow| is_of_client(packet, flow));
+        return if its_own || worth_of_way(way, context) >= 2 << 24 {
+            Ok((number, way))
+        } else {
+            Err(DropReason::TableFull.into())
+        };
+    }
+    let mut best = 0u64;
+    for (number, way) in bucket.ways.iter().enumerate() {
+        let worth = if way.get() == 0 { u32::MAX } else { 0 };
+        // Earlier ways win among equals.
+        let score = u64::from(worth) << 8 | (WAYS - number) as u64;
+        best = if score > best { score } else { best };
+    }
+    if best >> 8 == 0 {
+        for (number, way) in bucket.ways.iter().enumerate() {
+            let score = u64::from(worth_of_way(way.get(), context)) << 8 | (WAYS - number) as u64;
+            best = if score > best { score } else { best };
+        }
+    }
+    if best >> 8 == 0 {
+        return Err(DropReason::TableFull.into());
+    }
+    let number = (WAYS - (best & 0xff) as usize) & (WAYS - 1);
+    Ok((number, bucket.ways[number].get()))
+}
+
+/// A flow taken for a new connection, being written.
+struct Claim<'t> {
+    flow: &'t Flow,
+    /// Its index.
+    number: u32,
+    /// Its guard now.
+    guard: u64,
+    /// Index of the source.
+    source: u32,
+    /// Port there, network order.
+    port: u16,
+}
+
+/// Takes a flow, and with it a port of one of the backend's sources.
+///
+/// The cursor of the backend goes round all ports of all its sources, so that the port that was given
+/// out longest ago comes first: the backend has had the most time to forget it. What is free is taken
+/// at once, then what has ended and rested; of what has only just ended, and then of half-open flows,
+/// the first met is the oldest.
+#[inline(always)]
+fn claim<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    index: u32,
+    backend: &Backend,
+    context: Context<'t, T>,
+) -> Result<Claim<'t>, Verdict> {
+    let Context { tables, config, .. } = context;
+    let turn = tables.advance_cursor(index, 1).ok_or(DropReason::Tables)? as u32;
+    let window = if backend.flags.get() & Backend::LOCAL != 0 {
+        Window::anywhere(packet, config)
+    } else {
+        Window::of::<V, T>(packet, backend, turn, context)?
+    };
+
+    let mut best = 0u32;
+    let mut chosen = None;
+    let mut port = window.first;
+    for _ in 0..PROBES {
+        let number = window.base.wrapping_add(u32::from(port)) & config.flow_mask.get();
+        let flow = tables.flow(number).ok_or(DropReason::Tables)?;
+        let guard = flow.guard.get();
+        let worth = worth_of_flow(flow, guard, context);
+        if worth > best {
+            best = worth;
+            chosen = Some((number, guard, port));
+        }
+        if worth == FREE {
+            break;
+        }
+        port = if port >= window.high { window.low } else { port + 1 };
+    }
+    let Some((number, guard, port)) = chosen else {
+        // The next attempt begins where this one ended.
+        let _ = tables.advance_cursor(index, u64::from(PROBES) - 1);
+        return Err(DropReason::NoPort.into());
+    };
+    let flow = tables.flow(number).ok_or(DropReason::Tables)?;
+    let busy = busy(guard);
+    if !tables.swap(&flow.guard, guard, busy) {
+        return Err(DropReason::Race.into());
+    }
+    Ok(Claim { flow, number, guard: busy, source: window.source, port: port.to_be() })
+}
+
+/// A flow that nobody has, or whose port has rested.
+const FREE: u32 = 3;
+
+/// How readily a flow is given to another connection: the highest first, zero never.
+#[inline(always)]
+fn worth_of_flow<T>(flow: &Flow, guard: u64, context: Context<'_, T>) -> u32 {
+    if guard & GUARD_STATE == Flow::BUSY {
+        return 0;
+    }
+    if !is_live(guard) {
+        return FREE;
+    }
+    let phase = Phase::of(flow);
+    let age = context.now.since(flow.last_seen.get());
+    let idle = phase.idle(&context.config.idle);
+    let rest = if let Phase::Closed = phase { context.config.port_rest.get() } else { 0 };
+    if age >= idle && age >= rest {
+        FREE
+    } else if let Phase::Closed = phase {
+        2
+    } else if let Phase::HalfOpen = phase {
+        1
+    } else {
+        0
+    }
+}
+
+/// The flows among which one is chosen: `base + port` for the ports of one source.
+struct Window {
+    base: u32,
+    source: u32,
+    low: u16,
+    high: u16,
+    /// Where the search begins.
+    first: u16,
+}
+
+impl Window {
+    #[inline(always)]
+    fn of<V: Family, T: Tables>(
+        packet: &Packet<V>,
+        backend: &Backend,
+        turn: u32,
+        context: Context<'_, T>,
+    ) -> Result<Self, Verdict> {
+        let sources = backend.sources.get();
+        let (first, number) = ((sources >> 32) as u32, sources as u32);
+        if number == 0 {
+            return Err(DropReason::NoPort.into());
+        }
+        let source = first + turn % number;
+        let entry = context.tables.source(source).ok_or(DropReason::Tables)?;
+        let (low, high) = (entry.port_low.get(), entry.port_high.get());
+        let ports = u32::from(high.wrapping_sub(low)) + 1;
+        let base = hash::base_of_backend::<V>(
+            V::narrow(&backend.address),
+            port_of(backend, packet.destination_port),
+            V::narrow(&entry.address),
+            packet.protocol,
+            context.config.hash_key[0].get(),
+        );
+        let first = low.wrapping_add((turn / number % ports) as u16);
+        Ok(Self { base, source, low, high, first })
+    }
+
+    /// For a flow that is not translated any place will do.
+    #[inline(always)]
+    fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
+        let hash = hash::of_client(packet, [config.hash_key[1].get(), config.hash_key[0].get()]);
+        Self { base: hash as u32, source: 0, low: 0, high: u16::MAX, first: 0 }
+    }
+}
+
+// TCP is what is not UDP everywhere above.
+const _: () = assert!(TCP != UDP);

@@ -1,0 +1,151 @@
+//! The two hashes: a keyed one over what clients choose, and a plain one over what operators choose.
+
+use super::{family::Family, parse::Packet};
+
+/// Hash of a connection as the client sees it: SipHash-1-3 (Aumasson and Bernstein, 2012) over source
+/// address, destination address, source port, destination port and protocol, 13 or 37 bytes.
+///
+/// Keyed, so that nobody who lacks the key can aim connections at one bucket or backend.
+#[inline(always)]
+pub(crate) fn of_client<V: Family>(packet: &Packet<V>, key: [u64; 2]) -> u64 {
+    let mut sip = Sip::new(key);
+    V::words(packet.source, packet.destination, |word| sip.write(word));
+    let length: u64 = if V::V6 { 37 } else { 13 };
+    sip.write(ports(packet.source_port, packet.destination_port, packet.protocol) | length << 56);
+    sip.finish()
+}
+
+/// Where the flows of a backend begin that are sent from one source: port `p` of the source is flow
+/// `base + p`, modulo the size of the table.
+///
+/// Both addresses are the operator's, so this need not resist anybody; it only spreads.
+#[inline(always)]
+pub fn base_of_backend<V: Family>(
+    backend: V::Address,
+    port: u16,
+    source: V::Address,
+    protocol: u8,
+    key: u64,
+) -> u32 {
+    // Multiplier of Steele and Vigna, "Computationally easy, spectrally good multipliers" (2021).
+    const MULTIPLIER: u64 = 0xd134_2543_de82_ef95;
+    let mut hash = key ^ ports(port, 0, protocol);
+    hash = hash.wrapping_mul(MULTIPLIER);
+    V::words(backend, source, |word| {
+        hash ^= hash >> 32;
+        hash = (hash ^ word).wrapping_mul(MULTIPLIER);
+    });
+    (hash >> 32) as u32
+}
+
+#[inline(always)]
+fn ports(first: u16, second: u16, protocol: u8) -> u64 {
+    first as u64 | (second as u64) << 16 | (protocol as u64) << 32
+}
+
+struct Sip([u64; 4]);
+
+impl Sip {
+    #[inline(always)]
+    const fn new([k0, k1]: [u64; 2]) -> Self {
+        Self([
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ])
+    }
+
+    #[inline(always)]
+    const fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.0;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.0 = [a, b, c, d];
+    }
+
+    #[inline(always)]
+    const fn write(&mut self, word: u64) {
+        self.0[3] ^= word;
+        self.round();
+        self.0[0] ^= word;
+    }
+
+    #[inline(always)]
+    const fn finish(mut self) -> u64 {
+        self.0[2] ^= 0xff;
+        self.round();
+        self.round();
+        self.round();
+        self.0[0] ^ self.0[1] ^ self.0[2] ^ self.0[3]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use crate::{
+        datapath::family::{V4, V6},
+        wire::eth::Link,
+    };
+    use core::hash::Hasher;
+    use proptest::prelude::*;
+    use siphasher::sip::SipHasher13;
+
+    fn packet<V: Family>(source: V::Address, destination: V::Address, ports: [u16; 2]) -> Packet<V> {
+        let link = Link { destination: [0; 6], source: [0; 6], ethertype: [0; 2], vlan: None, l3: 14 };
+        Packet {
+            link,
+            l4: 0,
+            l4_length: 0,
+            source,
+            destination,
+            source_port: ports[0],
+            destination_port: ports[1],
+            protocol: 6,
+            tcp_flags: 0,
+            ttl: 1,
+            fragment: false,
+        }
+    }
+
+    fn reference(key: [u64; 2], parts: &[&[u8]]) -> u64 {
+        let mut hasher = SipHasher13::new_with_keys(key[0], key[1]);
+        hasher.write(&parts.concat());
+        hasher.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn is_siphash_1_3(key: [u64; 2], s4: [u8; 4], d4: [u8; 4], s6: [u8; 16], d6: [u8; 16], ports: [u16; 2]) {
+            let [sp, dp] = [ports[0].to_ne_bytes(), ports[1].to_ne_bytes()];
+            prop_assert_eq!(
+                of_client(&packet::<V4>(s4, d4, ports), key),
+                reference(key, &[&s4, &d4, &sp, &dp, &[6]])
+            );
+            prop_assert_eq!(
+                of_client(&packet::<V6>(s6, d6, ports), key),
+                reference(key, &[&s6, &d6, &sp, &dp, &[6]])
+            );
+        }
+    }
+
+    #[test]
+    fn bases_of_neighbouring_backends_are_spread() {
+        // 256 backends, 4,096 buckets of the upper bits: with good mixing about 8 share one.
+        let mut seen = std::collections::BTreeSet::new();
+        for last in 0..=255u8 {
+            seen.insert(base_of_backend::<V4>([10, 0, 0, last], 80u16.to_be(), [10, 0, 1, 1], 6, 7) >> 20);
+        }
+        assert!(seen.len() > 230, "{}", seen.len());
+    }
+}

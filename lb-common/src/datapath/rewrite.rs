@@ -1,0 +1,112 @@
+//! Translation: addresses, ports, checksums, TTL, link layer.
+
+use super::{family::Family, flow::port_of, parse::Packet};
+use crate::{
+    abi::{Backend, Flow, Service, Source, UDP},
+    verdict::{DropReason, Verdict},
+    wire::{
+        Frame,
+        checksum::Sum,
+        eth::{self, Eth, Vlan, mac_from_word},
+        l4::{Tcp, Udp},
+    },
+};
+
+/// Makes a client's packet one from a source of ours to the backend. `None`: a header is gone, which
+/// cannot be after it has been read.
+#[inline(always)]
+pub(crate) fn to_backend<V: Family>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    flow: &Flow,
+    backend: &Backend,
+    source: &Source,
+) -> Option<()> {
+    let next_hop = backend.next_hop.get();
+    write_link(frame, next_hop, backend.own_mac.get())?;
+    if packet.link.vlan.is_some() && vlan_of(next_hop) != 0 {
+        write_vlan(frame, vlan_of(next_hop))?;
+    }
+    let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
+    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port)])
+}
+
+/// Makes a backend's packet one from the service to the client.
+#[inline(always)]
+pub(crate) fn to_client<V: Family>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    flow: &Flow,
+    service: &Service,
+    own_mac: u64,
+) -> Result<(), Verdict> {
+    let hop = flow.client_hop.get();
+    if packet.link.vlan.is_some() != (flow.flags.get() & Flow::TAGGED != 0) {
+        return Err(DropReason::Vlan.into());
+    }
+    let addresses = [V::narrow(&service.address), V::narrow(&flow.client)];
+    let ports = [flow.ports[1].get(), flow.ports[0].get()];
+    let mut write = || {
+        write_link(frame, hop, own_mac)?;
+        if packet.link.vlan.is_some() {
+            write_vlan(frame, vlan_of(hop))?;
+        }
+        translate(frame, packet, addresses, ports)
+    };
+    write().ok_or(DropReason::Tables.into())
+}
+
+/// Writes addresses (source, destination) and ports (likewise, network order), TTL and checksums.
+#[inline(always)]
+fn translate<V: Family>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    [source, destination]: [V::Address; 2],
+    [source_port, destination_port]: [u16; 2],
+) -> Option<()> {
+    V::rewrite(frame, packet.link.l3, source, destination)?;
+    // The transport's checksum covers the addresses too (RFC 9293 section 3.1, RFC 768).
+    let sum = V::replace(Sum::default(), packet.source, source);
+    let sum = V::replace(sum, packet.destination, destination)
+        .replace_u16(packet.source_port, source_port)
+        .replace_u16(packet.destination_port, destination_port);
+    if packet.protocol == UDP {
+        let udp: &mut Udp = frame.at(packet.l4)?;
+        udp.source = source_port.to_ne_bytes();
+        udp.destination = destination_port.to_ne_bytes();
+        // RFC 768: zero means that there is none, and a sum of zero is sent as ffff.
+        if udp.checksum != [0, 0] {
+            let checksum = sum.update(udp.checksum);
+            udp.checksum = if checksum == [0, 0] { [0xff, 0xff] } else { checksum };
+        }
+    } else {
+        let tcp: &mut Tcp = frame.at(packet.l4)?;
+        tcp.source = source_port.to_ne_bytes();
+        tcp.destination = destination_port.to_ne_bytes();
+        tcp.checksum = sum.update(tcp.checksum);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn write_link(frame: &mut impl Frame, to: u64, from: u64) -> Option<()> {
+    let eth: &mut Eth = frame.at(0)?;
+    eth.destination = mac_from_word(to);
+    eth.source = mac_from_word(from);
+    Some(())
+}
+
+/// Writes a VLAN identifier, and leaves the priority.
+#[inline(always)]
+fn write_vlan(frame: &mut impl Frame, id: u16) -> Option<()> {
+    let tag: &mut Vlan = frame.at(eth::LEN)?;
+    let tci = u16::from_ne_bytes(tag.tci) & !eth::VLAN_ID | id & eth::VLAN_ID;
+    tag.tci = tci.to_ne_bytes();
+    Some(())
+}
+
+#[inline(always)]
+fn vlan_of(hop: u64) -> u16 {
+    let b = hop.to_ne_bytes();
+    u16::from_ne_bytes([b[6], b[7]])
+}

@@ -1,0 +1,63 @@
+//! From a packet to its service, and from a service to a backend for a new connection.
+
+use super::{family::Family, flow::Place, parse::Packet};
+use crate::{
+    abi::{Backend, NO_BACKEND, PAGE_SLOTS, Service, TCP},
+    tables::Tables,
+    verdict::{DropReason, PassReason, Verdict},
+};
+
+/// The service that the packet is for: the one on its port, else the one on all ports of the address.
+#[inline(always)]
+pub(crate) fn service<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    tables: &'t T,
+) -> Result<(u32, &'t Service), Verdict> {
+    let index = match V::service(tables, packet.destination, packet.destination_port, packet.protocol) {
+        Some(index) => index,
+        None => on_all_ports(packet, tables)?,
+    };
+    let service = tables.service(index).ok_or(DropReason::Tables)?;
+    Ok((index, service))
+}
+
+#[inline(always)]
+fn on_all_ports<V: Family, T: Tables>(packet: &Packet<V>, tables: &T) -> Result<u32, Verdict> {
+    let vip = V::vip(tables, packet.destination).ok_or(PassReason::NotVip)?;
+    let any = if packet.protocol == TCP { vip.any_tcp } else { vip.any_udp };
+    any.checked_sub(1).ok_or(PassReason::NoService.into())
+}
+
+/// The backend for a new connection; `None` if there is none.
+///
+/// A ring of a round-robin service holds its backends in the order of their turns.
+#[inline(always)]
+pub(crate) fn backend<'t, T: Tables>(
+    index: u32,
+    service: &Service,
+    place: Place,
+    tables: &'t T,
+) -> Result<Option<(u32, &'t Backend)>, Verdict> {
+    let ring = service.ring.get();
+    let slots = ring & 0xffff_ffff;
+    if slots == 0 {
+        return Ok(None);
+    }
+    let slot = if service.flags.get() & Service::ROUND_ROBIN != 0 {
+        tables.take_turn(index).ok_or(DropReason::Tables)? % slots
+    } else {
+        // Multiply and shift: even over any number of slots, without a division (Lemire, "Fast random
+        // integer generation in an interval", 2019).
+        (u64::from(place.tag) * slots) >> 32
+    };
+    let page = (ring >> 32) as u32 + (slot / PAGE_SLOTS as u64) as u32;
+    let backend = tables.slot(page, slot as usize % PAGE_SLOTS).ok_or(DropReason::Tables)?;
+    if backend == NO_BACKEND {
+        return Ok(None);
+    }
+    let entry = tables.backend(backend).ok_or(DropReason::Tables)?;
+    if entry.service.get() != index || entry.flags.get() & Backend::IN_USE == 0 {
+        return Err(DropReason::Tables.into());
+    }
+    Ok(Some((backend, entry)))
+}

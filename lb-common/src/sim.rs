@@ -1,0 +1,238 @@
+//! Frames and tables in memory: what the decision runs on wherever it does not run in the kernel.
+
+#![expect(unsafe_code, reason = "a frame is bytes; a table is shared words")]
+
+extern crate std;
+
+use crate::{
+    abi::{
+        Action, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, RuleV4, RuleV6, Service,
+        ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
+    },
+    shared::Shared,
+    tables::Tables,
+    verdict::Verdict,
+    wire::{Frame, Wire},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    vec::Vec,
+};
+
+/// A frame in memory. What a verdict cuts off is cut by [`SliceFrame::settle`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceFrame(pub Vec<u8>);
+
+impl SliceFrame {
+    /// How far a header may lie from the beginning: the limit of the program's own frame, which the
+    /// verifier asks for.
+    pub const REACH: usize = 256;
+
+    /// Cuts off what the verdict says.
+    pub fn settle(&mut self, verdict: Verdict) {
+        if let Verdict::Reset { length, .. } = verdict {
+            self.0.truncate(usize::from(length));
+        }
+    }
+}
+
+impl Frame for SliceFrame {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        if offset > Self::REACH {
+            return None;
+        }
+        let bytes = self.0.get(offset..offset + size_of::<T>())?;
+        // SAFETY: `Wire` types are valid for any bytes, and these are as many as it has.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        if offset > Self::REACH {
+            return None;
+        }
+        let bytes = self.0.get_mut(offset..offset + size_of::<T>())?;
+        // SAFETY: `Wire` types have alignment 1 and are valid for any bytes; the borrow is kept.
+        Some(unsafe { &mut *bytes.as_mut_ptr().cast::<T>() })
+    }
+}
+
+/// All tables in memory, for one thread.
+#[derive(Debug, Default)]
+pub struct MemTables {
+    /// What holds for all packets.
+    pub config: Config,
+    /// By address, port and protocol.
+    pub service_keys_v4: BTreeMap<ServiceKeyV4, u32>,
+    /// By address, port and protocol.
+    pub service_keys_v6: BTreeMap<ServiceKeyV6, u32>,
+    /// By address.
+    pub vips_v4: BTreeMap<[u8; 4], Vip>,
+    /// By address.
+    pub vips_v6: BTreeMap<[u8; 16], Vip>,
+    /// By index.
+    pub services: Vec<Service>,
+    /// Prefix length (without the set) and rule, to action.
+    pub rules_v4: BTreeMap<(u32, RuleV4), Action>,
+    /// Prefix length (without the set) and rule, to action.
+    pub rules_v6: BTreeMap<(u32, RuleV6), Action>,
+    /// By index.
+    pub pages: Vec<Page>,
+    /// By index.
+    pub backends: Vec<Backend>,
+    /// By backend.
+    pub cursors: Vec<Cell<u64>>,
+    /// By service.
+    pub turns: Vec<Cell<u64>>,
+    /// By address.
+    pub source_keys_v4: BTreeMap<[u8; 4], u32>,
+    /// By address.
+    pub source_keys_v6: BTreeMap<[u8; 16], u32>,
+    /// By index.
+    pub sources: Vec<Source>,
+    /// By interface index.
+    pub interfaces: BTreeMap<u32, u64>,
+    /// By index.
+    pub buckets: Vec<Bucket>,
+    /// By index.
+    pub flows: Vec<Flow>,
+    /// By counter.
+    pub verdicts: RefCell<Vec<u64>>,
+    /// By backend.
+    pub traffic: RefCell<Vec<Traffic>>,
+    /// Resets left.
+    pub budget: Cell<Budget>,
+}
+
+impl MemTables {
+    /// Empty tables of these sizes; flows and buckets are powers of two.
+    pub fn new(services: usize, backends: usize, pages: usize, flows: usize, buckets: usize) -> Self {
+        assert!(flows.is_power_of_two() && buckets.is_power_of_two());
+        let config = Config::default();
+        config.flow_mask.set(flows as u32 - 1);
+        config.bucket_mask.set(buckets as u32 - 1);
+        fn filled<T>(number: usize, make: impl FnMut() -> T) -> Vec<T> {
+            core::iter::repeat_with(make).take(number).collect()
+        }
+        Self {
+            config,
+            services: filled(services, Service::default),
+            pages: filled(pages, || Page {
+                slots: [const { Shared::new(crate::abi::NO_BACKEND) }; PAGE_SLOTS],
+            }),
+            backends: filled(backends, Backend::default),
+            cursors: filled(backends, Cell::default),
+            turns: filled(services, Cell::default),
+            sources: filled(256, Source::default),
+            buckets: filled(buckets, Bucket::default),
+            flows: filled(flows, Flow::default),
+            verdicts: RefCell::new(std::vec![0; Verdict::COUNTERS]),
+            traffic: RefCell::new(std::vec![Traffic::default(); backends]),
+            ..Self::default()
+        }
+    }
+}
+
+/// The longest prefix of `address` for which there is a rule.
+fn longest<const N: usize, K: Ord>(
+    rules: &BTreeMap<(u32, K), Action>,
+    address: [u8; N],
+    key: impl Fn([u8; N]) -> K,
+) -> Option<u32> {
+    (0..=N as u32 * 8).rev().find_map(|prefix| {
+        let mut network = [0; N];
+        for (bit, byte) in network.iter_mut().enumerate().map(|(i, b)| (i as u32 * 8, b)) {
+            let kept = prefix.saturating_sub(bit).min(8);
+            *byte = address[bit as usize / 8] & !(0xffu16 >> kept) as u8;
+        }
+        rules.get(&(prefix, key(network))).map(|action| *action as u32)
+    })
+}
+
+fn add(cell: &Cell<u64>, by: u64) -> u64 {
+    cell.replace(cell.get().wrapping_add(by))
+}
+
+impl Tables for MemTables {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.config)
+    }
+    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
+        self.service_keys_v4.get(key).copied()
+    }
+    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32> {
+        self.service_keys_v6.get(key).copied()
+    }
+    fn vip_v4(&self, address: &[u8; 4]) -> Option<Vip> {
+        self.vips_v4.get(address).copied()
+    }
+    fn vip_v6(&self, address: &[u8; 16]) -> Option<Vip> {
+        self.vips_v6.get(address).copied()
+    }
+    fn service(&self, index: u32) -> Option<&Service> {
+        self.services.get(index as usize)
+    }
+    fn rule_v4(&self, rule: &RuleV4) -> Option<u32> {
+        longest(&self.rules_v4, rule.address, |address| RuleV4 { set: rule.set, address })
+    }
+    fn rule_v6(&self, rule: &RuleV6) -> Option<u32> {
+        longest(&self.rules_v6, rule.address, |address| RuleV6 { set: rule.set, address })
+    }
+    fn slot(&self, page: u32, slot: usize) -> Option<u32> {
+        Some(self.pages.get(page as usize)?.slots.get(slot)?.get())
+    }
+    fn backend(&self, index: u32) -> Option<&Backend> {
+        self.backends.get(index as usize)
+    }
+    fn advance_cursor(&self, backend: u32, by: u64) -> Option<u64> {
+        self.cursors.get(backend as usize).map(|cell| add(cell, by))
+    }
+    fn take_turn(&self, service: u32) -> Option<u64> {
+        self.turns.get(service as usize).map(|cell| add(cell, 1))
+    }
+    fn source_key_v4(&self, address: &[u8; 4]) -> Option<u32> {
+        self.source_keys_v4.get(address).copied()
+    }
+    fn source_key_v6(&self, address: &[u8; 16]) -> Option<u32> {
+        self.source_keys_v6.get(address).copied()
+    }
+    fn source(&self, index: u32) -> Option<&Source> {
+        self.sources.get(index as usize)
+    }
+    fn interface_mac(&self, interface: u32) -> Option<u64> {
+        self.interfaces.get(&interface).copied()
+    }
+    fn bucket(&self, index: u32) -> Option<&Bucket> {
+        self.buckets.get(index as usize)
+    }
+    fn flow(&self, index: u32) -> Option<&Flow> {
+        self.flows.get(index as usize)
+    }
+    fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool {
+        let same = word.get() == old;
+        if same {
+            word.set(new);
+        }
+        same
+    }
+    fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
+        let mut budget = self.budget.get();
+        let spent = budget.spend(now, per_second);
+        self.budget.set(budget);
+        spent
+    }
+    fn count(&self, verdict: Verdict) {
+        if let Some(counter) = self.verdicts.borrow_mut().get_mut(verdict.counter()) {
+            *counter += 1;
+        }
+    }
+    fn count_traffic(&self, backend: u32, more: Traffic) {
+        if let Some(traffic) = self.traffic.borrow_mut().get_mut(backend as usize) {
+            *traffic += more;
+        }
+    }
+}

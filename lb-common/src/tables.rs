@@ -1,0 +1,69 @@
+//! The tables as the packet path sees them: one method per operation.
+//!
+//! Two implementations: the BPF maps (lb-ebpf), where each method is one map at one call site, so that
+//! the kernel can inline the look-up; and memory ([`crate::sim::MemTables`]), for everything that runs
+//! on the host. What is shared between CPUs is handed out as references to [`Shared`] words, so that
+//! the algorithms on them stand in [`crate::datapath`] once.
+
+use crate::{
+    abi::{
+        Backend, Bucket, Config, Flow, RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Source, Tick,
+        Traffic, Vip,
+    },
+    shared::Shared,
+    verdict::Verdict,
+};
+
+/// Everything that a decision reads and writes besides the frame.
+pub trait Tables {
+    /// What holds for all packets.
+    fn config(&self) -> Option<&Config>;
+
+    /// Index of the service on this address, port and protocol.
+    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32>;
+    /// Index of the service on this address, port and protocol.
+    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32>;
+    /// What is known of a service's address.
+    fn vip_v4(&self, address: &[u8; 4]) -> Option<Vip>;
+    /// What is known of a service's address.
+    fn vip_v6(&self, address: &[u8; 16]) -> Option<Vip>;
+    /// A service.
+    fn service(&self, index: u32) -> Option<&Service>;
+
+    /// The [`crate::abi::Action`] of the longest matching rule.
+    fn rule_v4(&self, source: &RuleV4) -> Option<u32>;
+    /// The [`crate::abi::Action`] of the longest matching rule.
+    fn rule_v6(&self, source: &RuleV6) -> Option<u32>;
+
+    /// A slot of a page of a ring.
+    fn slot(&self, page: u32, slot: usize) -> Option<u32>;
+    /// A backend.
+    fn backend(&self, index: u32) -> Option<&Backend>;
+    /// Moves a backend's port cursor on; what it was before.
+    fn advance_cursor(&self, backend: u32, by: u64) -> Option<u64>;
+    /// Takes a turn of a round-robin service; how many were taken before.
+    fn take_turn(&self, service: u32) -> Option<u64>;
+
+    /// Index of the source with this address.
+    fn source_key_v4(&self, address: &[u8; 4]) -> Option<u32>;
+    /// Index of the source with this address.
+    fn source_key_v6(&self, address: &[u8; 16]) -> Option<u32>;
+    /// A source.
+    fn source(&self, index: u32) -> Option<&Source>;
+    /// Our MAC address on an interface, see [`crate::abi::name::INTERFACES`]; zero: none.
+    fn interface_mac(&self, interface: u32) -> Option<u64>;
+
+    /// A bucket of the flow table.
+    fn bucket(&self, index: u32) -> Option<&Bucket>;
+    /// A flow.
+    fn flow(&self, index: u32) -> Option<&Flow>;
+    /// Writes `new` if the word is `old` still, as one step that no other CPU can come between.
+    fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool;
+
+    /// Takes one of this second's resets.
+    fn spend_reset(&self, now: Tick, per_second: u32) -> bool;
+    /// Counts a verdict.
+    fn count(&self, verdict: Verdict);
+    /// Counts what went to or came from a backend.
+    fn count_traffic(&self, backend: u32, more: Traffic);
+}

@@ -1,0 +1,65 @@
+//! TCP and UDP.
+
+#![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
+
+use super::Wire;
+
+/// TCP header without options (RFC 9293 section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp {
+    /// Source port.
+    pub source: [u8; 2],
+    /// Destination port.
+    pub destination: [u8; 2],
+    /// Sequence number.
+    pub sequence: [u8; 4],
+    /// Acknowledgment number.
+    pub acknowledgment: [u8; 4],
+    /// Data offset in 32-bit words, in the upper four bits.
+    pub offset: u8,
+    /// Control bits.
+    pub flags: u8,
+    /// Window.
+    pub window: [u8; 2],
+    /// Checksum.
+    pub checksum: [u8; 2],
+    /// Urgent pointer.
+    pub urgent: [u8; 2],
+}
+
+impl Tcp {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronize sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgment field is significant.
+    pub const ACK: u8 = 0x10;
+    /// Length in bytes without options.
+    pub const LEN: usize = 20;
+}
+
+/// UDP header (RFC 768).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Udp {
+    /// Source port.
+    pub source: [u8; 2],
+    /// Destination port.
+    pub destination: [u8; 2],
+    /// Length of header and data.
+    pub length: [u8; 2],
+    /// Checksum; zero: none.
+    pub checksum: [u8; 2],
+}
+
+impl Udp {
+    /// Length in bytes.
+    pub const LEN: usize = 8;
+}
+
+// SAFETY (both): bytes and arrays of bytes.
+unsafe impl Wire for Tcp {}
+unsafe impl Wire for Udp {}

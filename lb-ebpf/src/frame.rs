@@ -1,0 +1,57 @@
+//! The packet: all access to it, and nothing else.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::wire::{Frame, Wire};
+
+/// A frame in the driver's buffer.
+///
+/// `data` and `data_end` are read once: the verifier does arithmetic on the pointers it has seen
+/// compared, not on ones that are fetched again.
+pub(crate) struct PacketFrame {
+    start: usize,
+    end: usize,
+}
+
+impl PacketFrame {
+    /// How far a header may lie from the beginning. An offset without a bound is none to the verifier.
+    const REACH: usize = 256;
+
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        Self { start: ctx.data(), end: ctx.data_end() }
+    }
+
+    /// Its length in bytes.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// The only place where an offset becomes a pointer: bounded first, then compared with the end.
+    #[inline(always)]
+    fn pointer<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        if offset > Self::REACH || self.start + offset + size_of::<T>() > self.end {
+            return None;
+        }
+        Some((self.start + offset) as *mut T)
+    }
+}
+
+impl Frame for PacketFrame {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.length()
+    }
+
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        // SAFETY: within the packet, and `Wire` types are valid for any bytes and have alignment 1.
+        self.pointer::<T>(offset).map(|pointer| unsafe { *pointer })
+    }
+
+    #[inline(always)]
+    fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as in `read`; the frame is borrowed for as long as the reference lives.
+        self.pointer::<T>(offset).map(|pointer| unsafe { &mut *pointer })
+    }
+}
