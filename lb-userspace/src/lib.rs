@@ -6,9 +6,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod addresses;
 pub mod config;
 pub mod dataplane;
 pub mod health;
 pub mod maglev;
 pub mod model;
+pub mod netlink;
 pub mod plan;
+pub mod probe;

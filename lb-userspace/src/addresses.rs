@@ -1,0 +1,158 @@
+//! Puts service addresses where ARP and neighbour discovery answer for them, and takes away only what
+//! it put.
+//!
+//! IPv4 goes on `lo` as /32: Linux answers ARP for it on every interface. Neighbour discovery does not
+//! answer for `lo` (RFC 4861 section 7.2.4 speaks of addresses of the receiving interface), so IPv6 goes
+//! on the first listed interface as /128, deprecated from the start so that the host never sends from it.
+//! An address that the host has by itself is shared with it and left alone.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use tracing::{info, warn};
+
+use crate::netlink::{Netlink, surroundings::Surroundings};
+
+/// An address on an interface, by its index.
+pub type Placed = (u32, IpAddr);
+
+/// What is to be done so that wanted addresses are there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Addresses to put, and where.
+    pub add: BTreeSet<Placed>,
+    /// Addresses to take away: ours, and no longer wanted.
+    pub remove: BTreeSet<Placed>,
+}
+
+/// What to put and to take away. `put` is what an earlier run remembers to have put, for kernels that do
+/// not keep the mark.
+pub fn changes(
+    wanted: &BTreeSet<IpAddr>,
+    interfaces: &[String],
+    put: &BTreeSet<Placed>,
+    surroundings: &Surroundings,
+) -> Changes {
+    let loopback = surroundings.links.values().find(|link| link.loopback).map(|link| link.index);
+    let first = interfaces.iter().find_map(|name| surroundings.link(name)).map(|link| link.index);
+    let there: BTreeSet<Placed> = surroundings
+        .addresses
+        .iter()
+        .filter(|a| a.ours || put.contains(&(a.interface, a.address)))
+        .map(|a| (a.interface, a.address))
+        .collect();
+    let desired: BTreeSet<Placed> = wanted
+        .iter()
+        .filter(|&&address| !is_hosts_own(address, put, surroundings))
+        .filter_map(|&address| Some((if address.is_ipv4() { loopback? } else { first? }, address)))
+        .collect();
+    Changes {
+        add: desired.difference(&there).copied().collect(),
+        remove: there.difference(&desired).copied().collect(),
+    }
+}
+
+/// The wanted addresses that the host has by itself.
+pub fn shared(
+    wanted: &BTreeSet<IpAddr>,
+    put: &BTreeSet<Placed>,
+    surroundings: &Surroundings,
+) -> BTreeSet<IpAddr> {
+    wanted.iter().copied().filter(|&address| is_hosts_own(address, put, surroundings)).collect()
+}
+
+/// Carries out the changes and keeps `put` true. What fails is logged and tried again with the next
+/// change of the network; packets to an address that a router sends here do not need it.
+pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netlink) {
+    for &(interface, address) in &changes.add {
+        match netlink.add_address(interface, address).await {
+            Ok(()) => {
+                info!(%address, "address put");
+                put.insert((interface, address));
+            }
+            Err(error) => warn!("{error}; neighbours will not find it"),
+        }
+    }
+    for &(interface, address) in &changes.remove {
+        match netlink.remove_address(interface, address).await {
+            Ok(()) => {
+                info!(%address, "address taken away");
+                put.remove(&(interface, address));
+            }
+            Err(error) => warn!("{error}"),
+        }
+    }
+}
+
+fn is_hosts_own(address: IpAddr, put: &BTreeSet<Placed>, surroundings: &Surroundings) -> bool {
+    let host = |a: &&crate::netlink::surroundings::HostAddress| {
+        a.address == address && !a.ours && !put.contains(&(a.interface, a.address))
+    };
+    surroundings.addresses.iter().any(|a| host(&a))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::surroundings::{HostAddress, Link};
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn surroundings(addresses: &[(u32, &str, bool)]) -> Surroundings {
+        let link =
+            |index, name: &str| Link { index, name: name.into(), loopback: name == "lo", ..Link::default() };
+        Surroundings {
+            links: [(1, link(1, "lo")), (2, link(2, "eth0")), (3, link(3, "eth1"))].into(),
+            addresses: addresses
+                .iter()
+                .map(|&(interface, address, ours)| HostAddress {
+                    address: ip(address),
+                    prefix: 24,
+                    interface,
+                    ours,
+                })
+                .collect(),
+            ..Surroundings::default()
+        }
+    }
+
+    fn listed() -> Vec<String> {
+        vec!["eth0".into(), "eth1".into()]
+    }
+
+    #[test]
+    fn ipv4_goes_on_lo_and_ipv6_on_the_first_listed_interface() {
+        let wanted = [ip("203.0.113.10"), ip("2001:db8::10")].into();
+        let changes = changes(&wanted, &listed(), &BTreeSet::new(), &surroundings(&[]));
+        assert_eq!(changes.add, [(1, ip("203.0.113.10")), (2, ip("2001:db8::10"))].into());
+        assert!(changes.remove.is_empty());
+    }
+
+    #[test]
+    fn an_address_that_the_host_has_is_shared_and_never_taken_away() {
+        let found = surroundings(&[(2, "10.0.0.2", false)]);
+        let wanted = [ip("10.0.0.2")].into();
+        assert_eq!(changes(&wanted, &listed(), &BTreeSet::new(), &found), Changes::default());
+        assert_eq!(shared(&wanted, &BTreeSet::new(), &found), wanted);
+        assert_eq!(changes(&BTreeSet::new(), &listed(), &BTreeSet::new(), &found), Changes::default());
+    }
+
+    #[test]
+    fn only_what_is_marked_or_remembered_as_ours_is_taken_away() {
+        let found =
+            surroundings(&[(1, "203.0.113.10", true), (1, "203.0.113.11", false), (2, "10.0.0.2", false)]);
+        let put = [(1, ip("203.0.113.11"))].into();
+        let changes = changes(&BTreeSet::new(), &listed(), &put, &found);
+        assert_eq!(changes.remove, [(1, ip("203.0.113.10")), (1, ip("203.0.113.11"))].into());
+        assert!(changes.add.is_empty());
+    }
+
+    #[test]
+    fn what_is_there_is_not_put_again() {
+        let found = surroundings(&[(1, "203.0.113.10", true)]);
+        let wanted = [ip("203.0.113.10")].into();
+        assert_eq!(changes(&wanted, &listed(), &BTreeSet::new(), &found), Changes::default());
+        assert!(shared(&wanted, &BTreeSet::new(), &found).is_empty());
+    }
+}

@@ -1,0 +1,169 @@
+//! Follows the surroundings: a task that hears what changes in the kernel, looks again, and publishes
+//! the result. It also has the kernel keep the neighbours resolved that packets go through.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use rtnetlink::{
+    MulticastGroup,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::RouteNetlinkMessage,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours};
+
+/// Changes come in flocks (a link that comes up brings addresses, routes, neighbours): how long to
+/// gather them before looking.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// What is kept of the surroundings of a set of addresses.
+pub struct Watch {
+    /// The addresses whose ways are wanted.
+    pub targets: watch::Sender<BTreeSet<IpAddr>>,
+    /// The surroundings now.
+    pub surroundings: watch::Receiver<Arc<Surroundings>>,
+    /// The neighbours that the kernel was told to keep resolved.
+    pub kept: watch::Receiver<BTreeSet<(u32, IpAddr)>>,
+}
+
+/// Looks once, then starts a task that follows until `stop`. `kept` are the neighbours that an earlier
+/// process told the kernel to keep resolved.
+///
+/// # Errors
+/// When there is no socket, or the first look fails.
+pub async fn start(
+    netlink: Netlink,
+    targets: BTreeSet<IpAddr>,
+    kept: BTreeSet<(u32, IpAddr)>,
+    stop: CancellationToken,
+) -> Result<Watch, NetlinkError> {
+    // Ears open before the first look, so that nothing falls between the two.
+    let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Neigh,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+        MulticastGroup::Ipv4Rule,
+        MulticastGroup::Ipv6Rule,
+    ])?;
+    tokio::spawn(connection);
+    let surroundings = netlink.survey(&targets).await?;
+    let (targets_in, targets_out) = watch::channel(targets);
+    let (surroundings_in, surroundings_out) = watch::channel(Arc::new(surroundings));
+    let (kept_in, kept_out) = watch::channel(kept);
+    let follower = Follower { netlink, targets: targets_out, surroundings: surroundings_in, kept: kept_in };
+    tokio::spawn(follower.run(messages.map(|(message, _)| Changed::of(&message)), stop));
+    Ok(Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out })
+}
+
+/// How much must be looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Changed {
+    Nothing,
+    Neighbours,
+    Everything,
+}
+
+impl Changed {
+    fn of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Self {
+        match &message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
+            ) => Self::Neighbours,
+            NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => Self::Everything,
+            _ => Self::Nothing,
+        }
+    }
+}
+
+struct Follower {
+    netlink: Netlink,
+    targets: watch::Receiver<BTreeSet<IpAddr>>,
+    surroundings: watch::Sender<Arc<Surroundings>>,
+    kept: watch::Sender<BTreeSet<(u32, IpAddr)>>,
+}
+
+impl Follower {
+    async fn run(mut self, messages: impl futures::Stream<Item = Changed>, stop: CancellationToken) {
+        let mut messages = std::pin::pin!(messages);
+        self.keep_neighbours().await;
+        loop {
+            let mut changed = tokio::select! {
+                () = stop.cancelled() => return,
+                targets = self.targets.changed() => {
+                    if targets.is_err() {
+                        return;
+                    }
+                    Changed::Everything
+                }
+                message = messages.next() => match message {
+                    Some(changed) => changed,
+                    None => return warn!("the kernel's netlink messages have ended; next hops are no longer followed"),
+                },
+            };
+            let enough = tokio::time::sleep(GATHER);
+            let mut enough = std::pin::pin!(enough);
+            loop {
+                tokio::select! {
+                    () = &mut enough => break,
+                    message = messages.next() => match message {
+                        Some(more) => changed = changed.max(more),
+                        None => break,
+                    },
+                }
+            }
+            if let Err(error) = self.look(changed).await {
+                warn!("cannot see what changed in the network: {error}");
+            }
+        }
+    }
+
+    async fn look(&mut self, changed: Changed) -> Result<(), NetlinkError> {
+        let before = Arc::clone(&self.surroundings.borrow());
+        let now = match changed {
+            Changed::Nothing => return Ok(()),
+            Changed::Neighbours => Surroundings {
+                neighbours: self.netlink.neighbours(&wanted_neighbours(&before)).await?,
+                ..Surroundings::clone(&before)
+            },
+            Changed::Everything => {
+                let targets = self.targets.borrow_and_update().clone();
+                self.netlink.survey(&targets).await?
+            }
+        };
+        if now != *before {
+            debug!(?changed, "the surroundings have changed");
+            self.surroundings.send_replace(Arc::new(now));
+            self.keep_neighbours().await;
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel which neighbours to keep resolved, and which no longer.
+    async fn keep_neighbours(&self) {
+        let wanted = wanted_neighbours(&self.surroundings.borrow());
+        let mut kept = self.kept.borrow().clone();
+        for &(interface, address) in wanted.difference(&kept.clone()) {
+            match self.netlink.keep_resolved(interface, address).await {
+                Ok(()) => _ = kept.insert((interface, address)),
+                Err(error) => warn!("{error}; its packets wait until something else makes the kernel ask"),
+            }
+        }
+        for &(interface, address) in kept.clone().difference(&wanted) {
+            match self.netlink.release(interface, address).await {
+                Ok(()) => _ = kept.remove(&(interface, address)),
+                Err(error) => warn!("{error}"),
+            }
+        }
+        self.kept.send_if_modified(|before| {
+            let modified = *before != kept;
+            *before = kept;
+            modified
+        });
+    }
+}

@@ -1,0 +1,266 @@
+//! Asks backends how they are: one question, one answer, no state. When to ask and what the answers
+//! mean is [`crate::health`]'s.
+
+mod http;
+mod tls;
+mod udp;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, mpsc},
+};
+
+use crate::model::{BackendAddress, HealthCheck, Probe};
+pub use tls::{TlsError, check_authorities};
+
+/// Probes that may be under way at the same time. Each takes a socket; what is over this waits, and its
+/// time-out begins when its turn comes.
+const AT_ONCE: usize = 512;
+
+/// Why a probe did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// No answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The connection broke while asking.
+    #[error("connection broken: {0}")]
+    Broken(String),
+    /// TLS did not come about.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// An HTTP status that is not wanted.
+    #[error("status {0}")]
+    Status(u16),
+    /// An answer that does not have what is expected.
+    #[error("the answer does not have what is expected")]
+    Unexpected,
+    /// The check cannot be carried out.
+    #[error("{0}")]
+    Impossible(String),
+}
+
+/// The answer to one probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer<K> {
+    /// Who was asked, in the asker's words.
+    pub key: K,
+    /// How long the answer took, or why there was none.
+    pub outcome: Result<Duration, ProbeError>,
+}
+
+/// Sends out probes, not too many at once.
+pub struct Prober<K> {
+    slots: Arc<Semaphore>,
+    answers: mpsc::UnboundedSender<Answer<K>>,
+}
+
+impl<K: Send + 'static> Prober<K> {
+    /// A prober whose answers arrive at the receiver. Unbounded, but never more than was asked.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Answer<K>>) {
+        let (answers, receiver) = mpsc::unbounded_channel();
+        (Self { slots: Arc::new(Semaphore::new(AT_ONCE)), answers }, receiver)
+    }
+
+    /// Starts one probe.
+    pub fn ask(&self, key: K, backend: BackendAddress, check: &HealthCheck) {
+        let slots = Arc::clone(&self.slots);
+        let answers = self.answers.clone();
+        let (what, timeout) = (check.probe.clone(), check.timeout);
+        let target = target(backend, check);
+        tokio::spawn(async move {
+            // The semaphore is never closed; if it were, there would be nothing to ask.
+            let Ok(_slot) = slots.acquire_owned().await else { return };
+            let outcome = match target {
+                Some(target) => probe(&what, target, timeout).await,
+                None => Err(ProbeError::Impossible("the backend has no port; give health a port".into())),
+            };
+            // The daemon has gone: nobody wants to know.
+            _ = answers.send(Answer { key, outcome });
+        });
+    }
+}
+
+/// Asks once; gives back how long the answer took.
+///
+/// # Errors
+/// Why it counts as failed.
+pub async fn probe(what: &Probe, target: SocketAddr, timeout: Duration) -> Result<Duration, ProbeError> {
+    let start = Instant::now();
+    let asked = async {
+        match what {
+            Probe::Tcp => connect(target).await.map(drop),
+            Probe::Http { path, host, status, body, tls, verify, ca_file } => {
+                let request = http::Request { path, host: host.as_deref(), status, body: body.as_deref() };
+                let stream = connect(target).await?;
+                if *tls {
+                    let name = tls::server_name(host.as_deref(), target.ip())?;
+                    let stream = tls::connect(stream, name, *verify, ca_file.as_deref()).await?;
+                    http::get(stream, target, &request).await
+                } else {
+                    http::get(stream, target, &request).await
+                }
+            }
+            Probe::Udp { send, expect } => udp::ask(target, send, expect).await,
+        }
+    };
+    match tokio::time::timeout(timeout, asked).await {
+        Ok(outcome) => outcome.map(|()| start.elapsed()),
+        Err(_) => Err(ProbeError::Timeout(timeout)),
+    }
+}
+
+/// Where a backend is asked: on the check's port, else on its own.
+pub fn target(backend: BackendAddress, check: &HealthCheck) -> Option<SocketAddr> {
+    let (address, port) = match backend {
+        BackendAddress::Local => (IpAddr::V4(Ipv4Addr::LOCALHOST), None),
+        BackendAddress::Remote(address, port) => (address, port),
+    };
+    Some(SocketAddr::new(address, check.port.or(port)?))
+}
+
+async fn connect(target: SocketAddr) -> Result<TcpStream, ProbeError> {
+    let stream = TcpStream::connect(target).await.map_err(|error| ProbeError::Connect(error.to_string()))?;
+    stream.set_nodelay(true).map_err(|error| ProbeError::Connect(error.to_string()))?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, UdpSocket},
+    };
+
+    const LONG: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(100);
+
+    fn http(path: &str, status: &[(u16, u16)], body: Option<&str>) -> Probe {
+        Probe::Http {
+            path: path.into(),
+            host: Some("shop.example".into()),
+            status: status.to_vec(),
+            body: body.map(Into::into),
+            tls: false,
+            verify: true,
+            ca_file: None,
+        }
+    }
+
+    /// A server that answers each connection with `answer` and gives back what it was sent first.
+    async fn server(answer: &'static str) -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                _ = sender.send(String::from_utf8_lossy(&request[..length]).into_owned());
+                _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        (address, receiver)
+    }
+
+    #[tokio::test]
+    async fn tcp_succeeds_where_somebody_listens_and_fails_where_nobody_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(probe(&Probe::Tcp, address, LONG).await.is_ok());
+        drop(listener);
+        assert!(matches!(probe(&Probe::Tcp, address, LONG).await, Err(ProbeError::Connect(_))));
+    }
+
+    #[tokio::test]
+    async fn http_asks_for_path_and_host_and_judges_status_and_body() {
+        let (address, mut requests) = server("HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nI am ok").await;
+        assert!(probe(&http("/healthz?a=b", &[(200, 299)], None), address, LONG).await.is_ok());
+        let request = requests.recv().await.unwrap();
+        assert!(request.starts_with("GET /healthz?a=b HTTP/1.1\r\n"), "{request}");
+        assert!(request.to_lowercase().contains("\r\nhost: shop.example\r\n"), "{request}");
+        assert!(probe(&http("/", &[(200, 299)], Some("am ok")), address, LONG).await.is_ok());
+        let missing = probe(&http("/", &[(200, 299)], Some("never")), address, LONG).await;
+        assert_eq!(missing, Err(ProbeError::Unexpected));
+        let other = probe(&http("/", &[(201, 204), (300, 399)], None), address, LONG).await;
+        assert_eq!(other, Err(ProbeError::Status(200)));
+    }
+
+    #[tokio::test]
+    async fn http_does_not_wait_for_a_body_that_nobody_asked_about() {
+        let (address, _requests) = server("HTTP/1.1 200 OK\r\ncontent-length: 700000\r\n\r\nbegin").await;
+        assert!(probe(&http("/", &[(200, 299)], None), address, LONG).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn http_that_is_no_http_fails() {
+        let (address, _requests) = server("SSH-2.0-OpenSSH_9.2\r\n").await;
+        let outcome = probe(&http("/", &[(200, 299)], None), address, LONG).await;
+        assert!(matches!(outcome, Err(ProbeError::Broken(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn silence_is_a_time_out() {
+        // Connections are taken by the kernel; nobody ever answers.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let outcome = probe(&http("/", &[(200, 299)], None), listener.local_addr().unwrap(), SHORT).await;
+        assert_eq!(outcome, Err(ProbeError::Timeout(SHORT)));
+    }
+
+    #[tokio::test]
+    async fn udp_wants_the_beginning_of_the_answer() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                let answer = [b"pong ", &buffer[..length]].concat();
+                _ = socket.send_to(&answer, from).await;
+            }
+        });
+        let udp = |expect: &[u8]| Probe::Udp { send: b"ping".to_vec(), expect: expect.to_vec() };
+        assert!(probe(&udp(b"pong p"), address, LONG).await.is_ok());
+        assert!(probe(&udp(b""), address, LONG).await.is_ok());
+        assert_eq!(probe(&udp(b"ping"), address, LONG).await, Err(ProbeError::Unexpected));
+    }
+
+    #[tokio::test]
+    async fn udp_to_a_closed_port_fails_at_once() {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        drop(socket);
+        let outcome = probe(&Probe::Udp { send: b"x".to_vec(), expect: vec![] }, address, LONG).await;
+        assert!(matches!(outcome, Err(ProbeError::Broken(_))), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn answers_come_back_with_their_keys() {
+        let (address, _requests) = server("HTTP/1.1 503 Busy\r\n\r\n").await;
+        let check = HealthCheck {
+            probe: http("/", &[(200, 299)], None),
+            interval: LONG,
+            timeout: LONG,
+            rise: 1,
+            fall: 1,
+            jitter: 0.0,
+            port: Some(address.port()),
+        };
+        let (prober, mut answers) = Prober::new();
+        prober.ask(7, BackendAddress::Local, &check);
+        let answer = answers.recv().await.unwrap();
+        assert_eq!(answer, Answer { key: 7, outcome: Err(ProbeError::Status(503)) });
+        prober.ask(8, BackendAddress::Remote(address.ip(), None), &HealthCheck { port: None, ..check });
+        let answer = answers.recv().await.unwrap();
+        assert!(matches!(answer, Answer { key: 8, outcome: Err(ProbeError::Impossible(_)) }));
+    }
+}

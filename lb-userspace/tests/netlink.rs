@@ -1,0 +1,163 @@
+//! Netlink in network namespaces of the tests' own. They need root: `cargo test -p lb-userspace --test
+//! netlink -- --ignored`.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_userspace::{
+    addresses,
+    netlink::{
+        Netlink,
+        surroundings::{NoNextHop, Surroundings},
+        watch,
+    },
+};
+use nix::sched::{CloneFlags, unshare};
+use tokio_util::sync::CancellationToken;
+
+/// Runs `test` in a thread with a new network namespace: `lb0` (10.7.0.1/24, 2001:db8:7::1/64) is joined
+/// to `peer`, which lives in a namespace of its own and has the .2 and ::2, MAC 02:00:00:00:00:02.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Peer) -> F + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
+        // Holds the peer's namespace open until it is dropped.
+        let holder = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+        let peer = Peer { holder };
+        ip("link set lo up");
+        ip("link add lb0 type veth peer name peer");
+        // The holder leaves our namespace some time after its start.
+        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        while std::fs::read_link(format!("/proc/{}/ns/net", peer.holder.id())).unwrap() == own {
+            std::thread::yield_now();
+        }
+        ip(&format!("link set peer netns {}", peer.holder.id()));
+        ip("address add 10.7.0.1/24 dev lb0");
+        ip("address add 2001:db8:7::1/64 dev lb0 nodad");
+        ip("link set lb0 up");
+        peer.ip("link set peer address 02:00:00:00:00:02");
+        peer.ip("address add 10.7.0.2/24 dev peer");
+        peer.ip("address add 2001:db8:7::2/64 dev peer nodad");
+        peer.ip("link set peer up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test(peer)).await.unwrap() });
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+struct Peer {
+    holder: std::process::Child,
+}
+
+impl Peer {
+    fn ip(&self, arguments: &str) {
+        let pid = self.holder.id().to_string();
+        run(Command::new("nsenter").args(["--net", "-t", &pid, "ip"]).args(arguments.split(' ')));
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        _ = self.holder.wait();
+    }
+}
+
+fn ip(arguments: &str) {
+    run(Command::new("ip").args(arguments.split(' ')));
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+async fn until(watch: &mut watch::Watch, what: impl Fn(&Surroundings) -> bool) -> Arc<Surroundings> {
+    Arc::clone(&*watch.surroundings.wait_for(|s| what(s)).await.unwrap())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_next_hop_is_resolved_and_followed() {
+    in_namespace(|peer| async move {
+        let netlink = Netlink::open().unwrap();
+        let targets: BTreeSet<_> =
+            [address("10.7.0.2"), address("2001:db8:7::2"), address("192.0.2.9")].into();
+        let stop = CancellationToken::new();
+        let mut watch =
+            watch::start(netlink.clone(), targets.clone(), BTreeSet::new(), stop.clone()).await.unwrap();
+
+        // Nobody sends anything: the kernel asks because it was told to keep them resolved.
+        let s = until(&mut watch, |s| s.neighbours.len() == 2).await;
+        let hop = s.next_hop(address("10.7.0.2")).unwrap();
+        assert_eq!(hop.mac, [2, 0, 0, 0, 0, 2]);
+        assert_eq!(Some(hop.own_mac), s.link("lb0").unwrap().mac);
+        assert_eq!(s.next_hop(address("2001:db8:7::2")).unwrap(), hop);
+        assert_eq!(s.source(address("10.7.0.2")), Some(address("10.7.0.1")));
+        assert_eq!(s.source(address("2001:db8:7::2")), Some(address("2001:db8:7::1")));
+        assert!(matches!(s.next_hop(address("192.0.2.9")), Err(NoNextHop::NoRoute(..))));
+        assert!(s.link("lb0").unwrap().veth);
+
+        // A route appears.
+        ip("route add 192.0.2.0/24 via 10.7.0.2");
+        let s = until(&mut watch, |s| s.next_hop(address("192.0.2.9")).is_ok()).await;
+        assert_eq!(s.next_hop(address("192.0.2.9")).unwrap(), hop);
+
+        // The neighbour gets another MAC address and says so by asking for us.
+        peer.ip("link set peer address 02:00:00:00:00:03");
+        ip("neigh change 10.7.0.2 lladdr 02:00:00:00:00:03 dev lb0 nud reachable");
+        until(&mut watch, |s| s.next_hop(address("10.7.0.2")).is_ok_and(|hop| hop.mac == [2, 0, 0, 0, 0, 3]))
+            .await;
+
+        // Targets that are no longer wanted are no longer kept.
+        assert_eq!(watch.kept.borrow().len(), 2);
+        watch.targets.send_replace([address("10.7.0.2")].into());
+        watch.kept.wait_for(|kept| kept.len() == 1).await.unwrap();
+        watch.targets.send_replace(BTreeSet::new());
+        watch.kept.wait_for(BTreeSet::is_empty).await.unwrap();
+        let shown = Command::new("ip").args(["neigh", "show"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&shown.stdout).contains("managed"));
+        stop.cancel();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn addresses_are_put_and_taken_away_again_and_nothing_else_is() {
+    in_namespace(|_peer| async {
+        let netlink = Netlink::open().unwrap();
+        let none = BTreeSet::new();
+        let before = netlink.survey(&none).await.unwrap();
+        let interfaces = ["lb0".to_owned()];
+        let wanted: BTreeSet<_> =
+            [address("203.0.113.10"), address("2001:db8::10"), address("10.7.0.1")].into();
+        let mut put = BTreeSet::new();
+        let changes = addresses::changes(&wanted, &interfaces, &put, &before);
+        addresses::apply(&changes, &mut put, &netlink).await;
+        let with = netlink.survey(&none).await.unwrap();
+        assert_eq!(put.len(), 2);
+        assert_eq!(addresses::shared(&wanted, &put, &with), [address("10.7.0.1")].into());
+        assert_eq!(with.addresses.iter().filter(|a| a.ours).count(), 2, "{:?}", with.addresses);
+        assert_eq!(addresses::changes(&wanted, &interfaces, &put, &with), addresses::Changes::default());
+        // The host never sends from the IPv6 address, and it is usable at once.
+        let shown = Command::new("ip").args(["-6", "address", "show", "dev", "lb0"]).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let line = shown.lines().find(|line| line.contains("2001:db8::10/128")).unwrap();
+        assert!(line.contains("deprecated") && !line.contains("tentative"), "{line}");
+
+        // A new process, which remembers nothing, knows them by their mark.
+        let changes = addresses::changes(&none, &interfaces, &BTreeSet::new(), &with);
+        addresses::apply(&changes, &mut put, &netlink).await;
+        assert!(put.is_empty());
+        assert_eq!(netlink.survey(&none).await.unwrap().addresses, before.addresses);
+    });
+}
