@@ -1,0 +1,29 @@
+//! Measures the packet path in the kernel.
+
+use anyhow::{Result, bail};
+
+use crate::{root, setup};
+
+/// Builds and runs the packet benchmark with these arguments; it prints a table and writes
+/// `target/bench/report.json`.
+///
+/// # Errors
+///
+/// Something could not be had, or the benchmark failed.
+pub fn run(arguments: &[String]) -> Result<()> {
+    setup::build()?;
+    let build =
+        crate::cargo().args(["build", "--release", "--package", "benches", "--bin", "packets"]).status()?;
+    if !build.success() {
+        bail!("the benchmark did not build");
+    }
+    let program = crate::target_directory().join("release/packets");
+    let status = root::command("to load XDP programs", &program.to_string_lossy())?
+        .current_dir(crate::workspace())
+        .args(arguments)
+        .status()?;
+    if !status.success() {
+        bail!("the benchmark failed ({status})");
+    }
+    Ok(())
+}

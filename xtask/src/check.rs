@@ -1,0 +1,166 @@
+//! The tests, and everything that must hold before a change goes in.
+
+mod counts;
+
+use std::{
+    ffi::OsString,
+    io::{BufRead as _, BufReader, Read, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{lab, root, setup, toolchain};
+pub use counts::Counts;
+
+/// How the tests are run.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct TestOptions {
+    /// Do not ask for root's rights: what needs them is skipped, by name
+    #[arg(long)]
+    pub no_root: bool,
+    /// Only tests whose name contains this
+    pub filter: Option<String>,
+}
+
+/// Runs all tests of the workspace.
+///
+/// # Errors
+///
+/// Something could not be had, did not build, or a test failed.
+pub fn test(options: &TestOptions) -> Result<Counts> {
+    setup::everything()?;
+    step("build", crate::cargo().args(["build", "--package", "lb-userspace"]))?;
+
+    let skipped = crate::target_directory().join("skipped-tests");
+    // From the last run, if there was one.
+    let _ = std::fs::remove_file(&skipped);
+    let mut counts = Counts::default();
+    if toolchain::on_path("cargo-nextest").is_some() {
+        let mut command = tests(&["nextest", "run", "--workspace", "--no-fail-fast"], options, &skipped)?;
+        // Nextest takes it for an error if the filter leaves nothing.
+        command.arg("--no-tests=warn");
+        counts += watched("test", &mut command)?;
+        counts +=
+            watched("test documentation", &mut tests(&["test", "--workspace", "--doc"], options, &skipped)?)?;
+    } else {
+        counts +=
+            watched("test", &mut tests(&["test", "--workspace", "--no-fail-fast"], options, &skipped)?)?;
+    }
+    let names = std::fs::read_to_string(&skipped).unwrap_or_default();
+    for name in names.lines() {
+        println!("skipped: {name}");
+    }
+    // They returned early, so their runner took them for passed.
+    counts.skip(names.lines().count());
+    println!("{counts}");
+    if counts.failed > 0 {
+        bail!("{} failed", setup::count(counts.failed, "test"));
+    }
+    Ok(counts)
+}
+
+/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests.
+///
+/// # Errors
+///
+/// The first thing that does not hold.
+pub fn ci() -> Result<()> {
+    let start = Instant::now();
+    step("format", crate::cargo().args(["fmt", "--all", "--check"]))?;
+    setup::everything()?;
+    step("lint", crate::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    step(
+        "documentation",
+        crate::cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]),
+    )?;
+    let mut unchecked = "";
+    if toolchain::on_path("cargo-deny").is_some() {
+        step("dependencies", crate::cargo().args(["deny", "check", "bans", "licenses", "sources"]))?;
+    } else {
+        unchecked = "; dependencies not checked, since cargo-deny is not installed";
+    }
+    let counts = test(&TestOptions::default())?;
+    println!(
+        "all is well: format, lint, documentation, {counts}{unchecked}; {} s",
+        start.elapsed().as_secs()
+    );
+    Ok(())
+}
+
+/// A command that runs tests, as root where that is wanted and possible.
+fn tests(arguments: &[&str], options: &TestOptions, skipped: &Path) -> Result<Command> {
+    let mut command = crate::cargo();
+    command.args(arguments).env(lab::SKIPPED_VARIABLE, skipped);
+    if let Some(filter) = &options.filter {
+        command.arg(filter);
+    }
+    if !options.no_root && !root::is_root() {
+        let what_for =
+            "to make network namespaces and load XDP programs in the tests (--no-root leaves those out)";
+        // Asked for once, before the build, and not in the middle of its output.
+        let granted = root::command(what_for, "true")?.status().context("sudo cannot be run")?.success();
+        if !granted {
+            bail!("root's rights were not granted; --no-root leaves out what needs them");
+        }
+        command.env(runner_variable()?, "sudo --preserve-env");
+    }
+    Ok(command)
+}
+
+/// The variable that names the program cargo runs the tests with.
+fn runner_variable() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output().context("rustc cannot be run")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host =
+        text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not tell its host")?;
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")))
+}
+
+/// Runs a command, its output shown.
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    heading(name, command);
+    let status = command.status().with_context(|| format!("{name}: the command cannot be run"))?;
+    if !status.success() {
+        bail!("{name} failed");
+    }
+    Ok(())
+}
+
+/// Runs a command that runs tests: its output shown, and counted.
+fn watched(name: &str, command: &mut Command) -> Result<Counts> {
+    heading(name, command);
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cargo cannot be run")?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut counts = Counts::default();
+    std::thread::scope(|scope| {
+        let from_stderr = scope.spawn(|| stderr.map(|pipe| tee(pipe, std::io::stderr())).unwrap_or_default());
+        counts += stdout.map(|pipe| tee(pipe, std::io::stdout())).unwrap_or_default();
+        // A thread that panicked has counted nothing; the exit status below still tells.
+        counts += from_stderr.join().unwrap_or_default();
+    });
+    let status = child.wait()?;
+    if !status.success() && counts.failed == 0 {
+        bail!("{name} failed before any test did ({status})");
+    }
+    Ok(counts)
+}
+
+fn tee(from: impl Read, mut to: impl Write) -> Counts {
+    let mut counts = Counts::default();
+    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+        counts.read(&String::from_utf8_lossy(&line));
+        // Nobody may be reading any more; the count goes on.
+        let _ = to.write_all(&line).and_then(|()| to.write_all(b"\n"));
+    }
+    counts
+}
+
+fn heading(name: &str, command: &Command) {
+    let words: Vec<OsString> =
+        std::iter::once("cargo".into()).chain(command.get_args().map(Into::into)).collect();
+    println!("── {name}: {}", words.join(std::ffi::OsStr::new(" ")).to_string_lossy());
+}
