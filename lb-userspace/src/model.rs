@@ -57,6 +57,28 @@ impl Default for PortRange {
     }
 }
 
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.low, self.high)
+    }
+}
+
+/// The text is no range of ports.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ports are written \"10240-32767\": the lowest, not 0, and the highest")]
+pub struct PortRangeError;
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (low, high) = text.split_once('-').ok_or(PortRangeError)?;
+        let port = |text: &str| text.trim().parse::<u16>().map_err(|_| PortRangeError);
+        let (low, high) = (port(low)?, port(high)?);
+        if low == 0 || high < low { Err(PortRangeError) } else { Ok(Self { low, high }) }
+    }
+}
+
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -188,7 +210,11 @@ impl FromStr for BackendAddress {
             return Ok(Self::Local);
         }
         if let Ok(socket) = text.parse::<SocketAddr>() {
-            return if socket.port() == 0 { Err(BackendAddressError) } else { Ok(Self::Remote(socket.ip(), Some(socket.port()))) };
+            return if socket.port() == 0 {
+                Err(BackendAddressError)
+            } else {
+                Ok(Self::Remote(socket.ip(), Some(socket.port())))
+            };
         }
         text.parse::<IpAddr>().map(|ip| Self::Remote(ip, None)).map_err(|_| BackendAddressError)
     }
@@ -300,6 +326,36 @@ impl fmt::Display for Listen {
     }
 }
 
+/// The text is no listener.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a listener is written \"203.0.113.10:80/tcp\", \"[2001:db8::1]:53/udp\", or with * for all ports: \"203.0.113.10:*/tcp\""
+)]
+pub struct ListenError;
+
+impl FromStr for Listen {
+    type Err = ListenError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (place, protocol) = text.rsplit_once('/').ok_or(ListenError)?;
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return Err(ListenError),
+        };
+        let (address, port) = place.rsplit_once(':').ok_or(ListenError)?;
+        let address = match address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => IpAddr::V6(v6.parse().map_err(|_| ListenError)?),
+            None => IpAddr::V4(address.parse().map_err(|_| ListenError)?),
+        };
+        let port = match port {
+            "*" => None,
+            number => Some(number.parse().ok().filter(|&port: &u16| port != 0).ok_or(ListenError)?),
+        };
+        Ok(Self { address, port, protocol })
+    }
+}
+
 /// Transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -358,5 +414,114 @@ pub struct Network {
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Network {
+    /// The network of this prefix length that an address is in; `None` when the prefix is too long.
+    pub fn of(address: IpAddr, prefix: u8) -> Option<Self> {
+        let address = match address {
+            IpAddr::V4(v4) if prefix <= 32 => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+                IpAddr::V4((u32::from(v4) & mask).into())
+            }
+            IpAddr::V6(v6) if prefix <= 128 => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+                IpAddr::V6((u128::from(v6) & mask).into())
+            }
+            _ => return None,
+        };
+        Some(Self { address, prefix })
+    }
+}
+
+/// The text is no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetworkError {
+    /// Neither address nor network.
+    #[error("a network is written \"10.0.0.0/8\" or \"2001:db8::/32\"; an address alone is a network of one")]
+    Form,
+    /// Bits beyond the prefix are set.
+    #[error("the address has bits set beyond its prefix; the network is \"{0}\"")]
+    HostBits(Network),
+}
+
+impl FromStr for Network {
+    type Err = NetworkError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| NetworkError::Form)?;
+        let whole = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            Some(digits) => digits.parse().map_err(|_| NetworkError::Form)?,
+            None => whole,
+        };
+        let network = Self::of(address, prefix).ok_or(NetworkError::Form)?;
+        if network.address == address { Ok(network) } else { Err(NetworkError::HostBits(network)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_read_as_they_are_written() {
+        for text in
+            ["203.0.113.10:80/tcp", "[2001:db8::1]:53/udp", "203.0.113.10:*/tcp", "[2001:db8::1]:*/udp"]
+        {
+            assert_eq!(text.parse::<Listen>().map(|l| l.to_string()).as_deref(), Ok(text));
+        }
+        for text in [
+            "203.0.113.10:80",
+            "203.0.113.10/tcp",
+            "203.0.113.10:0/tcp",
+            "2001:db8::1:53/udp",
+            "a:1/tcp",
+            "1.2.3.4:1/sctp",
+        ] {
+            assert_eq!(text.parse::<Listen>(), Err(ListenError), "{text}");
+        }
+    }
+
+    #[test]
+    fn backends_are_read_as_they_are_written() {
+        for text in ["local", "10.0.0.11:8080", "10.0.0.11", "[2001:db8::11]:8080", "2001:db8::11"] {
+            assert_eq!(text.parse::<BackendAddress>().map(|b| b.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["10.0.0.11:0", "local:80", "web.example:80", "10.0.0.11:70000"] {
+            assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_network_with_host_bits_is_refused_with_the_right_one() {
+        assert_eq!(
+            "10.1.2.0/8".parse::<Network>(),
+            Err(NetworkError::HostBits("10.0.0.0/8".parse().unwrap()))
+        );
+        assert_eq!(
+            "2001:db8::1/32".parse::<Network>(),
+            Err(NetworkError::HostBits("2001:db8::/32".parse().unwrap()))
+        );
+        for text in ["0.0.0.0/0", "::/0", "10.0.0.1/32", "2001:db8::1/128"] {
+            assert_eq!(text.parse::<Network>().map(|n| n.to_string()).as_deref(), Ok(text));
+        }
+        assert_eq!("10.0.0.1".parse::<Network>().map(|n| n.prefix), Ok(32));
+        for text in ["10.0.0.0/33", "10.0.0/8", "10.0.0.0/", "2001:db8::/129"] {
+            assert_eq!(text.parse::<Network>(), Err(NetworkError::Form), "{text}");
+        }
+    }
+
+    #[test]
+    fn ports_are_read_as_they_are_written() {
+        assert_eq!("10240-32767".parse(), Ok(PortRange { low: 10240, high: 32767 }));
+        for text in ["0-10", "10-9", "10", "1-65536"] {
+            assert_eq!(text.parse::<PortRange>(), Err(PortRangeError), "{text}");
+        }
     }
 }

@@ -1,0 +1,102 @@
+//! What must hold between the parts of a document.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    complaint::Places,
+    read::{Sink, suggest},
+};
+use crate::model::{Backend, BackendAddress, Config, Pool, Service};
+
+pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
+    let vips: BTreeSet<IpAddr> = config.services.values().map(|service| service.listen.address).collect();
+    let mut listeners = BTreeMap::new();
+    for (name, service) in &config.services {
+        if let Some(other) = listeners.insert(service.listen, name) {
+            let message = format!("services \"{other}\" and \"{name}\" both listen on {}", service.listen);
+            let remedy = "give one of them another address, port or protocol";
+            sink.complaints.push(places.listen(name).error(message, remedy));
+        }
+        source_clash(name, config, service, places, sink);
+        match config.pools.get(&service.pool) {
+            Some(pool) => fits(name, service, pool, places, sink),
+            // The pool may be there and broken, and complained about already.
+            None if places.has_pool(&service.pool) => {}
+            None => {
+                let message = format!("there is no pool \"{}\"", service.pool);
+                let remedy = match config.pools.is_empty() {
+                    true => format!("add [pools.{}]", service.pool),
+                    false => suggest(&service.pool, config.pools.keys().map(String::as_str)),
+                };
+                sink.complaints.push(places.pool_of(name).error(message, remedy));
+            }
+        }
+    }
+    for (name, pool) in &config.pools {
+        for backend in &pool.backends {
+            not_a_vip(name, backend, &vips, places, sink);
+        }
+        if config.services.values().all(|service| service.pool != *name) {
+            let message = format!("no service uses pool \"{name}\"");
+            sink.complaints.push(places.pool(name).warning(message, "name it in a service, or remove it"));
+        }
+    }
+}
+
+/// A service and its pool.
+fn fits(name: &str, service: &Service, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
+    let family = |v4| if v4 { "IPv4" } else { "IPv6" };
+    let v4 = service.listen.address.is_ipv4();
+    let other_family = pool.backends.iter().find(|backend| match backend.address {
+        BackendAddress::Remote(ip, _) => ip.is_ipv4() != v4,
+        BackendAddress::Local => false,
+    });
+    if let Some(backend) = other_family {
+        let message = format!(
+            "an {} service cannot be translated to backend {} of pool \"{}\"",
+            family(v4),
+            backend.address,
+            service.pool
+        );
+        let remedy = format!("use a pool whose backends all have {} addresses", family(v4));
+        sink.complaints.push(places.pool_of(name).error(message, remedy));
+    }
+    let number = pool.backends.len();
+    if let Some(size) = service.ring_size.filter(|&size| (size as usize) < number) {
+        let message = format!("ring_size = {size} has no slot for each of the pool's {number} backends");
+        let remedy = format!("write a prime of about {}, a hundred slots for each", 100 * number);
+        sink.complaints.push(places.ring_size(name).error(message, remedy));
+    }
+    if pool.backends.is_empty() {
+        let message = format!("pool \"{}\" has no backends: clients of \"{name}\" are refused", service.pool);
+        let remedy = "add backends = [ { address = \"10.0.0.11:8080\" } ] to the pool";
+        sink.complaints.push(places.pool_of(name).warning(message, remedy));
+    }
+}
+
+/// A backend whose address is a VIP would be sent its own packets.
+fn not_a_vip(pool: &str, backend: &Backend, vips: &BTreeSet<IpAddr>, places: &Places, sink: &mut Sink<'_>) {
+    let BackendAddress::Remote(ip, _) = backend.address else { return };
+    if vips.contains(&ip) {
+        let message =
+            format!("backend {} has the address of a service: packets would go in circles", backend.address);
+        let remedy = "write the server's own address, or address = \"local\" for a server on this host";
+        sink.complaints.push(places.backend(pool, backend.address).error(message, remedy));
+    }
+}
+
+/// A reply to a source address must not look like a request to a service.
+fn source_clash(name: &str, config: &Config, service: &Service, places: &Places, sink: &mut Sink<'_>) {
+    let ports = config.settings.ports;
+    if !config.settings.sources.contains(&service.listen.address) {
+        return;
+    }
+    if service.listen.port.is_none_or(|port| (ports.low..=ports.high).contains(&port)) {
+        let message = format!("{} is a source too, and its ports {ports} are for replies", service.listen);
+        let remedy = "use another address as source, or choose ports that no service listens on";
+        sink.complaints.push(places.listen(name).error(message, remedy));
+    }
+}

@@ -1,0 +1,132 @@
+//! Services: where they listen, which pool answers, who may come in.
+
+use std::ops::Range;
+
+use super::{
+    complaint::{Places, Thing},
+    read::{Fields, Node, Sink},
+    settings::check_unicast,
+};
+use crate::{
+    maglev,
+    model::{Forward, Listen, Network, Scheduler, Service},
+};
+
+/// Most slots of a ring; more would only cost memory.
+const MOST_SLOTS: u32 = 1_048_573;
+
+pub(super) fn service(
+    name: &str,
+    node: &Node<'_>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Option<Service> {
+    let mut fields = node.table(sink)?;
+    let listen = fields.require(sink, "listen", "\"203.0.113.10:80/tcp\"");
+    let listen = listen.and_then(|node| {
+        let listen: Listen = node.parsed(sink)?;
+        check_unicast(listen.address, "VIP", &node.span, sink);
+        places.note(Thing::Listen(name.to_owned()), node.span.clone());
+        Some(listen)
+    });
+    let pool = fields.require(sink, "pool", "\"web\"");
+    let pool = pool.and_then(|node| {
+        places.note(Thing::PoolOf(name.to_owned()), node.span.clone());
+        node.string(sink).map(str::to_owned)
+    });
+    let scheduler = fields.read(sink, "scheduler", |node, sink| {
+        node.choice(sink, &[("maglev", Scheduler::Maglev), ("round-robin", Scheduler::RoundRobin)])
+    });
+    let forward = fields.read(sink, "forward", forward);
+    let ring_size = fields.read(sink, "ring_size", |node, sink| {
+        places.note(Thing::RingSize(name.to_owned()), node.span.clone());
+        ring_size(node, scheduler.unwrap_or_default(), sink)
+    });
+    let allow = networks(&mut fields, "allow", listen, sink);
+    let deny = networks(&mut fields, "deny", listen, sink);
+    for (network, span) in &deny {
+        if allow.iter().any(|(other, _)| other == network) {
+            let message = format!("{network} is both allowed and denied");
+            sink.error(span, message, "remove one of the two; of two that overlap the longer prefix decides");
+        }
+    }
+    const PROXY: &str =
+        "remove it; this version forwards packets (layer 4) and does not look inside connections";
+    fields.later(&[
+        ("role", "remove it; this version sends connections to any backend of the pool"),
+        ("routes", PROXY),
+        ("tls", PROXY),
+        ("auth", PROXY),
+        ("track", "remove it; with forward = \"nat\" every connection is tracked"),
+    ]);
+    fields.finish(sink);
+    Some(Service {
+        listen: listen?,
+        pool: pool?,
+        scheduler: scheduler.unwrap_or_default(),
+        forward: forward.unwrap_or_default(),
+        ring_size,
+        allow: allow.into_iter().map(|(network, _)| network).collect(),
+        deny: deny.into_iter().map(|(network, _)| network).collect(),
+    })
+}
+
+fn forward(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Forward> {
+    match node.string(sink)? {
+        later @ ("dsr" | "ipip" | "gue") => {
+            let message = format!("forward = \"{later}\" is not in this version of Lobby");
+            sink.error(&node.span, message, "write forward = \"nat\", which works with any backend");
+            None
+        }
+        _ => node.choice(sink, &[("nat", Forward::Nat)]),
+    }
+}
+
+fn ring_size(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option<u32> {
+    let size = node.integer(sink, 2..=MOST_SLOTS)?;
+    if scheduler == Scheduler::RoundRobin {
+        let remedy = "remove it: a round-robin ring is as long as its weights ask for";
+        sink.error(&node.span, "ring_size is for scheduler = \"maglev\"", remedy);
+    } else if !maglev::is_prime(size) {
+        let below = (2..size).rev().find(|&n| maglev::is_prime(n)).unwrap_or(2);
+        let above = (size..=MOST_SLOTS).find(|&n| maglev::is_prime(n)).unwrap_or(MOST_SLOTS);
+        sink.error(
+            &node.span,
+            format!("ring_size = {size} is not prime, so some slots could never be reached by some backends"),
+            format!("write {below} or {above}"),
+        );
+    }
+    Some(size)
+}
+
+fn networks(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    listen: Option<Listen>,
+    sink: &mut Sink<'_>,
+) -> Vec<(Network, Range<usize>)> {
+    let Some(node) = fields.get(key) else {
+        return Vec::new();
+    };
+    let mut networks: Vec<(Network, Range<usize>)> = Vec::new();
+    for (network, span) in node.list(sink, |item, sink| item.parsed::<Network>(sink)) {
+        if networks.iter().any(|(other, _)| *other == network) {
+            sink.error(&span, format!("{network} is listed twice"), "remove one of the two");
+            continue;
+        }
+        if listen.is_some_and(|listen| listen.address.is_ipv4() != network.address.is_ipv4()) {
+            let message =
+                format!("{network} is of the other family than the service: no client of it can come");
+            sink.warning(&span, message, "remove it, or put it in a service that listens on that family");
+        }
+        networks.push((network, span));
+    }
+    if networks.is_empty()
+        && key == "allow"
+        && node.array(&mut Sink::new("")).is_some_and(|items| items.is_empty())
+    {
+        let remedy = "remove it to let everybody in, or write deny = [\"0.0.0.0/0\"] to let nobody in";
+        sink.error(&node.span, "allow names nobody", remedy);
+    }
+    networks
+}
