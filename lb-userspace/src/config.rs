@@ -19,7 +19,7 @@ use toml::de::DeTable;
 pub use self::complaint::{Complaint, Complaints, Place, Places, Severity};
 use self::{
     complaint::Thing,
-    read::{Fields, Sink},
+    read::{Fields, Node, Sink},
 };
 use crate::model::Config;
 
@@ -66,7 +66,7 @@ fn document(mut root: Fields<'_>, sink: &mut Sink<'_>, places: &mut Places) -> C
     let settings = settings::settings(&mut root, sink, places);
 
     let mut pools = BTreeMap::new();
-    if let Some(named) = root.read(sink, "pools", |node, sink| node.table(sink)) {
+    if let Some(named) = root.read(sink, "pools", Node::table) {
         for (name, span, node) in named.named("pool") {
             settings::check_name(name, &span, sink);
             places.note(Thing::Pool(name.to_owned()), span);
@@ -77,7 +77,7 @@ fn document(mut root: Fields<'_>, sink: &mut Sink<'_>, places: &mut Places) -> C
     }
 
     let mut services = BTreeMap::new();
-    if let Some(named) = root.read(sink, "services", |node, sink| node.table(sink)) {
+    if let Some(named) = root.read(sink, "services", Node::table) {
         for (name, span, node) in named.named("service") {
             settings::check_name(name, &span, sink);
             if let Some(service) = services::service(name, &node, sink, places) {

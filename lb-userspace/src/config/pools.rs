@@ -130,7 +130,7 @@ fn admin(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> Admin {
 fn health(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HealthCheck> {
     let mut fields = node.table(sink)?;
     let probe = probe(&mut fields, sink);
-    let interval = fields.read(sink, "interval", |node, sink| node.duration(sink)).unwrap_or(INTERVAL);
+    let interval = fields.read(sink, "interval", Node::duration).unwrap_or(INTERVAL);
     let timeout = fields.get("timeout");
     let timeout = match timeout {
         None => TIMEOUT.min(interval),
@@ -231,7 +231,7 @@ fn http_probe(fields: &mut Fields<'_>, node: &Node<'_>, tls: bool, sink: &mut Si
     let body = fields.read(sink, "body", |node, sink| node.string(sink).map(str::to_owned));
     let (mut verify, mut ca_file) = (None, None);
     if tls {
-        verify = fields.read(sink, "verify", |node, sink| node.boolean(sink));
+        verify = fields.read(sink, "verify", Node::boolean);
         ca_file = fields.read(sink, "ca", |node, sink| node.string(sink).map(Into::into));
     }
     Some(Probe::Http { path: path?, host, status, body, tls, verify: tls && verify.unwrap_or(true), ca_file })

@@ -109,7 +109,7 @@ fn networks(
         return Vec::new();
     };
     let mut networks: Vec<(Network, Range<usize>)> = Vec::new();
-    for (network, span) in node.list(sink, |item, sink| item.parsed::<Network>(sink)) {
+    for (network, span) in node.list(sink, Node::parsed::<Network>) {
         if networks.iter().any(|(other, _)| *other == network) {
             sink.error(&span, format!("{network} is listed twice"), "remove one of the two");
             continue;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     complaint::{Places, Thing},
-    read::{Fields, Sink},
+    read::{Fields, Node, Sink},
 };
 use crate::model::{Idle, Limits, PortRange, Settings};
 
@@ -172,7 +172,7 @@ fn timeouts(mut fields: Fields<'_>, sink: &mut Sink<'_>) -> Idle {
         ("udp", &mut idle.udp),
         ("port_rest", &mut idle.port_rest),
     ] {
-        if let Some(said) = fields.read(sink, key, |node, sink| node.duration(sink)) {
+        if let Some(said) = fields.read(sink, key, Node::duration) {
             *time = said;
         }
     }
