@@ -19,8 +19,66 @@ pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
 
-/// An IPv4 or IPv6 address, IPv4 as IPv4-mapped IPv6 (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
-pub type Address = [u8; 16];
+/// An IPv4 address, in memory order: `u32::from_ne_bytes` of its bytes.
+pub type AddressV4 = u32;
+
+/// An IPv6 address, its two halves in memory order. Where there is room for either family, an IPv4
+/// address is an IPv4-mapped one (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2).
+///
+/// Words and not bytes, in keys too: a BPF stack wants them aligned.
+pub type Address = [u64; 2];
+
+/// The words of an IPv4 address.
+#[inline(always)]
+pub const fn address_v4(bytes: [u8; 4]) -> AddressV4 {
+    u32::from_ne_bytes(bytes)
+}
+
+/// The words of an IPv6 address.
+#[inline(always)]
+pub const fn address_v6(b: [u8; 16]) -> Address {
+    [
+        u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]),
+        u64::from_ne_bytes([b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]]),
+    ]
+}
+
+/// What precedes an IPv4 address in the lower half of its IPv4-mapped form.
+const MAPPED: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// An IPv4 address where there is room for either family.
+#[inline(always)]
+pub const fn mapped(address: AddressV4) -> Address {
+    let [m, a] = [MAPPED, address.to_ne_bytes()];
+    [0, u64::from_ne_bytes([m[0], m[1], m[2], m[3], a[0], a[1], a[2], a[3]])]
+}
+
+/// The IPv4 address in an IPv4-mapped one.
+#[inline(always)]
+pub const fn unmapped(address: Address) -> AddressV4 {
+    let b = address[1].to_ne_bytes();
+    u32::from_ne_bytes([b[4], b[5], b[6], b[7]])
+}
+
+/// An address of either family, from its words.
+pub const fn ip_addr(address: Address) -> core::net::IpAddr {
+    let [h, l] = [address[0].to_ne_bytes(), address[1].to_ne_bytes()];
+    let v6 = core::net::Ipv6Addr::from_octets([
+        h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], l[0], l[1], l[2], l[3], l[4], l[5], l[6], l[7],
+    ]);
+    match v6.to_ipv4_mapped() {
+        Some(v4) => core::net::IpAddr::V4(v4),
+        None => core::net::IpAddr::V6(v6),
+    }
+}
+
+/// The words of an address of either family.
+pub const fn address(ip: core::net::IpAddr) -> Address {
+    match ip {
+        core::net::IpAddr::V4(v4) => mapped(address_v4(v4.octets())),
+        core::net::IpAddr::V6(v6) => address_v6(v6.octets()),
+    }
+}
 
 /// Names of the maps: the same as those of the statics in lb-ebpf (a test compares them).
 pub mod name {
@@ -190,9 +248,9 @@ pub struct Idle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKeyV4 {
     /// Destination address.
-    pub address: [u8; 4],
-    /// Destination port, network order; zero for all ports ([`Vip`] leads there).
-    pub port: [u8; 2],
+    pub address: AddressV4,
+    /// Destination port, network order.
+    pub port: u16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Zero.
@@ -205,12 +263,12 @@ pub struct ServiceKeyV4 {
 pub struct ServiceKeyV6 {
     /// Destination address.
     pub address: Address,
-    /// Destination port, network order; zero for all ports.
-    pub port: [u8; 2],
+    /// Destination port, network order.
+    pub port: u16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Zero.
-    pub reserved: u8,
+    pub reserved: [u8; 5],
 }
 
 /// An address that some service listens on.
@@ -280,11 +338,11 @@ pub struct RuleV4 {
     /// Rule set, from 1.
     pub set: u32,
     /// Source network.
-    pub address: [u8; 4],
+    pub address: AddressV4,
 }
 
 /// Data of the trie's key for IPv6; the prefix counts the 32 bits of `set` too.
-#[repr(C)]
+#[repr(C, packed(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleV6 {
     /// Rule set, from 1.
@@ -499,7 +557,7 @@ impl Budget {
 const _: () = {
     assert!(size_of::<Config>() == 80);
     assert!(size_of::<ServiceKeyV4>() == 8);
-    assert!(size_of::<ServiceKeyV6>() == 20);
+    assert!(size_of::<ServiceKeyV6>() == 24);
     assert!(size_of::<Vip>() == 12);
     assert!(size_of::<Service>() == 64);
     assert!(size_of::<RuleV4>() == 8);

@@ -33,12 +33,21 @@ use flow::Known;
 use parse::Packet;
 
 /// What is the same for the whole of one decision.
+#[repr(C)]
 pub(crate) struct Context<'a, T> {
     pub(crate) tables: &'a T,
     pub(crate) config: &'a Config,
     /// Interface the frame came in by.
     pub(crate) ingress: u32,
     pub(crate) now: Tick,
+}
+
+/// What a packet asks for: its service, and where its connection belongs.
+struct Call<'a> {
+    /// Index of the service.
+    index: u32,
+    service: &'a Service,
+    place: flow::Place,
 }
 
 impl<T> Clone for Context<'_, T> {
@@ -75,8 +84,8 @@ pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: 
     verdict
 }
 
-/// The pipeline. Every step either gives the next one what it needs, or a verdict.
-#[inline(always)]
+/// The pipeline, for one family. Every step either gives the next one what it needs, or a verdict.
+#[inline(never)]
 fn route<V: Family, T: Tables>(
     frame: &mut impl Frame,
     link: Link,
@@ -98,25 +107,39 @@ fn route<V: Family, T: Tables>(
     }
 
     let place = flow::place(&packet, context.config);
-    let known = flow::of_client(&packet, index, place, context);
-    if let Some(known) = &known
-        && !flow::starts_anew(&packet, known, context)
+    if let Some(known) = flow::of_client(&packet, index, place, context)
+        && !flow::starts_anew(&packet, &known, context)
     {
-        return to_backend(frame, &packet, known, context);
+        return to_backend(frame, &packet, &known, context);
     }
+    arrive(frame, &packet, &Call { index, service, place }, &context)
+}
+
+/// A packet of a flow that is not known.
+///
+/// A function of its own also in BPF, where a stack is 512 bytes and a call takes five arguments: so
+/// the frequent path keeps its registers.
+#[inline(never)]
+fn arrive<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: &Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    let (context, place) = (*context, call.place);
     if packet.protocol == TCP && !packet.is_first() {
-        return stray(frame, &packet, index, service, place, context);
+        return stray(frame, packet, call, context);
     }
-    let Some((index, backend)) = select::backend(index, service, place, context.tables)? else {
+    let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
         return if packet.protocol == TCP {
-            reset::answer(frame, &packet, ResetReason::NoBackend, context)
+            reset::answer(frame, packet, ResetReason::NoBackend, context)
         } else {
             Err(DropReason::NoBackend.into())
         };
     };
-    let new = flow::open(&packet, index, backend, place, context)?;
+    let new = flow::open(packet, index, backend, place, context)?;
     count_new(index, context.tables);
-    to_backend(frame, &packet, &new, context)
+    to_backend(frame, packet, &new, context)
 }
 
 /// A packet of a flow that is known, from the client.
@@ -167,7 +190,7 @@ fn to_client<V: Family, T: Tables>(
     let service = context.tables.service(known.backend.service.get()).ok_or(DropReason::Tables)?;
     let interface = known.flow.interface.get();
     let own_mac = if interface == context.ingress {
-        eth::mac_to_word(packet.link.destination)
+        packet.link.destination
     } else {
         context.tables.interface_mac(interface).filter(|mac| *mac != 0).ok_or(DropReason::NoNextHop)?
     };
@@ -200,13 +223,11 @@ fn cut<V: Family, T: Tables>(
 fn stray<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    index: u32,
-    service: &Service,
-    place: flow::Place,
+    call: &Call<'_>,
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
-    if service.flags.get() & Service::ROUND_ROBIN == 0
-        && let Some((_, backend)) = select::backend(index, service, place, context.tables)?
+    if call.service.flags.get() & Service::ROUND_ROBIN == 0
+        && let Some((_, backend)) = select::backend(call.index, call.service, call.place, context.tables)?
         && backend.flags.get() & Backend::LOCAL != 0
     {
         return Err(PassReason::Local.into());

@@ -6,8 +6,8 @@ extern crate std;
 
 use crate::{
     abi::{
-        Action, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, RuleV4, RuleV6, Service,
-        ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
+        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, RuleV4, RuleV6,
+        Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip, address_v4, address_v6,
     },
     shared::Shared,
     tables::Tables,
@@ -56,8 +56,10 @@ impl Frame for SliceFrame {
             return None;
         }
         let bytes = self.0.get_mut(offset..offset + size_of::<T>())?;
-        // SAFETY: `Wire` types have alignment 1 and are valid for any bytes; the borrow is kept.
-        Some(unsafe { &mut *bytes.as_mut_ptr().cast::<T>() })
+        let pointer = bytes.as_mut_ptr().cast::<T>();
+        assert!(pointer.is_aligned(), "a header at odd offset {offset}");
+        // SAFETY: `Wire` types are valid for any bytes; aligned, as asserted; the borrow is kept.
+        Some(unsafe { &mut *pointer })
     }
 }
 
@@ -71,9 +73,9 @@ pub struct MemTables {
     /// By address, port and protocol.
     pub service_keys_v6: BTreeMap<ServiceKeyV6, u32>,
     /// By address.
-    pub vips_v4: BTreeMap<[u8; 4], Vip>,
+    pub vips_v4: BTreeMap<AddressV4, Vip>,
     /// By address.
-    pub vips_v6: BTreeMap<[u8; 16], Vip>,
+    pub vips_v6: BTreeMap<Address, Vip>,
     /// By index.
     pub services: Vec<Service>,
     /// Prefix length (without the set) and rule, to action.
@@ -89,9 +91,9 @@ pub struct MemTables {
     /// By service.
     pub turns: Vec<Cell<u64>>,
     /// By address.
-    pub source_keys_v4: BTreeMap<[u8; 4], u32>,
+    pub source_keys_v4: BTreeMap<AddressV4, u32>,
     /// By address.
-    pub source_keys_v6: BTreeMap<[u8; 16], u32>,
+    pub source_keys_v6: BTreeMap<Address, u32>,
     /// By index.
     pub sources: Vec<Source>,
     /// By interface index.
@@ -167,20 +169,24 @@ impl Tables for MemTables {
     fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32> {
         self.service_keys_v6.get(key).copied()
     }
-    fn vip_v4(&self, address: &[u8; 4]) -> Option<Vip> {
-        self.vips_v4.get(address).copied()
+    fn vip_v4(&self, address: AddressV4) -> Option<Vip> {
+        self.vips_v4.get(&address).copied()
     }
-    fn vip_v6(&self, address: &[u8; 16]) -> Option<Vip> {
-        self.vips_v6.get(address).copied()
+    fn vip_v6(&self, address: Address) -> Option<Vip> {
+        self.vips_v6.get(&address).copied()
     }
     fn service(&self, index: u32) -> Option<&Service> {
         self.services.get(index as usize)
     }
     fn rule_v4(&self, rule: &RuleV4) -> Option<u32> {
-        longest(&self.rules_v4, rule.address, |address| RuleV4 { set: rule.set, address })
+        let bytes = rule.address.to_ne_bytes();
+        longest(&self.rules_v4, bytes, |b| RuleV4 { set: rule.set, address: address_v4(b) })
     }
     fn rule_v6(&self, rule: &RuleV6) -> Option<u32> {
-        longest(&self.rules_v6, rule.address, |address| RuleV6 { set: rule.set, address })
+        let [high, low] = rule.address;
+        let (high, low) = (high.to_ne_bytes(), low.to_ne_bytes());
+        let bytes = core::array::from_fn(|i| if i < 8 { high[i] } else { low[i - 8] });
+        longest::<16, _>(&self.rules_v6, bytes, |b| RuleV6 { set: rule.set, address: address_v6(b) })
     }
     fn slot(&self, page: u32, slot: usize) -> Option<u32> {
         Some(self.pages.get(page as usize)?.slots.get(slot)?.get())
@@ -194,11 +200,11 @@ impl Tables for MemTables {
     fn take_turn(&self, service: u32) -> Option<u64> {
         self.turns.get(service as usize).map(|cell| add(cell, 1))
     }
-    fn source_key_v4(&self, address: &[u8; 4]) -> Option<u32> {
-        self.source_keys_v4.get(address).copied()
+    fn source_key_v4(&self, address: AddressV4) -> Option<u32> {
+        self.source_keys_v4.get(&address).copied()
     }
-    fn source_key_v6(&self, address: &[u8; 16]) -> Option<u32> {
-        self.source_keys_v6.get(address).copied()
+    fn source_key_v6(&self, address: Address) -> Option<u32> {
+        self.source_keys_v6.get(&address).copied()
     }
     fn source(&self, index: u32) -> Option<&Source> {
         self.sources.get(index as usize)

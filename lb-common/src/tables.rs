@@ -7,8 +7,8 @@
 
 use crate::{
     abi::{
-        Backend, Bucket, Config, Flow, RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Source, Tick,
-        Traffic, Vip,
+        Address, AddressV4, Backend, Bucket, Config, Flow, RuleV4, RuleV6, Service, ServiceKeyV4,
+        ServiceKeyV6, Source, Tick, Traffic, Vip,
     },
     shared::Shared,
     verdict::Verdict,
@@ -24,9 +24,9 @@ pub trait Tables {
     /// Index of the service on this address, port and protocol.
     fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32>;
     /// What is known of a service's address.
-    fn vip_v4(&self, address: &[u8; 4]) -> Option<Vip>;
+    fn vip_v4(&self, address: AddressV4) -> Option<Vip>;
     /// What is known of a service's address.
-    fn vip_v6(&self, address: &[u8; 16]) -> Option<Vip>;
+    fn vip_v6(&self, address: Address) -> Option<Vip>;
     /// A service.
     fn service(&self, index: u32) -> Option<&Service>;
 
@@ -45,9 +45,9 @@ pub trait Tables {
     fn take_turn(&self, service: u32) -> Option<u64>;
 
     /// Index of the source with this address.
-    fn source_key_v4(&self, address: &[u8; 4]) -> Option<u32>;
+    fn source_key_v4(&self, address: AddressV4) -> Option<u32>;
     /// Index of the source with this address.
-    fn source_key_v6(&self, address: &[u8; 16]) -> Option<u32>;
+    fn source_key_v6(&self, address: Address) -> Option<u32>;
     /// A source.
     fn source(&self, index: u32) -> Option<&Source>;
     /// Our MAC address on an interface, see [`crate::abi::name::INTERFACES`]; zero: none.

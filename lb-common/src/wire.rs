@@ -1,8 +1,7 @@
 //! What frames look like: headers as plain structs of bytes, and the one way to get at them.
 //!
 //! All multi-byte fields are in network byte order, as they lie in memory. Where two are only compared
-//! or copied they stay so; a number is made of one only where it counts or orders something. Ports are
-//! `u16` in memory order for that reason.
+//! or copied they stay so; a number is made of one only where it counts or orders something.
 
 #![expect(unsafe_code, reason = "the marker for types that any bytes may be read as")]
 
@@ -11,16 +10,59 @@ pub mod eth;
 pub mod ip;
 pub mod l4;
 
-/// Types that may be laid over any bytes of a frame.
+/// Types that may be laid over any bytes of a frame, at an even offset.
+///
+/// A frame begins at an even address, and every header in it at an even offset: so headers are made of
+/// bytes and of 16-bit words. More is not certain (an IP header lies at two modulo four), and BPF has
+/// no unaligned access; single bytes would be twice the loads.
 ///
 /// # Safety
 ///
-/// Alignment 1, no padding, and valid whatever the bytes are.
+/// Alignment of at most 2, no padding, and valid whatever the bytes are.
 pub unsafe trait Wire: Copy {}
 
-// SAFETY (all): bytes are bytes.
+// SAFETY: an array has no padding of its own.
+unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
+// SAFETY (both): numbers are valid whatever the bytes are.
 unsafe impl Wire for u8 {}
-unsafe impl<const N: usize> Wire for [u8; N] {}
+unsafe impl Wire for u16 {}
+
+/// Two 16-bit words as one of 32 bits, all in memory order.
+#[inline(always)]
+pub const fn join([first, second]: [u16; 2]) -> u32 {
+    let [a, b] = first.to_ne_bytes();
+    let [c, d] = second.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Four 16-bit words as one of 64 bits, all in memory order.
+#[inline(always)]
+pub const fn join4([a, b, c, d]: [u16; 4]) -> u64 {
+    if cfg!(target_endian = "little") {
+        join([a, b]) as u64 | (join([c, d]) as u64) << 32
+    } else {
+        join([c, d]) as u64 | (join([a, b]) as u64) << 32
+    }
+}
+
+/// The opposite of [`join`].
+#[inline(always)]
+pub const fn split(word: u32) -> [u16; 2] {
+    let [a, b, c, d] = word.to_ne_bytes();
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+}
+
+/// The opposite of [`join4`].
+#[inline(always)]
+pub const fn split4(word: u64) -> [u16; 4] {
+    let (first, second) = if cfg!(target_endian = "little") {
+        (word as u32, (word >> 32) as u32)
+    } else {
+        ((word >> 32) as u32, word as u32)
+    };
+    let ([a, b], [c, d]) = (split(first), split(second));
+    [a, b, c, d]
+}
 
 /// One Ethernet frame.
 pub trait Frame {
@@ -32,9 +74,9 @@ pub trait Frame {
         self.len() == 0
     }
 
-    /// A copy of what lies at `offset`; `None` if it is not all there.
+    /// A copy of what lies at `offset`, which is even; `None` if it is not all there.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 
-    /// What lies at `offset`, to be changed; `None` if it is not all there.
+    /// What lies at `offset`, which is even, to be changed; `None` if it is not all there.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 }

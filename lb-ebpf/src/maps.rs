@@ -12,8 +12,8 @@ use aya_ebpf::{
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use lb_common::{
     abi::{
-        Address, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Page, RuleV4, RuleV6,
-        Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
+        Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Page,
+        RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
     },
     shared::Shared,
     tables::Tables,
@@ -30,7 +30,7 @@ static SERVICE_KEYS_V4: HashMap<ServiceKeyV4, u32> = HashMap::with_max_entries(1
 #[map]
 static SERVICE_KEYS_V6: HashMap<ServiceKeyV6, u32> = HashMap::with_max_entries(16, 0);
 #[map]
-static VIPS_V4: HashMap<[u8; 4], Vip> = HashMap::with_max_entries(16, 0);
+static VIPS_V4: HashMap<AddressV4, Vip> = HashMap::with_max_entries(16, 0);
 #[map]
 static VIPS_V6: HashMap<Address, Vip> = HashMap::with_max_entries(16, 0);
 #[map]
@@ -48,7 +48,7 @@ static CURSORS: Array<u64> = Array::with_max_entries(16, MAPPED);
 #[map]
 static TURNS: Array<u64> = Array::with_max_entries(16, MAPPED);
 #[map]
-static SOURCE_KEYS_V4: HashMap<[u8; 4], u32> = HashMap::with_max_entries(16, 0);
+static SOURCE_KEYS_V4: HashMap<AddressV4, u32> = HashMap::with_max_entries(16, 0);
 #[map]
 static SOURCE_KEYS_V6: HashMap<Address, u32> = HashMap::with_max_entries(16, 0);
 #[map]
@@ -65,6 +65,10 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNT
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(16, 0);
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
+
+/// A trie's key is packed; what is on the stack must be aligned.
+#[repr(align(8))]
+struct Aligned<T>(T);
 
 /// The tables that are these maps.
 pub(crate) struct Maps;
@@ -95,13 +99,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn vip_v4(&self, address: &[u8; 4]) -> Option<Vip> {
+    fn vip_v4(&self, address: AddressV4) -> Option<Vip> {
         // SAFETY: copied at once; each field means something without the others.
         unsafe { VIPS_V4.get(address) }.copied()
     }
 
     #[inline(always)]
-    fn vip_v6(&self, address: &Address) -> Option<Vip> {
+    fn vip_v6(&self, address: Address) -> Option<Vip> {
         // SAFETY: copied at once; each field means something without the others.
         unsafe { VIPS_V6.get(address) }.copied()
     }
@@ -113,12 +117,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn rule_v4(&self, source: &RuleV4) -> Option<u32> {
-        RULES_V4.get(Key::new(8 * size_of::<RuleV4>() as u32, *source)).copied()
+        let key = Aligned(Key::new(8 * size_of::<RuleV4>() as u32, *source));
+        RULES_V4.get(&key.0).copied()
     }
 
     #[inline(always)]
     fn rule_v6(&self, source: &RuleV6) -> Option<u32> {
-        RULES_V6.get(Key::new(8 * size_of::<RuleV6>() as u32, *source)).copied()
+        let key = Aligned(Key::new(8 * size_of::<RuleV6>() as u32, *source));
+        RULES_V6.get(&key.0).copied()
     }
 
     #[inline(always)]
@@ -142,13 +148,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn source_key_v4(&self, address: &[u8; 4]) -> Option<u32> {
+    fn source_key_v4(&self, address: AddressV4) -> Option<u32> {
         // SAFETY: a plain number, copied at once.
         unsafe { SOURCE_KEYS_V4.get(address) }.copied()
     }
 
     #[inline(always)]
-    fn source_key_v6(&self, address: &Address) -> Option<u32> {
+    fn source_key_v6(&self, address: Address) -> Option<u32> {
         // SAFETY: a plain number, copied at once.
         unsafe { SOURCE_KEYS_V6.get(address) }.copied()
     }

@@ -12,7 +12,7 @@ use crate::{frame::PacketFrame, maps::Maps};
 
 /// The program.
 #[xdp]
-pub fn lobby(ctx: XdpContext) -> u32 {
+pub(crate) fn lobby(ctx: XdpContext) -> u32 {
     // SAFETY: a helper without arguments; coarse (up to 7 ms late) is enough for ticks of 67 ms.
     let now = Tick::from_ns(unsafe { helpers::generated::bpf_ktime_get_coarse_ns() });
     let mut frame = PacketFrame::new(&ctx);

@@ -19,13 +19,14 @@ use crate::{
     shared::Shared,
     tables::Tables,
     verdict::{DropReason, Verdict},
-    wire::{eth::mac_to_word, l4::Tcp},
+    wire::{eth::vlan_word, l4::Tcp},
 };
 
 /// Ports that are looked at before a new connection is refused.
 const PROBES: u16 = 16;
 
 /// Where a connection belongs, as its client sees it: two independent parts of its hash.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Which bucket.
@@ -129,15 +130,15 @@ pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     context: Context<'t, T>,
 ) -> Option<Known<'t>> {
     let Context { tables, config, .. } = context;
-    let port = u16::from_be(packet.destination_port);
-    let bit = V::source_bits(config) >> (V::last_byte(packet.destination) & 63);
+    let port = u16::from_be(packet.destination_port());
+    let bit = V::source_bits(config) >> V::last_bits(packet.destination);
     if port < config.port_low.get() || port > config.port_high.get() || bit & 1 == 0 || packet.fragment {
         return None;
     }
     let source = V::source(tables, packet.destination)?;
     let base = hash::base_of_backend::<V>(
         packet.source,
-        packet.source_port,
+        packet.source_port(),
         packet.destination,
         packet.protocol,
         config.hash_key[0].get(),
@@ -145,7 +146,7 @@ pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     let flow = tables.flow(base.wrapping_add(u32::from(port)) & config.flow_mask.get())?;
     let guard = flow.guard.get();
     if !is_live(guard)
-        || flow.ports[2].get() != packet.destination_port
+        || flow.ports[2].get() != packet.destination_port()
         || flow.source.get() != source
         || flow.flags.get() & (Flow::UDP | Flow::V6 | Flow::LOCAL) != kind(packet)
     {
@@ -157,7 +158,7 @@ pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     let stays = backend.flags.get() & Backend::FORGET == 0;
     let same = backend.generation.get() == flow.backend[1].get()
         && V::narrow(&backend.address) == packet.source
-        && port_of(backend, called) == packet.source_port;
+        && port_of(backend, called) == packet.source_port();
     (stays && same && flow.guard.get() == guard).then_some(Known { flow, index, backend })
 }
 
@@ -208,8 +209,8 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     let [client0, client1] = V::widen(packet.source);
     flow.client[0].set(client0);
     flow.client[1].set(client1);
-    flow.ports[0].set(packet.source_port);
-    flow.ports[1].set(packet.destination_port);
+    flow.ports[0].set(packet.source_port());
+    flow.ports[1].set(packet.destination_port());
     flow.ports[2].set(claim.port);
     let local = if backend.flags.get() & Backend::LOCAL != 0 { Flow::LOCAL } else { 0 };
     let tagged = if packet.link.vlan.is_some() { Flow::TAGGED } else { 0 };
@@ -295,13 +296,7 @@ fn store<T: Copy + PartialEq>(word: &Shared<T>, value: T) {
 
 #[inline(always)]
 fn hop<V: Family>(packet: &Packet<V>) -> u64 {
-    mac_to_word(packet.link.source) | mac_to_word_high(packet.link.vlan.unwrap_or(0))
-}
-
-#[inline(always)]
-fn mac_to_word_high(vlan: u16) -> u64 {
-    let [a, b] = vlan.to_ne_bytes();
-    u64::from_ne_bytes([0, 0, 0, 0, 0, 0, a, b])
+    packet.link.source | vlan_word(packet.link.vlan.unwrap_or(0))
 }
 
 #[inline(always)]
@@ -315,8 +310,8 @@ fn is_of_client<V: Family>(packet: &Packet<V>, flow: &Flow) -> bool {
     let [client0, client1] = V::widen(packet.source);
     flow.client[0].get() == client0
         && flow.client[1].get() == client1
-        && flow.ports[0].get() == packet.source_port
-        && flow.ports[1].get() == packet.destination_port
+        && flow.ports[0].get() == packet.source_port()
+        && flow.ports[1].get() == packet.destination_port()
         && flow.flags.get() & (Flow::UDP | Flow::V6) == kind(packet)
 }
 
@@ -545,7 +540,7 @@ impl Window {
         let ports = u32::from(high.wrapping_sub(low)) + 1;
         let base = hash::base_of_backend::<V>(
             V::narrow(&backend.address),
-            port_of(backend, packet.destination_port),
+            port_of(backend, packet.destination_port()),
             V::narrow(&entry.address),
             packet.protocol,
             context.config.hash_key[0].get(),

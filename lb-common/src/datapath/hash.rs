@@ -11,7 +11,7 @@ pub(crate) fn of_client<V: Family>(packet: &Packet<V>, key: [u64; 2]) -> u64 {
     let mut sip = Sip::new(key);
     V::words(packet.source, packet.destination, |word| sip.write(word));
     let length: u64 = if V::V6 { 37 } else { 13 };
-    sip.write(ports(packet.source_port, packet.destination_port, packet.protocol) | length << 56);
+    sip.write(with_protocol(packet.ports, packet.protocol) | length << 56);
     sip.finish()
 }
 
@@ -29,7 +29,7 @@ pub fn base_of_backend<V: Family>(
 ) -> u32 {
     // Multiplier of Steele and Vigna, "Computationally easy, spectrally good multipliers" (2021).
     const MULTIPLIER: u64 = 0xd134_2543_de82_ef95;
-    let mut hash = key ^ ports(port, 0, protocol);
+    let mut hash = key ^ with_protocol(u32::from(port), protocol);
     hash = hash.wrapping_mul(MULTIPLIER);
     V::words(backend, source, |word| {
         hash ^= hash >> 32;
@@ -39,8 +39,8 @@ pub fn base_of_backend<V: Family>(
 }
 
 #[inline(always)]
-fn ports(first: u16, second: u16, protocol: u8) -> u64 {
-    first as u64 | (second as u64) << 16 | (protocol as u64) << 32
+fn with_protocol(ports: u32, protocol: u8) -> u64 {
+    u64::from(ports) | u64::from(protocol) << 32
 }
 
 struct Sip([u64; 4]);
@@ -94,23 +94,23 @@ mod tests {
     extern crate std;
     use super::*;
     use crate::{
+        abi::{address_v4, address_v6},
         datapath::family::{V4, V6},
-        wire::eth::Link,
+        wire::{eth::Link, join},
     };
     use core::hash::Hasher;
     use proptest::prelude::*;
     use siphasher::sip::SipHasher13;
 
     fn packet<V: Family>(source: V::Address, destination: V::Address, ports: [u16; 2]) -> Packet<V> {
-        let link = Link { destination: [0; 6], source: [0; 6], ethertype: [0; 2], vlan: None, l3: 14 };
+        let link = Link { destination: 0, source: 0, ethertype: 0, vlan: None, l3: 14 };
         Packet {
             link,
             l4: 0,
             l4_length: 0,
             source,
             destination,
-            source_port: ports[0],
-            destination_port: ports[1],
+            ports: join(ports),
             protocol: 6,
             tcp_flags: 0,
             ttl: 1,
@@ -129,11 +129,11 @@ mod tests {
         fn is_siphash_1_3(key: [u64; 2], s4: [u8; 4], d4: [u8; 4], s6: [u8; 16], d6: [u8; 16], ports: [u16; 2]) {
             let [sp, dp] = [ports[0].to_ne_bytes(), ports[1].to_ne_bytes()];
             prop_assert_eq!(
-                of_client(&packet::<V4>(s4, d4, ports), key),
+                of_client(&packet::<V4>(address_v4(s4), address_v4(d4), ports), key),
                 reference(key, &[&s4, &d4, &sp, &dp, &[6]])
             );
             prop_assert_eq!(
-                of_client(&packet::<V6>(s6, d6, ports), key),
+                of_client(&packet::<V6>(address_v6(s6), address_v6(d6), ports), key),
                 reference(key, &[&s6, &d6, &sp, &dp, &[6]])
             );
         }
@@ -144,7 +144,15 @@ mod tests {
         // 256 backends, 4,096 buckets of the upper bits: with good mixing about 8 share one.
         let mut seen = std::collections::BTreeSet::new();
         for last in 0..=255u8 {
-            seen.insert(base_of_backend::<V4>([10, 0, 0, last], 80u16.to_be(), [10, 0, 1, 1], 6, 7) >> 20);
+            seen.insert(
+                base_of_backend::<V4>(
+                    address_v4([10, 0, 0, last]),
+                    80u16.to_be(),
+                    address_v4([10, 0, 1, 1]),
+                    6,
+                    7,
+                ) >> 20,
+            );
         }
         assert!(seen.len() > 230, "{}", seen.len());
     }

@@ -3,34 +3,35 @@
 
 use super::family::Family;
 use crate::{
-    abi::{TCP, UDP, Vip},
+    abi::{Address, AddressV4, TCP, UDP, Vip},
     tables::Tables,
     verdict::{DropReason, PassReason, Verdict},
     wire::{
         Frame,
         eth::Link,
         ip::{Extension, Ipv4, Ipv6, protocol},
+        join, join4,
         l4::{Tcp, Udp},
+        split,
     },
 };
 
-/// A TCP segment or UDP datagram. Ports are in network order.
+/// A TCP segment or UDP datagram.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<V: Family> {
     /// Link layer.
     pub link: Link,
-    /// Where the transport header begins.
-    pub l4: usize,
-    /// Length of transport header and data.
-    pub l4_length: u16,
     /// Source address.
     pub source: V::Address,
     /// Destination address.
     pub destination: V::Address,
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port.
-    pub destination_port: u16,
+    /// Where the transport header begins.
+    pub l4: usize,
+    /// Source and destination port, as they lie in memory.
+    pub ports: u32,
+    /// Length of transport header and data.
+    pub l4_length: u16,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Control bits; zero for UDP.
@@ -42,6 +43,18 @@ pub struct Packet<V: Family> {
 }
 
 impl<V: Family> Packet<V> {
+    /// Source port, network order.
+    #[inline(always)]
+    pub const fn source_port(&self) -> u16 {
+        split(self.ports)[0]
+    }
+
+    /// Destination port, network order.
+    #[inline(always)]
+    pub const fn destination_port(&self) -> u16 {
+        split(self.ports)[1]
+    }
+
     /// Whether it asks for a new connection: SYN, and none of ACK, RST, FIN.
     #[inline(always)]
     pub const fn is_first(&self) -> bool {
@@ -66,15 +79,8 @@ pub struct Headers<A> {
     pub length: u16,
     /// It is the first fragment of several: the ports are there, the rest is not.
     pub first_fragment: bool,
-}
-
-/// A packet that cannot be handled.
-#[derive(Clone, Copy, Debug)]
-pub enum Odd<A> {
-    /// Not even its destination is known.
-    Unreadable,
-    /// For this destination, if a service has it; else it is not ours.
-    To(A, Trouble),
+    /// Why the payload cannot be read.
+    pub trouble: Option<Trouble>,
 }
 
 /// What is wrong with a packet whose destination is known.
@@ -99,11 +105,12 @@ pub(crate) fn packet<V: Family, T: Tables>(
     link: Link,
     tables: &T,
 ) -> Result<Packet<V>, Verdict> {
-    match read::<V>(frame, link) {
-        Ok(packet) => Ok(packet),
-        Err(Odd::Unreadable) => Err(PassReason::NotIp.into()),
-        Err(Odd::To(destination, trouble)) => Err(of_trouble(V::vip(tables, destination), trouble)),
-    }
+    let ip = V::headers(frame, link.l3).ok_or(PassReason::NotIp)?;
+    let read = match ip.trouble {
+        None => transport(frame, link, ip),
+        Some(trouble) => Err(trouble),
+    };
+    read.map_err(|trouble| of_trouble(V::vip(tables, ip.destination), trouble))
 }
 
 /// What becomes of a packet that cannot be handled, given what is known of its destination.
@@ -125,13 +132,15 @@ fn of_trouble(vip: Option<Vip>, trouble: Trouble) -> Verdict {
     }
 }
 
+/// Reads the transport's header.
 #[inline(always)]
-fn read<V: Family>(frame: &impl Frame, link: Link) -> Result<Packet<V>, Odd<V::Address>> {
-    let ip = V::headers(frame, link.l3)?;
-    let odd = |trouble| Odd::To(ip.destination, trouble);
-    let truncated = || odd(Trouble::Truncated);
-    if ip.payload + ip.length as usize > frame.len() {
-        return Err(truncated());
+fn transport<V: Family>(
+    frame: &impl Frame,
+    link: Link,
+    ip: Headers<V::Address>,
+) -> Result<Packet<V>, Trouble> {
+    if ip.payload + usize::from(ip.length) > frame.len() {
+        return Err(Trouble::Truncated);
     }
     let packet = Packet {
         link,
@@ -139,8 +148,7 @@ fn read<V: Family>(frame: &impl Frame, link: Link) -> Result<Packet<V>, Odd<V::A
         l4_length: ip.length,
         source: ip.source,
         destination: ip.destination,
-        source_port: 0,
-        destination_port: 0,
+        ports: 0,
         protocol: ip.protocol,
         tcp_flags: 0,
         ttl: ip.ttl,
@@ -148,110 +156,115 @@ fn read<V: Family>(frame: &impl Frame, link: Link) -> Result<Packet<V>, Odd<V::A
     };
     match ip.protocol {
         TCP => {
-            if (ip.length as usize) < Tcp::LEN {
-                return Err(truncated());
+            if usize::from(ip.length) < Tcp::LEN {
+                return Err(Trouble::Truncated);
             }
-            let tcp: Tcp = frame.read(ip.payload).ok_or_else(truncated)?;
-            let header = ((tcp.offset >> 4) as u16) * 4;
-            if (header as usize) < Tcp::LEN || header > ip.length {
-                return Err(odd(Trouble::Malformed));
+            let tcp: Tcp = frame.read(ip.payload).ok_or(Trouble::Truncated)?;
+            let header = u16::from(tcp.offset >> 4) * 4;
+            if usize::from(header) < Tcp::LEN || header > ip.length {
+                return Err(Trouble::Malformed);
             }
-            Ok(Packet {
-                source_port: u16::from_ne_bytes(tcp.source),
-                destination_port: u16::from_ne_bytes(tcp.destination),
-                tcp_flags: tcp.flags,
-                ..packet
-            })
+            Ok(Packet { ports: join([tcp.source, tcp.destination]), tcp_flags: tcp.flags, ..packet })
         }
         UDP => {
-            if (ip.length as usize) < Udp::LEN {
-                return Err(truncated());
+            if usize::from(ip.length) < Udp::LEN {
+                return Err(Trouble::Truncated);
             }
-            let udp: Udp = frame.read(ip.payload).ok_or_else(truncated)?;
-            // RFC 768: the length counts the header. A shorter datagram than the packet is allowed.
-            let length = u16::from_be_bytes(udp.length);
-            // The first of several fragments has the length of all.
-            if (length as usize) < Udp::LEN || (length > ip.length && !ip.first_fragment) {
-                return Err(odd(Trouble::Malformed));
+            let udp: Udp = frame.read(ip.payload).ok_or(Trouble::Truncated)?;
+            // RFC 768: the length counts the header. A datagram shorter than the packet is allowed, and
+            // the first of several fragments has the length of all.
+            let length = u16::from_be(udp.length);
+            if usize::from(length) < Udp::LEN || (length > ip.length && !ip.first_fragment) {
+                return Err(Trouble::Malformed);
             }
-            Ok(Packet {
-                source_port: u16::from_ne_bytes(udp.source),
-                destination_port: u16::from_ne_bytes(udp.destination),
-                ..packet
-            })
+            Ok(Packet { ports: join([udp.source, udp.destination]), ..packet })
         }
-        protocol::ICMP | protocol::ICMPV6 => Err(odd(Trouble::Icmp)),
-        _ => Err(odd(Trouble::UnknownProtocol)),
+        protocol::ICMP | protocol::ICMPV6 => Err(Trouble::Icmp),
+        _ => Err(Trouble::UnknownProtocol),
     }
 }
 
-/// Reads an IPv4 header (RFC 791), options skipped.
+/// Reads an IPv4 header (RFC 791), options skipped. `None`: not even the addresses are there.
 #[inline(always)]
-pub(crate) fn ipv4(frame: &impl Frame, l3: usize) -> Result<Headers<[u8; 4]>, Odd<[u8; 4]>> {
-    let ip: Ipv4 = frame.read(l3).ok_or(Odd::Unreadable)?;
-    let odd = |trouble| Odd::To(ip.destination, trouble);
-    let header = ((ip.version_ihl & 0x0f) as usize) * 4;
-    let total = u16::from_be_bytes(ip.total_length);
-    if ip.version_ihl >> 4 != 4 || header < Ipv4::LEN || (total as usize) < header {
-        return Err(odd(Trouble::Malformed));
-    }
-    let fragment = u16::from_be_bytes(ip.fragment);
-    if fragment & Ipv4::FRAGMENT_OFFSET != 0 {
-        return Err(odd(Trouble::Fragment));
-    }
-    Ok(Headers {
-        source: ip.source,
-        destination: ip.destination,
+pub(crate) fn ipv4(frame: &impl Frame, l3: usize) -> Option<Headers<AddressV4>> {
+    let ip: Ipv4 = frame.read(l3)?;
+    let header = usize::from(ip.version_ihl & 0x0f) * 4;
+    let total = u16::from_be(ip.total_length);
+    let fragment = u16::from_be(ip.fragment);
+    let trouble = if ip.version_ihl >> 4 != 4 || header < Ipv4::LEN || usize::from(total) < header {
+        Some(Trouble::Malformed)
+    } else if fragment & Ipv4::FRAGMENT_OFFSET != 0 {
+        Some(Trouble::Fragment)
+    } else {
+        None
+    };
+    Some(Headers {
+        source: join(ip.source),
+        destination: join(ip.destination),
         protocol: ip.protocol,
         ttl: ip.ttl,
         payload: l3 + header,
-        length: total - header as u16,
+        length: total.wrapping_sub(header as u16),
         first_fragment: fragment & Ipv4::FRAGMENTED != 0,
+        trouble,
     })
 }
 
-/// Extension headers that are followed before a packet counts as hostile. RFC 8200 section 4.1 lets a
-/// reasonable one have four that may be skipped.
+#[inline(always)]
+const fn address_v6([a, b, c, d, e, f, g, h]: [u16; 8]) -> Address {
+    [join4([a, b, c, d]), join4([e, f, g, h])]
+}
+
+/// Extension headers that are followed before a packet counts as hostile: there are but three kinds that
+/// may be skipped, and RFC 8200 section 4.1 lets one of them stand twice.
 const EXTENSIONS: usize = 4;
 
-/// Reads an IPv6 header (RFC 8200) and the extension headers that may be skipped.
+/// Reads an IPv6 header (RFC 8200) and the extension headers that may be skipped. `None`: not even the
+/// addresses are there.
 #[inline(always)]
-pub(crate) fn ipv6(frame: &impl Frame, l3: usize) -> Result<Headers<[u8; 16]>, Odd<[u8; 16]>> {
-    let ip: Ipv6 = frame.read(l3).ok_or(Odd::Unreadable)?;
-    let odd = |trouble| Odd::To(ip.destination, trouble);
-    if ip.version_class_label[0] >> 4 != 6 {
-        return Err(odd(Trouble::Malformed));
+pub(crate) fn ipv6(frame: &impl Frame, l3: usize) -> Option<Headers<Address>> {
+    let ip: Ipv6 = frame.read(l3)?;
+    let mut headers = Headers {
+        source: address_v6(ip.source),
+        destination: address_v6(ip.destination),
+        protocol: ip.next_header,
+        ttl: ip.hop_limit,
+        payload: l3 + Ipv6::LEN,
+        length: u16::from_be(ip.payload_length),
+        first_fragment: false,
+        trouble: None,
+    };
+    if u16::from_be(ip.version_class_label[0]) >> 12 != 6 {
+        headers.trouble = Some(Trouble::Malformed);
+        return Some(headers);
     }
-    let mut next = ip.next_header;
-    let mut payload = l3 + Ipv6::LEN;
-    let mut length = u16::from_be_bytes(ip.payload_length);
     for _ in 0..EXTENSIONS {
-        match next {
+        match headers.protocol {
             protocol::HOP_BY_HOP | protocol::DESTINATION_OPTIONS | protocol::ROUTING => {}
-            // Even an atomic fragment (RFC 6946): to be handled with the others.
-            protocol::FRAGMENT => return Err(odd(Trouble::Fragment)),
+            protocol::FRAGMENT => {
+                // Even an atomic fragment (RFC 6946): to be handled with the others.
+                headers.trouble = Some(Trouble::Fragment);
+                break;
+            }
             _ => break,
         }
-        let extension: Extension = frame.read(payload).ok_or(odd(Trouble::Truncated))?;
+        let Some(extension) = frame.read::<Extension>(headers.payload) else {
+            headers.trouble = Some(Trouble::Truncated);
+            break;
+        };
         // Segments left: the packet is on its way elsewhere (RFC 8200 section 4.4).
-        if next == protocol::ROUTING && extension.data[1] != 0 {
-            return Err(odd(Trouble::UnknownProtocol));
+        if headers.protocol == protocol::ROUTING && extension.data[1] != 0 {
+            headers.trouble = Some(Trouble::UnknownProtocol);
+            break;
         }
-        let size = (extension.length as u16 + 1) * 8;
-        if size > length {
-            return Err(odd(Trouble::Truncated));
+        let size = (u16::from(extension.length) + 1) * 8;
+        if size > headers.length {
+            headers.trouble = Some(Trouble::Truncated);
+            break;
         }
-        next = extension.next_header;
-        payload += size as usize;
-        length -= size;
+        headers.protocol = extension.next_header;
+        headers.payload += usize::from(size);
+        headers.length -= size;
     }
-    Ok(Headers {
-        source: ip.source,
-        destination: ip.destination,
-        protocol: next,
-        ttl: ip.hop_limit,
-        payload,
-        length,
-        first_fragment: false,
-    })
+    Some(headers)
 }

@@ -5,7 +5,14 @@ use crate::{
     abi::TCP,
     tables::Tables,
     verdict::{DropReason, ResetReason, Verdict},
-    wire::{Frame, checksum::Sum, eth::Eth, l4::Tcp},
+    wire::{
+        Frame,
+        checksum::Sum,
+        eth::{Eth, mac_of_word},
+        join,
+        l4::Tcp,
+        split,
+    },
 };
 
 /// Makes the frame into a reset for its sender (RFC 9293 section 3.10.7.1), within this second's
@@ -32,35 +39,36 @@ pub(crate) fn answer<V: Family, T: Tables>(
 fn write<V: Family>(frame: &mut impl Frame, packet: &Packet<V>) -> Option<usize> {
     let asked: Tcp = frame.read(packet.l4)?;
     let (sequence, acknowledgment, flags) = if asked.flags & Tcp::ACK != 0 {
-        (asked.acknowledgment, [0; 4], Tcp::RST)
+        (join(asked.acknowledgment), 0, Tcp::RST)
     } else {
         let data = packet.l4_length - u16::from(asked.offset >> 4) * 4;
         let counted =
             u32::from(data) + u32::from(asked.flags & Tcp::SYN != 0) + u32::from(asked.flags & Tcp::FIN != 0);
-        let next = u32::from_be_bytes(asked.sequence).wrapping_add(counted);
-        ([0; 4], next.to_be_bytes(), Tcp::RST | Tcp::ACK)
+        let next = u32::from_be(join(asked.sequence)).wrapping_add(counted);
+        (0, next.to_be(), Tcp::RST | Tcp::ACK)
     };
     let eth: &mut Eth = frame.at(0)?;
-    (eth.destination, eth.source) = (packet.link.source, packet.link.destination);
+    eth.destination = mac_of_word(packet.link.source);
+    eth.source = mac_of_word(packet.link.destination);
     // Options and extension headers are left out, so TCP may begin earlier than it did.
     let l4 = V::write_header(frame, packet.link.l3, packet.destination, packet.source)?;
     let tcp: &mut Tcp = frame.at(l4)?;
     let header = Tcp {
         source: asked.destination,
         destination: asked.source,
-        sequence,
-        acknowledgment,
+        sequence: split(sequence),
+        acknowledgment: split(acknowledgment),
         offset: ((Tcp::LEN / 4) as u8) << 4,
         flags,
-        window: [0; 2],
-        checksum: [0; 2],
-        urgent: [0; 2],
+        window: 0,
+        checksum: 0,
+        urgent: 0,
     };
     let mut sum = Sum::default()
-        .add_u16(u16::from_ne_bytes(header.source))
-        .add_u16(u16::from_ne_bytes(header.destination))
-        .add_u32(u32::from_ne_bytes(sequence))
-        .add_u32(u32::from_ne_bytes(acknowledgment))
+        .add_u16(header.source)
+        .add_u16(header.destination)
+        .add_u32(sequence)
+        .add_u32(acknowledgment)
         .add_u16(u16::from_ne_bytes([header.offset, flags]))
         // The pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1).
         .add_u16((Tcp::LEN as u16).to_be())

@@ -7,7 +7,7 @@ use crate::{
     wire::{
         Frame,
         checksum::Sum,
-        eth::{self, Eth, Vlan, mac_from_word},
+        eth::{self, Eth, Vlan, mac_of_word, vlan_from_word},
         l4::{Tcp, Udp},
     },
 };
@@ -24,11 +24,11 @@ pub(crate) fn to_backend<V: Family>(
 ) -> Option<()> {
     let next_hop = backend.next_hop.get();
     write_link(frame, next_hop, backend.own_mac.get())?;
-    if packet.link.vlan.is_some() && vlan_of(next_hop) != 0 {
-        write_vlan(frame, vlan_of(next_hop))?;
+    if packet.link.vlan.is_some() && vlan_from_word(next_hop) != 0 {
+        write_vlan(frame, vlan_from_word(next_hop))?;
     }
     let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
-    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port)])
+    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port())])
 }
 
 /// Makes a backend's packet one from the service to the client.
@@ -49,7 +49,7 @@ pub(crate) fn to_client<V: Family>(
     let mut write = || {
         write_link(frame, hop, own_mac)?;
         if packet.link.vlan.is_some() {
-            write_vlan(frame, vlan_of(hop))?;
+            write_vlan(frame, vlan_from_word(hop))?;
         }
         translate(frame, packet, addresses, ports)
     };
@@ -68,21 +68,21 @@ fn translate<V: Family>(
     // The transport's checksum covers the addresses too (RFC 9293 section 3.1, RFC 768).
     let sum = V::replace(Sum::default(), packet.source, source);
     let sum = V::replace(sum, packet.destination, destination)
-        .replace_u16(packet.source_port, source_port)
-        .replace_u16(packet.destination_port, destination_port);
+        .replace_u16(packet.source_port(), source_port)
+        .replace_u16(packet.destination_port(), destination_port);
     if packet.protocol == UDP {
         let udp: &mut Udp = frame.at(packet.l4)?;
-        udp.source = source_port.to_ne_bytes();
-        udp.destination = destination_port.to_ne_bytes();
+        udp.source = source_port;
+        udp.destination = destination_port;
         // RFC 768: zero means that there is none, and a sum of zero is sent as ffff.
-        if udp.checksum != [0, 0] {
+        if udp.checksum != 0 {
             let checksum = sum.update(udp.checksum);
-            udp.checksum = if checksum == [0, 0] { [0xff, 0xff] } else { checksum };
+            udp.checksum = if checksum == 0 { 0xffff } else { checksum };
         }
     } else {
         let tcp: &mut Tcp = frame.at(packet.l4)?;
-        tcp.source = source_port.to_ne_bytes();
-        tcp.destination = destination_port.to_ne_bytes();
+        tcp.source = source_port;
+        tcp.destination = destination_port;
         tcp.checksum = sum.update(tcp.checksum);
     }
     Some(())
@@ -91,8 +91,8 @@ fn translate<V: Family>(
 #[inline(always)]
 fn write_link(frame: &mut impl Frame, to: u64, from: u64) -> Option<()> {
     let eth: &mut Eth = frame.at(0)?;
-    eth.destination = mac_from_word(to);
-    eth.source = mac_from_word(from);
+    eth.destination = mac_of_word(to);
+    eth.source = mac_of_word(from);
     Some(())
 }
 
@@ -100,13 +100,6 @@ fn write_link(frame: &mut impl Frame, to: u64, from: u64) -> Option<()> {
 #[inline(always)]
 fn write_vlan(frame: &mut impl Frame, id: u16) -> Option<()> {
     let tag: &mut Vlan = frame.at(eth::LEN)?;
-    let tci = u16::from_ne_bytes(tag.tci) & !eth::VLAN_ID | id & eth::VLAN_ID;
-    tag.tci = tci.to_ne_bytes();
+    tag.tci = tag.tci & !eth::VLAN_ID | id & eth::VLAN_ID;
     Some(())
-}
-
-#[inline(always)]
-fn vlan_of(hop: u64) -> u16 {
-    let b = hop.to_ne_bytes();
-    u16::from_ne_bytes([b[6], b[7]])
 }

@@ -13,7 +13,7 @@ pub(crate) fn service<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
     tables: &'t T,
 ) -> Result<(u32, &'t Service), Verdict> {
-    let index = match V::service(tables, packet.destination, packet.destination_port, packet.protocol) {
+    let index = match V::service(tables, packet.destination, packet.destination_port(), packet.protocol) {
         Some(index) => index,
         None => on_all_ports(packet, tables)?,
     };

@@ -2,18 +2,18 @@
 
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
-use super::{Frame, Wire};
+use super::{Frame, Wire, join4, split4};
 
 /// Ethernet II header (IEEE 802.3 clause 3).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Eth {
     /// Destination.
-    pub destination: [u8; 6],
+    pub destination: [u16; 3],
     /// Source.
-    pub source: [u8; 6],
+    pub source: [u16; 3],
     /// EtherType.
-    pub ethertype: [u8; 2],
+    pub ethertype: u16,
 }
 
 /// What follows the EtherType of a tagged frame (IEEE 802.1Q clause 9.6).
@@ -21,37 +21,41 @@ pub struct Eth {
 #[derive(Clone, Copy, Debug)]
 pub struct Vlan {
     /// Priority, drop eligible, identifier.
-    pub tci: [u8; 2],
+    pub tci: u16,
     /// EtherType of what is inside.
-    pub ethertype: [u8; 2],
+    pub ethertype: u16,
 }
 
-// SAFETY (both): arrays of bytes.
+// SAFETY (both): 16-bit words only.
 unsafe impl Wire for Eth {}
 unsafe impl Wire for Vlan {}
 
-/// EtherType of IPv4.
-pub const IPV4: [u8; 2] = [0x08, 0x00];
-/// EtherType of IPv6.
-pub const IPV6: [u8; 2] = [0x86, 0xdd];
-/// EtherType of a VLAN tag.
-pub const VLAN: [u8; 2] = [0x81, 0x00];
+/// EtherType of IPv4, in network order.
+pub const IPV4: u16 = 0x0800_u16.to_be();
+/// EtherType of IPv6, in network order.
+pub const IPV6: u16 = 0x86dd_u16.to_be();
+/// EtherType of a VLAN tag, in network order.
+pub const VLAN: u16 = 0x8100_u16.to_be();
 /// Length of the header without a tag.
 pub const LEN: usize = 14;
 
 /// A frame's link layer.
+///
+/// On a BPF stack every access must be aligned, and the compiler joins neighbours into one: so fields
+/// stand where any pair of them is aligned. The same goes for what the datapath keeps there.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
-    /// Who it is for.
-    pub destination: [u8; 6],
-    /// Who sent it.
-    pub source: [u8; 6],
-    /// What is inside.
-    pub ethertype: [u8; 2],
-    /// VLAN identifier, network order, without priority; `None`: no tag.
-    pub vlan: Option<u16>,
+    /// Who it is for, as [`mac_to_word`].
+    pub destination: u64,
+    /// Who sent it, as [`mac_to_word`].
+    pub source: u64,
     /// Where the network layer begins.
     pub l3: usize,
+    /// VLAN identifier, network order, without priority; `None`: no tag.
+    pub vlan: Option<u16>,
+    /// What is inside, as it lies in memory.
+    pub ethertype: u16,
 }
 
 /// The bits of a TCI that are the identifier, in network order.
@@ -63,24 +67,25 @@ impl Link {
     pub fn parse(frame: &impl Frame) -> Option<Self> {
         let eth: Eth = frame.read(0)?;
         let link = Self {
-            destination: eth.destination,
-            source: eth.source,
+            destination: mac_word(eth.destination),
+            source: mac_word(eth.source),
             ethertype: eth.ethertype,
             vlan: None,
             l3: LEN,
         };
-        if eth.ethertype != VLAN {
+        if link.ethertype != VLAN {
             return Some(link);
         }
         let tag: Vlan = frame.read(LEN)?;
-        let id = u16::from_ne_bytes(tag.tci) & VLAN_ID;
+        let id = tag.tci & VLAN_ID;
         Some(Self { ethertype: tag.ethertype, vlan: Some(id), l3: LEN + size_of::<Vlan>(), ..link })
     }
 
     /// Whether it is for a group or for all (the I/G bit, IEEE 802 clause 8.2).
     #[inline(always)]
     pub const fn is_group(&self) -> bool {
-        self.destination[0] & 1 != 0
+        const GROUP: u64 = mac_to_word([1, 0, 0, 0, 0, 0]);
+        self.destination & GROUP != 0
     }
 }
 
@@ -90,9 +95,28 @@ pub const fn mac_to_word(mac: [u8; 6]) -> u64 {
     u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0])
 }
 
-/// The MAC address in the lower six bytes of a word.
+/// A MAC address of a header as the lower six bytes of a word, in memory order.
 #[inline(always)]
-pub const fn mac_from_word(word: u64) -> [u8; 6] {
-    let b = word.to_ne_bytes();
-    [b[0], b[1], b[2], b[3], b[4], b[5]]
+pub const fn mac_word([a, b, c]: [u16; 3]) -> u64 {
+    join4([a, b, c, 0])
+}
+
+/// The MAC address in the lower six bytes of a word, for a header.
+#[inline(always)]
+pub const fn mac_of_word(word: u64) -> [u16; 3] {
+    let [a, b, c, _] = split4(word);
+    [a, b, c]
+}
+
+/// A VLAN identifier (network order) as the upper two bytes of such a word.
+#[inline(always)]
+pub const fn vlan_word(id: u16) -> u64 {
+    join4([0, 0, 0, id])
+}
+
+/// The VLAN identifier in the upper two bytes of a word, network order.
+#[inline(always)]
+pub const fn vlan_from_word(word: u64) -> u16 {
+    let [_, _, _, id] = split4(word);
+    id
 }

@@ -13,21 +13,21 @@ pub struct Ipv4 {
     /// Type of service.
     pub tos: u8,
     /// Length of header and data.
-    pub total_length: [u8; 2],
+    pub total_length: u16,
     /// Identification.
-    pub identification: [u8; 2],
+    pub identification: u16,
     /// Flags and fragment offset.
-    pub fragment: [u8; 2],
+    pub fragment: u16,
     /// Time to live.
     pub ttl: u8,
     /// Protocol of the data.
     pub protocol: u8,
     /// Checksum of the header.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
     /// Source address.
-    pub source: [u8; 4],
+    pub source: [u16; 2],
     /// Destination address.
-    pub destination: [u8; 4],
+    pub destination: [u16; 2],
 }
 
 impl Ipv4 {
@@ -44,17 +44,17 @@ impl Ipv4 {
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv6 {
     /// Version (6), traffic class, flow label.
-    pub version_class_label: [u8; 4],
+    pub version_class_label: [u16; 2],
     /// Length of what follows this header.
-    pub payload_length: [u8; 2],
+    pub payload_length: u16,
     /// Protocol of what follows.
     pub next_header: u8,
     /// Hop limit.
     pub hop_limit: u8,
     /// Source address.
-    pub source: [u8; 16],
+    pub source: [u16; 8],
     /// Destination address.
-    pub destination: [u8; 16],
+    pub destination: [u16; 8],
 }
 
 impl Ipv6 {
@@ -74,7 +74,7 @@ pub struct Extension {
     pub data: [u8; 6],
 }
 
-// SAFETY (all): bytes and arrays of bytes.
+// SAFETY (all): bytes and 16-bit words, which begin at even offsets.
 unsafe impl Wire for Ipv4 {}
 unsafe impl Wire for Ipv6 {}
 unsafe impl Wire for Extension {}

@@ -9,23 +9,23 @@ use super::Wire;
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp {
     /// Source port.
-    pub source: [u8; 2],
+    pub source: u16,
     /// Destination port.
-    pub destination: [u8; 2],
+    pub destination: u16,
     /// Sequence number.
-    pub sequence: [u8; 4],
+    pub sequence: [u16; 2],
     /// Acknowledgment number.
-    pub acknowledgment: [u8; 4],
+    pub acknowledgment: [u16; 2],
     /// Data offset in 32-bit words, in the upper four bits.
     pub offset: u8,
     /// Control bits.
     pub flags: u8,
     /// Window.
-    pub window: [u8; 2],
+    pub window: u16,
     /// Checksum.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
     /// Urgent pointer.
-    pub urgent: [u8; 2],
+    pub urgent: u16,
 }
 
 impl Tcp {
@@ -46,13 +46,13 @@ impl Tcp {
 #[derive(Clone, Copy, Debug)]
 pub struct Udp {
     /// Source port.
-    pub source: [u8; 2],
+    pub source: u16,
     /// Destination port.
-    pub destination: [u8; 2],
+    pub destination: u16,
     /// Length of header and data.
-    pub length: [u8; 2],
+    pub length: u16,
     /// Checksum; zero: none.
-    pub checksum: [u8; 2],
+    pub checksum: u16,
 }
 
 impl Udp {
@@ -60,6 +60,6 @@ impl Udp {
     pub const LEN: usize = 8;
 }
 
-// SAFETY (both): bytes and arrays of bytes.
+// SAFETY (both): bytes and 16-bit words, which begin at even offsets.
 unsafe impl Wire for Tcp {}
 unsafe impl Wire for Udp {}
