@@ -2,8 +2,15 @@
 
 use std::process::ExitCode;
 
+use std::os::unix::process::CommandExt as _;
+
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use xtask::{bench, check, setup};
+use xtask::{
+    bench, check,
+    lab::{LabOptions, named},
+    root, setup,
+};
 
 /// What one does with Lobby's source
 ///
@@ -34,11 +41,50 @@ enum Command {
     Test(check::TestOptions),
     /// Check everything that must hold before a change goes in: format, lints, docs, tests
     Ci,
+    /// A network of namespaces to play in: client, balancer, backends
+    #[command(subcommand, after_help = LAB_EXAMPLES)]
+    Lab(Lab),
     /// Measure the packet path in the kernel
     Bench {
         /// For the benchmark itself; `-- --help` tells them
         #[arg(last = true)]
         arguments: Vec<String>,
+    },
+}
+
+const LAB_EXAMPLES: &str = "Examples:
+  cargo xtask lab up --backends 3
+  cargo xtask lab exec b1 -- nginx -g 'daemon off;' &
+  cargo xtask lab exec lb -- target/release/lb run --config lobby.toml &
+  cargo xtask lab exec client -- curl http://203.0.113.10/
+  cargo xtask lab down";
+
+#[derive(Subcommand)]
+enum Lab {
+    /// Build it
+    Up {
+        /// Number of backends: b1, b2, …
+        #[arg(long, default_value_t = 2)]
+        backends: usize,
+        /// Interfaces of the balancer: 2 for front and back, 1 for front alone
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+        interfaces: u8,
+    },
+    /// Take it down
+    Down,
+    /// Run a command at one of its places: client, lb, switch, b1, b2, …
+    Exec {
+        /// Where
+        place: String,
+        /// What
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Tell what is up
+    Status {
+        /// For programs
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -62,9 +108,55 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Test(options) => drop(check::test(&options)?),
         Command::Ci => check::ci()?,
+        Command::Lab(_) if !root::is_root() => {
+            return root::myself("for network namespaces", &std::env::args_os().skip(1).collect::<Vec<_>>());
+        }
+        Command::Lab(lab) => self::lab(lab)?,
         Command::Bench { arguments } => bench::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn lab(lab: Lab) -> anyhow::Result<()> {
+    match lab {
+        Lab::Up { backends, interfaces } => {
+            named::up(LabOptions { backends, two_interfaces: interfaces == 2, ..LabOptions::default() })?;
+            show(&named::status()?);
+        }
+        Lab::Down => {
+            let left = named::down()?;
+            if !left.is_empty() {
+                println!("still running where the lab was, and keeping their part of it: processes {left:?}");
+            }
+        }
+        Lab::Exec { place, command } => {
+            let (program, arguments) = command.split_first().context("which command?")?;
+            // Becomes that program, and so comes back only if it cannot.
+            let error = named::command(&place, program)?.args(arguments).exec();
+            return Err(error).with_context(|| format!("{program} cannot be run"));
+        }
+        Lab::Status { json: true } => println!("{}", serde_json::to_string_pretty(&named::status()?)?),
+        Lab::Status { json: false } => show(&named::status()?),
+    }
+    Ok(())
+}
+
+fn show(places: &[named::Place]) {
+    if places.is_empty() {
+        println!("no lab is up; `cargo xtask lab up` builds one");
+        return;
+    }
+    println!("{:<8} {:<14} {:<44} PROCESSES", "PLACE", "NAMESPACE", "ADDRESSES");
+    for place in places {
+        let processes: Vec<_> = place.processes.iter().map(u32::to_string).collect();
+        println!(
+            "{:<8} {:<14} {:<44} {}",
+            place.name,
+            place.namespace,
+            place.addresses.join(", "),
+            processes.join(" ")
+        );
+    }
 }
 
 #[cfg(test)]

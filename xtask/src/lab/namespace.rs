@@ -8,11 +8,12 @@ use std::{
     io,
     net::SocketAddr,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt as _,
     },
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,8 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
-    net: OwnedFd,
-    mounts: Option<OwnedFd>,
+    // Shared with the commands that are to run inside.
+    net: Arc<OwnedFd>,
+    mounts: Option<Arc<OwnedFd>>,
 }
 
 impl Namespace {
@@ -44,9 +46,9 @@ impl Namespace {
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let net = on_a_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
-            Ok::<_, anyhow::Error>(File::open("/proc/thread-self/ns/net")?.into())
+            Ok(OwnedFd::from(File::open("/proc/thread-self/ns/net")?))
         })?;
-        Self { name: name.into(), net, mounts: None }.prepared()
+        Self { name: name.into(), net: Arc::new(net), mounts: None }.prepared()
     }
 
     /// A new network with mounts of its own: `/sys` shows this network, `/run` is empty, and
@@ -72,9 +74,9 @@ impl Namespace {
                 .context("mounting /run")?;
             let net = File::open("/proc/thread-self/ns/net")?;
             let mounts = File::open("/proc/thread-self/ns/mnt")?;
-            Ok::<_, anyhow::Error>((net.into(), mounts.into()))
+            Ok((OwnedFd::from(net), OwnedFd::from(mounts)))
         })?;
-        Self { name: name.into(), net, mounts: Some(mounts) }.prepared()
+        Self { name: name.into(), net: Arc::new(net), mounts: Some(Arc::new(mounts)) }.prepared()
     }
 
     /// One that exists, by the files that stand for it.
@@ -83,8 +85,10 @@ impl Namespace {
     ///
     /// A file cannot be opened.
     pub fn open(name: impl Into<String>, net: &Path, mounts: Option<&Path>) -> Result<Self> {
-        let open =
-            |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
+        let open = |path: &Path| {
+            let file = File::open(path).with_context(|| path.display().to_string())?;
+            Ok::<_, anyhow::Error>(Arc::new(OwnedFd::from(file)))
+        };
         Ok(Self { name: name.into(), net: open(net)?, mounts: mounts.map(open).transpose()? })
     }
 
@@ -127,11 +131,11 @@ impl Namespace {
     /// Root's rights are missing.
     pub fn enter(&self) -> Result<()> {
         let fail = || format!("{} cannot be entered", self.name);
-        setns(&self.net, CloneFlags::CLONE_NEWNET).with_context(fail)?;
+        setns(self.net.as_fd(), CloneFlags::CLONE_NEWNET).with_context(fail)?;
         if let Some(mounts) = &self.mounts {
             let directory = std::env::current_dir()?;
             unshare(CloneFlags::CLONE_FS).with_context(fail)?;
-            setns(mounts, CloneFlags::CLONE_NEWNS).with_context(fail)?;
+            setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS).with_context(fail)?;
             // Changing the mounts went to their root.
             nix::unistd::chdir(&directory)?;
         }
@@ -142,12 +146,13 @@ impl Namespace {
     /// thread that lives as long as the process.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        let net = self.net.as_raw_fd();
-        let mounts = self.mounts.as_ref().map(std::os::fd::AsRawFd::as_raw_fd);
-        // SAFETY: between fork and exec, only system calls are made; the file descriptors are open, since
-        // they are this namespace's (a command that outlives it fails to start, and says so).
+        let (net, mounts) = (self.net.clone(), self.mounts.clone());
+        // SAFETY: between fork and exec, only system calls are made; the file descriptors are open as long
+        // as the command is there.
         unsafe {
-            command.pre_exec(move || enter_after_fork(net, mounts));
+            command.pre_exec(move || {
+                enter_after_fork(net.as_raw_fd(), mounts.as_deref().map(AsRawFd::as_raw_fd))
+            });
         }
         command
     }
