@@ -41,10 +41,13 @@ pub fn veth(a: &Namespace, a_name: &str, b: &Namespace, b_name: &str) -> Result<
     let pair = LinkVeth::new(a_name, ON_THE_WAY).build();
     netlink(a, async |handle| handle.link().add(pair).execute().await).with_context(joining)?;
     change(a, ON_THE_WAY, |link| link.name(b_name).setns_by_fd(there)).with_context(joining)?;
+    up(a, a_name)?;
+    up(b, b_name)?;
     for (place, name) in [(a, a_name), (b, b_name)] {
         offload(place, name, Offload::TxChecksum, false)?;
+        // Only on an interface that is up does this make its peer one that XDP can redirect to
+        // (`veth_set_features` in Linux's drivers/net/veth.c).
         offload(place, name, Offload::GenericReceive, true)?;
-        up(place, name)?;
     }
     Ok(())
 }
