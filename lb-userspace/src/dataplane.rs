@@ -310,7 +310,8 @@ pub enum Op {
         /// Interface index.
         index: u32,
     },
-    /// Writes an address to send from, and leads its address here.
+    /// Writes an address to send from, and leads its address here. An address that the entry had before
+    /// leads nowhere, unless another entry has it.
     WriteSource {
         /// Index of the entry.
         index: u32,
@@ -414,6 +415,9 @@ pub enum Op {
         /// Where it listened.
         listen: Listen,
     },
+    /// Waits until every packet that may have seen the tables as they were before has been handled, so
+    /// that what nothing leads to any more may be changed (in the kernel: an RCU grace period).
+    Settle,
 }
 
 /// A live flow, as `lb connections` shows it.

@@ -385,7 +385,7 @@ impl fmt::Display for Protocol {
 }
 
 /// How a backend is chosen for a new connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Scheduler {
     /// By the hash of client and service on a Maglev ring: few change hands when backends come and go.
     #[default]

@@ -1,9 +1,18 @@
 //! From the desired state and the tables as they are to the operations in between: a pure function.
 //!
 //! A restart is the same thing as a reload: compute, compare with what is pinned, apply the difference.
-//! The order of the operations is such that no packet ever sees a half-made table: sources before
-//! backends before rings before services before what leads to them; removal the other way round. A ring
-//! and a rule set are written to a fresh place and switched to by one store.
+//! The order of the operations ([`Stage`]) is such that no packet ever sees a half-made table: sources
+//! before backends before rings before services before what leads to them; removal the other way round. A
+//! ring and a rule set are written to a fresh place and switched to by one store. Stopped anywhere, the
+//! tables are whole, and the next plan goes on from there.
+
+mod backends;
+mod rings;
+mod rules;
+mod services;
+mod sources;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    dataplane::{NextHop, Op, Tables},
+    dataplane::{Globals, NextHop, Op, Tables},
     health::Verdicts,
     model::Config,
 };
@@ -26,7 +35,8 @@ pub struct Desired<'a> {
     pub verdicts: &'a Verdicts,
     /// The way to each backend's address; absent: not known now.
     pub next_hops: &'a BTreeMap<IpAddr, NextHop>,
-    /// Addresses to send from, for each backend's address, in order and of its family.
+    /// Addresses to send from, for each backend's address, in order and of its family. Absent or empty:
+    /// not known now; what was known before stays.
     pub sources: &'a BTreeMap<IpAddr, Vec<IpAddr>>,
     /// VIPs that are the host's own addresses too: what is for no service there is the host's.
     pub shared_vips: &'a BTreeSet<IpAddr>,
@@ -52,25 +62,151 @@ pub struct Plan {
 pub enum PlanError {
     /// A table would have to hold more than it can.
     #[error(
-        "{needed} {what} are needed, but the tables hold {limit}; raise {key} in the document, then `lb detach` and start again, since sizes are fixed when the tables are made"
+        "{needed} {what} are needed, counting those that are still being taken out, but the tables hold {limit}; raise {key} in the document, then run `lb detach` and start again: sizes are fixed when the tables are made"
     )]
     Limit {
         /// What there is too much of.
         what: &'static str,
         /// How many.
-        needed: u64,
+        needed: usize,
         /// How many there can be.
-        limit: u64,
+        limit: u32,
         /// The document's key.
         key: &'static str,
     },
+    /// Enough pages are free for a ring, but not side by side.
+    #[error(
+        "a ring needs {pages} pages side by side, and the free ones are scattered; raise limits.ring_pages in the document, then run `lb detach` and start again: sizes are fixed when the tables are made"
+    )]
+    Scattered {
+        /// How many the ring takes.
+        pages: u32,
+    },
+    /// Source addresses cannot be laid out so that each backend's stand side by side.
+    #[error(
+        "the addresses to send from do not fit: source {address} is needed in two different groups, or more than {limit} are in use; write one list of sources in the document"
+    )]
+    Sources {
+        /// One that does not fit.
+        address: IpAddr,
+        /// How many there can be.
+        limit: u32,
+    },
 }
 
-/// The operations that turn `before` into what is desired.
+/// The operations that turn `before` into what is desired; none when it is so already.
 ///
 /// # Errors
-/// When the tables are too small.
+/// When the tables are too small. Sizes are those of `before`; the document's matter only when tables
+/// are made.
 pub fn plan(desired: &Desired<'_>, before: &Tables) -> Result<Plan, PlanError> {
-    let _ = (desired, before);
-    Ok(Plan::default())
+    let mut steps = Steps::default();
+    everywhere(desired, before, &mut steps);
+    let services = services::assign(desired.config, before, &mut steps)?;
+    let sources = sources::lay_out(desired, before, &mut steps)?;
+    let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
+    rules::write(&services, before, &mut steps)?;
+    rings::write(desired, before, &services, &backends, &mut steps)?;
+    services::lead(desired, before, &services, &mut steps);
+    Ok(Plan { ops: steps.in_order(before) })
+}
+
+/// When an operation's turn comes. Read from the top, each stage finds what it relies on in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// What an interrupted plan left behind, and what stands in the way of an index, goes. Nothing
+    /// leads there.
+    Clear,
+    /// What holds for all packets.
+    Everywhere,
+    /// Sources, before the backends that name them.
+    Sources,
+    /// Backends, before the slots that lead to them.
+    Backends,
+    /// Rule sets, in fresh places.
+    Rules,
+    /// Rings, in fresh places.
+    Pages,
+    /// New services, which nothing leads to yet.
+    Services,
+    /// Each service turns to its firewall.
+    Firewalls,
+    /// Each service turns to its ring.
+    Rings,
+    /// Addresses lead to services on all ports, or not any more.
+    Vips,
+    /// Listeners lead to services.
+    Keys,
+    /// Listeners lead to services no more.
+    Unkey,
+    /// Addresses are VIPs no more.
+    Unvip,
+    /// Nothing leads to these services.
+    Unserve,
+    /// Packets that saw what was before have gone.
+    Settle,
+    /// No slot leads to these backends: now their flows may be cut.
+    Retire,
+    /// Nothing leads to these backends, and no flow names them.
+    Unback,
+    /// Nothing leads to these rule sets.
+    Unrule,
+    /// No backend sends by these interfaces.
+    Uninterface,
+}
+
+/// The operations so far, each with its stage.
+#[derive(Default)]
+struct Steps {
+    ops: Vec<(Stage, Op)>,
+}
+
+impl Steps {
+    fn add(&mut self, stage: Stage, op: Op) {
+        self.ops.push((stage, op));
+    }
+
+    fn in_order(mut self, before: &Tables) -> Vec<Op> {
+        // The pages of a ring that was switched away from may be written by the next plan.
+        let leaves_pages = |op: &Op| match op {
+            Op::SwitchRing { service, .. } => {
+                before.services.get(service).is_some_and(|service| !service.ring.slots.is_empty())
+            }
+            _ => false,
+        };
+        if self
+            .ops
+            .iter()
+            .any(|(stage, op)| *stage > Stage::Settle || *stage == Stage::Unserve || leaves_pages(op))
+        {
+            self.add(Stage::Settle, Op::Settle);
+        }
+        // Stable: within a stage the order of adding stays.
+        self.ops.sort_by_key(|(stage, _)| *stage);
+        self.ops.into_iter().map(|(_, op)| op).collect()
+    }
+}
+
+fn everywhere(desired: &Desired<'_>, before: &Tables, steps: &mut Steps) {
+    let settings = &desired.config.settings;
+    let globals = Globals {
+        hash_key: desired.hash_key,
+        idle: settings.idle,
+        resets_per_second: settings.resets_per_second,
+        same_interface_tx: desired.same_interface_tx,
+    }
+    .in_ticks();
+    if before.globals.as_ref() != Some(&globals) {
+        steps.add(Stage::Everywhere, Op::SetGlobals(globals));
+    }
+    for (&index, &mac) in desired.interfaces {
+        if before.interfaces.get(&index) != Some(&mac) {
+            steps.add(Stage::Everywhere, Op::SetInterface { index, mac });
+        }
+    }
+    for &index in before.interfaces.keys() {
+        if !desired.interfaces.contains_key(&index) {
+            steps.add(Stage::Uninterface, Op::RemoveInterface { index });
+        }
+    }
 }

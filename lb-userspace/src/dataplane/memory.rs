@@ -279,6 +279,8 @@ impl Dataplane for MemoryDataplane {
             Op::RemoveKey { listen } => {
                 tables.keys.remove(&listen);
             }
+            // Nothing happens at the same time here.
+            Op::Settle => {}
         }
         Ok(())
     }

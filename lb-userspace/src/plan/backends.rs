@@ -1,0 +1,190 @@
+//! Which index each backend of each service has, and what stands there.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use super::{Desired, PlanError, Stage, Steps, services::Placed, sources::Runs};
+use crate::{
+    dataplane::{BackendEntry, FlowsOf, Op, SourceRun, Tables},
+    health::Verdict,
+    model::{Backend, BackendAddress},
+};
+
+/// For each service, in their order, the index of each backend of its pool, in the pool's order.
+pub(super) type Indices = Vec<Vec<u32>>;
+
+/// Who a backend is, within a table.
+type Identity = (u32, Option<IpAddr>, Option<u16>);
+
+/// Gives each backend its index, writes what is new or changed, and retires what is gone.
+pub(super) fn assign(
+    desired: &Desired<'_>,
+    before: &Tables,
+    services: &[Placed<'_>],
+    sources: &Runs,
+    steps: &mut Steps,
+) -> Result<Indices, PlanError> {
+    // Entries of a service that is gone are nobody's, even where another service has its index now.
+    let of_living: BTreeSet<u32> =
+        services.iter().filter(|placed| placed.before.is_some()).map(|placed| placed.index).collect();
+    let known: HashMap<Identity, u32> = before
+        .backends
+        .iter()
+        .filter(|(_, entry)| of_living.contains(&entry.service))
+        .map(|(&index, entry)| ((entry.service, entry.address, entry.port), index))
+        .collect();
+
+    let backends_of = |placed: &Placed<'_>| {
+        let pool = desired.config.pools.get(&placed.service.pool);
+        pool.map(|pool| pool.backends.as_slice()).unwrap_or_default()
+    };
+    let identity = |placed: &Placed<'_>, backend: &Backend| {
+        let (address, port) = parts(backend.address);
+        (placed.index, address, port)
+    };
+    // Those that have an index keep it; only then it is known which are left for the others.
+    let mut wanted: BTreeSet<u32> = BTreeSet::new();
+    for placed in services {
+        wanted.extend(backends_of(placed).iter().filter_map(|backend| known.get(&identity(placed, backend))));
+    }
+    let mut fresh = Fresh::of(before);
+    let mut indices = Vec::with_capacity(services.len());
+    for placed in services {
+        let mut of_service = Vec::with_capacity(backends_of(placed).len());
+        for backend in backends_of(placed) {
+            let now = known
+                .get(&identity(placed, backend))
+                .and_then(|&index| before.backends.get_key_value(&index));
+            let (index, generation) = match now {
+                Some((&index, entry)) => (index, entry.generation),
+                None => {
+                    let found = fresh.take(before, &wanted);
+                    found.ok_or_else(|| {
+                        shortage(services.iter().map(|placed| backends_of(placed).len()).sum(), before)
+                    })?
+                }
+            };
+            let now = now.map(|(_, entry)| entry);
+            let (_, address, port) = identity(placed, backend);
+            let verdict = verdict_on(desired, &placed.service.pool, backend);
+            let run = now.map_or_else(SourceRun::default, |now| now.sources);
+            let entry = BackendEntry {
+                service: placed.index,
+                address,
+                port,
+                generation,
+                next_hop: address.and_then(|ip| desired.next_hops.get(&ip).copied()),
+                sources: address.map_or_else(SourceRun::default, |ip| sources.after(ip, run)),
+                flows: verdict.flows,
+                dead: verdict.dead,
+            };
+            if now != Some(&entry) {
+                // What harms new flows waits until no slot leads there.
+                let harmful = entry.flows != FlowsOf::Keep || entry.dead;
+                let stage = if harmful && now.is_some() { Stage::Retire } else { Stage::Backends };
+                steps.add(stage, Op::WriteBackend { index, backend: entry });
+            }
+            wanted.insert(index);
+            of_service.push(index);
+        }
+        indices.push(of_service);
+    }
+    retire(desired, before, &wanted, services, steps);
+    Ok(indices)
+}
+
+/// Whether a backend gets new connections.
+pub(super) fn takes_part(verdict: Verdict) -> bool {
+    verdict.usable && verdict.flows == FlowsOf::Keep
+}
+
+/// What health says of a backend.
+pub(super) fn verdict_on(desired: &Desired<'_>, pool: &str, backend: &Backend) -> Verdict {
+    let verdict = desired.verdicts.get(pool).and_then(|pool| pool.get(&backend.address));
+    verdict.copied().unwrap_or(Verdict::RESTING)
+}
+
+/// The flows of backends that are gone are cut; entries without flows are freed.
+fn retire(
+    desired: &Desired<'_>,
+    before: &Tables,
+    wanted: &BTreeSet<u32>,
+    services: &[Placed<'_>],
+    steps: &mut Steps,
+) {
+    let new_services: BTreeSet<u32> =
+        services.iter().filter(|placed| placed.before.is_none()).map(|placed| placed.index).collect();
+    for (&index, entry) in &before.backends {
+        // Those named by the index of a new service have been freed to make room for it.
+        if wanted.contains(&index) || new_services.contains(&entry.service) {
+            continue;
+        }
+        let retired =
+            BackendEntry { sources: SourceRun::default(), flows: FlowsOf::Cut, dead: false, ..entry.clone() };
+        if *entry != retired {
+            steps.add(Stage::Retire, Op::WriteBackend { index, backend: retired });
+        } else if desired.spent.contains(&index) {
+            steps.add(Stage::Unback, Op::RemoveBackend { index });
+        }
+    }
+}
+
+/// Indices for new entries.
+struct Fresh {
+    next: u32,
+    freed: Vec<(u32, u32)>,
+    /// Retired entries, for when nothing else is left; found out only then.
+    retired: Option<Vec<(u32, u32)>>,
+}
+
+impl Fresh {
+    fn of(before: &Tables) -> Self {
+        let freed = before.freed.iter().rev().map(|(&index, &generation)| (index, generation)).collect();
+        Self { next: 0, freed, retired: None }
+    }
+
+    /// An index and the generation of its next use: one that was never used, else one that is free
+    /// again, else one that is not `wanted` and whose flows have been cut already.
+    fn take(&mut self, before: &Tables, wanted: &BTreeSet<u32>) -> Option<(u32, u32)> {
+        while self.next < before.limits.backends {
+            let index = self.next;
+            self.next += 1;
+            if !before.backends.contains_key(&index) && !before.freed.contains_key(&index) {
+                return Some((index, 1));
+            }
+        }
+        let used =
+            self.freed.pop().or_else(|| self.retired.get_or_insert_with(|| retired(before, wanted)).pop());
+        // Zero would mean never used.
+        used.map(|(index, generation)| (index, generation.wrapping_add(1).max(1)))
+    }
+}
+
+/// Entries of no document that no slot leads to.
+fn retired(before: &Tables, wanted: &BTreeSet<u32>) -> Vec<(u32, u32)> {
+    let led: BTreeSet<u32> =
+        before.services.values().flat_map(|service| service.ring.slots.iter().copied()).collect();
+    let gone = before.backends.iter().rev().filter(|(index, entry)| {
+        entry.flows == FlowsOf::Cut && !wanted.contains(index) && !led.contains(index)
+    });
+    gone.map(|(&index, entry)| (index, entry.generation)).collect()
+}
+
+fn shortage(in_document: usize, before: &Tables) -> PlanError {
+    let limit = before.limits.backends;
+    PlanError::Limit {
+        what: "backends",
+        needed: in_document.max(limit as usize + 1),
+        limit,
+        key: "limits.backends",
+    }
+}
+
+fn parts(address: BackendAddress) -> (Option<IpAddr>, Option<u16>) {
+    match address {
+        BackendAddress::Local => (None, None),
+        BackendAddress::Remote(ip, port) => (Some(ip), port),
+    }
+}

@@ -1,0 +1,620 @@
+//! The order of operations, proved on tables in memory: after every single operation the tables are
+//! whole, and after the last one they say what was desired.
+
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    dataplane::{
+        BackendEntry, Dataplane, Firewall, FlowsOf, RuleSet, ServiceEntry, SourceRun, VipEntry,
+        memory::MemoryDataplane,
+    },
+    health::Verdict,
+    maglev::{self, Member},
+    model::*,
+};
+
+/// A small generator of numbers, so that a failure is replayed by its seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(1);
+        (maglev::mix(self.0) % bound as u64) as usize
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+}
+
+/// Everything that [`Desired`] borrows.
+struct World {
+    config: Config,
+    verdicts: Verdicts,
+    next_hops: BTreeMap<IpAddr, NextHop>,
+    sources: BTreeMap<IpAddr, Vec<IpAddr>>,
+    shared_vips: BTreeSet<IpAddr>,
+    interfaces: BTreeMap<u32, [u8; 6]>,
+    spent: BTreeSet<u32>,
+}
+
+const LISTENERS: [&str; 8] = [
+    "203.0.113.10:80/tcp",
+    "203.0.113.10:443/tcp",
+    "203.0.113.10:*/tcp",
+    "203.0.113.10:53/udp",
+    "203.0.113.11:80/tcp",
+    "203.0.113.11:*/udp",
+    "[2001:db8::1]:80/tcp",
+    "[2001:db8::1]:*/tcp",
+];
+const NETWORKS: [&str; 6] =
+    ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "198.51.100.7/32"];
+const ROOMY: Limits = Limits { flows: 1024, services: 32, backends: 400, ring_pages: 128, rules: 200 };
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    fn empty() -> Self {
+        let settings = Settings {
+            limits: ROOMY,
+            idle: Idle::default(),
+            sources: Vec::new(),
+            ports: PortRange::default(),
+            resets_per_second: 1000,
+            metrics: None,
+        };
+        let interfaces = vec!["eth0".to_owned()];
+        World {
+            config: Config { interfaces, settings, pools: BTreeMap::new(), services: BTreeMap::new() },
+            verdicts: Verdicts::new(),
+            next_hops: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            shared_vips: BTreeSet::new(),
+            interfaces: BTreeMap::from([(2, [2; 6])]),
+            spent: BTreeSet::new(),
+        }
+    }
+
+    /// One service on port 80 with so many healthy backends.
+    fn with_backends(count: u32) -> Self {
+        let mut world = Self::empty();
+        let backends = (1..=count).map(|n| backend(IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + n)), 1)).collect();
+        world.config.pools.insert("web".to_owned(), pool(backends));
+        world.config.services.insert("shop".to_owned(), service(LISTENERS[0], "web"));
+        world.all_healthy();
+        world
+    }
+
+    fn all_healthy(&mut self) {
+        for (name, pool) in &self.config.pools {
+            let healthy = pool.backends.iter().map(|backend| (backend.address, Verdict::USABLE));
+            self.verdicts.insert(name.clone(), healthy.collect());
+        }
+    }
+
+    fn rolled(dice: &mut Dice, before: &Tables) -> Self {
+        let mut world = Self::empty();
+        for name in ["a", "b", "c"].into_iter().take(dice.below(4)) {
+            let mut backends: Vec<Backend> = Vec::new();
+            for _ in 0..dice.below(7) {
+                let ip = ip(&format!("10.0.0.{}", 1 + dice.below(8)));
+                let address = match dice.below(8) {
+                    0 => BackendAddress::Local,
+                    1 => BackendAddress::Remote(ip, None),
+                    _ => BackendAddress::Remote(ip, Some(dice.pick(&[80, 8080]))),
+                };
+                if backends.iter().all(|other| other.address != address) {
+                    backends.push(Backend {
+                        address,
+                        weight: dice.pick(&[0, 1, 1, 3]),
+                        admin: Admin::Enabled,
+                    });
+                }
+            }
+            let verdicts = world.verdicts.entry(name.to_owned()).or_default();
+            for backend in &backends {
+                if dice.chance(90) {
+                    let flows = dice.pick(&[
+                        FlowsOf::Keep,
+                        FlowsOf::Keep,
+                        FlowsOf::Keep,
+                        FlowsOf::Forget,
+                        FlowsOf::Cut,
+                    ]);
+                    let usable = dice.chance(70);
+                    verdicts
+                        .insert(backend.address, Verdict { usable, dead: !usable && dice.chance(50), flows });
+                }
+            }
+            world.config.pools.insert(name.to_owned(), pool(backends));
+        }
+        let pools: Vec<String> = world.config.pools.keys().cloned().collect();
+        for (number, listen) in LISTENERS.into_iter().enumerate() {
+            if pools.is_empty() || dice.chance(40) {
+                continue;
+            }
+            let mut service = service(listen, &dice.pick(&pools));
+            if dice.chance(30) {
+                service.scheduler = Scheduler::RoundRobin;
+            } else {
+                service.ring_size = Some(dice.pick(&[7, 7, 101, 101, 101, 1031]));
+            }
+            for network in NETWORKS {
+                match dice.below(6) {
+                    0 => service.allow.push(network.parse().unwrap()),
+                    1 => service.deny.push(network.parse().unwrap()),
+                    _ => {}
+                }
+            }
+            world.config.services.insert(format!("s{number}"), service);
+        }
+        let lists = [vec![], vec![ip("10.9.0.1")], vec![ip("10.9.0.1"), ip("10.9.0.2")]];
+        let list = match dice.below(6) {
+            0 => vec![ip("10.9.0.3"), ip("10.9.0.1")],
+            1 => vec![ip("10.9.0.2"), ip("10.9.0.4"), ip("10.9.0.1")],
+            _ => dice.pick(&lists),
+        };
+        for last in 1..=8u8 {
+            let address = ip(&format!("10.0.0.{last}"));
+            if dice.chance(80) {
+                let hop = NextHop { interface: 2, own_mac: [2; 6], mac: [dice.below(3) as u8; 6] };
+                world.next_hops.insert(address, hop);
+            }
+            if dice.chance(90) {
+                world.sources.insert(address, list.clone());
+            }
+        }
+        if dice.chance(50) {
+            world.shared_vips.insert(ip("203.0.113.10"));
+        }
+        if dice.chance(20) {
+            world.interfaces.insert(3, [3; 6]);
+        }
+        world.spent = before.backends.keys().copied().filter(|_| dice.chance(30)).collect();
+        world
+    }
+
+    fn desired(&self) -> Desired<'_> {
+        Desired {
+            config: &self.config,
+            verdicts: &self.verdicts,
+            next_hops: &self.next_hops,
+            sources: &self.sources,
+            shared_vips: &self.shared_vips,
+            interfaces: &self.interfaces,
+            hash_key: [1, 2],
+            same_interface_tx: true,
+            spent: &self.spent,
+        }
+    }
+
+    /// What the service listening there should have: backend addresses by slot, rules, others denied.
+    fn wanted(&self, listen: Listen) -> Option<Shape> {
+        let service = self.config.services.values().find(|service| service.listen == listen)?;
+        let pool = &self.config.pools[&service.pool];
+        let verdict = |backend: &Backend| self.verdicts[&service.pool].get(&backend.address).copied();
+        let members: Vec<Member> = pool
+            .backends
+            .iter()
+            .map(|backend| {
+                let on =
+                    verdict(backend).is_some_and(|verdict| verdict.usable && verdict.flows == FlowsOf::Keep);
+                Member { address: backend.address, weight: if on { backend.weight } else { 0 } }
+            })
+            .collect();
+        let positions = match service.scheduler {
+            Scheduler::Maglev => {
+                maglev::ring(&members, service.ring_size.unwrap_or(maglev::size_for(members.len())))
+            }
+            Scheduler::RoundRobin => maglev::turns(&members),
+        };
+        let mut rules = RuleSet::new();
+        rules.extend(service.allow.iter().map(|&network| (network, lb_common::abi::Action::Allow)));
+        rules.extend(service.deny.iter().map(|&network| (network, lb_common::abi::Action::Deny)));
+        Some(Shape {
+            slots: positions.into_iter().map(|position| Some(members[position as usize].address)).collect(),
+            rules,
+            deny_others: !service.allow.is_empty(),
+        })
+    }
+}
+
+/// What a service looks like to packets.
+#[derive(Clone, Debug, PartialEq)]
+struct Shape {
+    slots: Vec<Option<BackendAddress>>,
+    rules: RuleSet,
+    deny_others: bool,
+}
+
+fn backend(ip: IpAddr, weight: u16) -> Backend {
+    Backend { address: BackendAddress::Remote(ip, Some(8080)), weight, admin: Admin::Enabled }
+}
+
+fn pool(backends: Vec<Backend>) -> Pool {
+    Pool { health: None, backends, on_unhealthy: OnUnhealthy::Keep, panic: Panic::Keep }
+}
+
+fn service(listen: &str, pool: &str) -> Service {
+    Service {
+        listen: listen.parse().unwrap(),
+        pool: pool.to_owned(),
+        scheduler: Scheduler::Maglev,
+        forward: Forward::Nat,
+        ring_size: None,
+        allow: Vec::new(),
+        deny: Vec::new(),
+    }
+}
+
+fn address_of(entry: &BackendEntry) -> BackendAddress {
+    entry.address.map_or(BackendAddress::Local, |ip| BackendAddress::Remote(ip, entry.port))
+}
+
+fn shape(service: &ServiceEntry, tables: &Tables) -> Shape {
+    let address = |slot: &u32| tables.backends.get(slot).map(address_of);
+    Shape {
+        slots: service.ring.slots.iter().map(address).collect(),
+        rules: service.firewall.rule_set.map(|set| tables.rules[&set].clone()).unwrap_or_default(),
+        deny_others: service.firewall.deny_others,
+    }
+}
+
+/// Services that packets can reach.
+fn led(tables: &Tables) -> Vec<u32> {
+    let any = tables.vips.values().flat_map(|vip| vip.any_tcp.into_iter().chain(vip.any_udp));
+    tables.keys.values().copied().chain(any).collect()
+}
+
+/// What must hold at every moment.
+fn check_whole(now: &Tables, shapes: &BTreeMap<Listen, Vec<Shape>>) {
+    for (listen, index) in &now.keys {
+        assert_eq!(
+            now.services.get(index).map(|service| service.listen),
+            Some(*listen),
+            "a key leads astray"
+        );
+    }
+    for (&address, vip) in &now.vips {
+        for (index, protocol) in [(vip.any_tcp, Protocol::Tcp), (vip.any_udp, Protocol::Udp)] {
+            let listen = Listen { address, port: None, protocol };
+            let found = index.map(|index| now.services.get(&index).map(|service| service.listen));
+            assert!(found.is_none() || found == Some(Some(listen)), "a VIP leads astray");
+        }
+    }
+    for (index, service) in &now.services {
+        for slot in service.ring.slots.iter() {
+            let entry = now.backends.get(slot).expect("a slot leads to a backend that is in use");
+            assert_eq!(entry.service, *index, "a slot leads to another service's backend");
+            assert_eq!(entry.flows, FlowsOf::Keep, "a slot leads to a backend whose flows are cut");
+        }
+    }
+    for index in led(now) {
+        let service = &now.services[&index];
+        let candidates = &shapes[&service.listen];
+        let whole = shape(service, now);
+        assert!(candidates.iter().any(|shape| shape.slots == whole.slots), "a ring is half-made");
+        let firewall = |shape: &Shape| (shape.rules.clone(), shape.deny_others);
+        assert!(candidates.iter().any(|shape| firewall(shape) == firewall(&whole)), "rules are half-made");
+    }
+    for entry in now.backends.values() {
+        for index in entry.sources.first..entry.sources.first + entry.sources.count {
+            assert!(now.sources.contains_key(&index), "a backend names a source that is not there");
+        }
+    }
+}
+
+/// What must hold at the end.
+fn check_done(now: &Tables, before: &Tables, world: &World) {
+    let listeners: BTreeSet<Listen> = world.config.services.values().map(|service| service.listen).collect();
+    let served: BTreeSet<Listen> = now.services.values().map(|service| service.listen).collect();
+    assert_eq!(served, listeners);
+    let reached: BTreeSet<Listen> = led(now).iter().map(|index| now.services[index].listen).collect();
+    assert_eq!(reached, listeners, "every service is reached");
+    let vips: BTreeMap<IpAddr, bool> = now.vips.iter().map(|(&ip, vip)| (ip, vip.shared)).collect();
+    let wanted = listeners.iter().map(|listen| (listen.address, world.shared_vips.contains(&listen.address)));
+    assert_eq!(vips, wanted.collect());
+    for service in world.config.services.values() {
+        let (index, entry) = now.services.iter().find(|(_, entry)| entry.listen == service.listen).unwrap();
+        assert_eq!(Some(shape(entry, now)), world.wanted(service.listen));
+        assert_eq!(entry.round_robin, service.scheduler == Scheduler::RoundRobin);
+        let of_service = |(_, entry): &(&u32, &BackendEntry)| entry.service == *index;
+        for backend in &world.config.pools[&service.pool].backends {
+            let mut found =
+                now.backends.iter().filter(of_service).filter(|(_, e)| address_of(e) == backend.address);
+            let (place, entry) = found.next().expect("every backend has an entry");
+            assert_eq!(found.count(), 0, "and only one");
+            let verdict = world.verdicts[&service.pool].get(&backend.address).copied();
+            let verdict = verdict.unwrap_or(Verdict::RESTING);
+            assert_eq!((entry.flows, entry.dead), (verdict.flows, verdict.dead));
+            assert_eq!(entry.next_hop, entry.address.and_then(|ip| world.next_hops.get(&ip).copied()));
+            if let Some(list) =
+                entry.address.and_then(|ip| world.sources.get(&ip)).filter(|list| !list.is_empty())
+            {
+                let run = entry.sources.first..entry.sources.first + entry.sources.count;
+                let names: BTreeSet<IpAddr> = run.map(|index| now.sources[&index].address).collect();
+                assert_eq!(names, list.iter().copied().collect());
+            }
+            // Who was there before is where it was, or flows would be lost.
+            let earlier = before.services.get(index).filter(|earlier| earlier.listen == service.listen);
+            if earlier.is_some() {
+                let mut known = before.backends.iter().filter(of_service);
+                if let Some((old, known)) = known.find(|(_, known)| address_of(known) == backend.address) {
+                    assert_eq!((old, known.generation), (place, entry.generation));
+                }
+            }
+        }
+    }
+    let in_document = |entry: &BackendEntry| {
+        let listen = now.services.get(&entry.service).map(|service| service.listen);
+        let service = world.config.services.values().find(|service| Some(service.listen) == listen);
+        let pool = service.map(|service| &world.config.pools[&service.pool]);
+        pool.is_some_and(|pool| pool.backends.iter().any(|backend| backend.address == address_of(entry)))
+    };
+    for entry in now.backends.values().filter(|entry| !in_document(entry)) {
+        assert_eq!(entry.flows, FlowsOf::Cut, "what is gone is cut");
+    }
+    let in_force: BTreeSet<u32> = now.services.values().filter_map(|s| s.firewall.rule_set).collect();
+    assert_eq!(now.rules.keys().copied().collect::<BTreeSet<_>>(), in_force, "no rules are left behind");
+    let addresses: Vec<IpAddr> = now.sources.values().map(|source| source.address).collect();
+    assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), addresses.len(), "a source has one index");
+    assert_eq!(now.interfaces, world.interfaces);
+}
+
+/// Applies up to `most` operations, checking after each.
+fn apply(memory: &mut MemoryDataplane, world: &World, most: usize) -> Plan {
+    let before = memory.tables().unwrap();
+    let plan = plan(&world.desired(), &before).unwrap_or_else(|why| panic!("{why}"));
+    // A service that packets reach looks as it did, or as it is to look.
+    let mut shapes: BTreeMap<Listen, Vec<Shape>> = BTreeMap::new();
+    for service in before.services.values() {
+        shapes.entry(service.listen).or_default().push(shape(service, &before));
+    }
+    for service in world.config.services.values() {
+        shapes.entry(service.listen).or_default().extend(world.wanted(service.listen));
+    }
+    for op in plan.ops.iter().take(most) {
+        memory.apply(op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
+        check_whole(&memory.tables().unwrap(), &shapes);
+    }
+    plan
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_operation_leaves_the_tables_whole(seed: u64, steps in 1usize..7) {
+        let dice = &mut Dice(seed);
+        let mut memory = MemoryDataplane::new(ROOMY);
+        for _ in 0..steps {
+            let before = memory.tables().unwrap();
+            let world = World::rolled(dice, &before);
+            let length = apply(&mut memory, &world, usize::MAX).ops.len();
+            let after = memory.tables().unwrap();
+            check_done(&after, &before, &world);
+            // Only what is spent may go on being freed.
+            let again = plan(&World { spent: BTreeSet::new(), ..world }.desired(), &after).unwrap();
+            prop_assert_eq!(again.ops, vec![], "a second plan is empty");
+            prop_assert!(length < 2000);
+        }
+    }
+
+    /// The daemon dies after any operation; the next one goes on from what it finds.
+    #[test]
+    fn a_plan_may_be_interrupted_anywhere(seed: u64) {
+        let dice = &mut Dice(seed);
+        let mut memory = MemoryDataplane::new(ROOMY);
+        for _ in 0..6 {
+            let before = memory.tables().unwrap();
+            let world = World::rolled(dice, &before);
+            apply(&mut memory, &world, dice.below(60));
+        }
+        let before = memory.tables().unwrap();
+        let world = World::rolled(dice, &before);
+        apply(&mut memory, &world, usize::MAX);
+        check_done(&memory.tables().unwrap(), &before, &world);
+    }
+
+    /// With little room there is a plan or a sentence, and never a half-applied one.
+    #[test]
+    fn with_little_room_there_is_a_plan_or_a_reason(seed: u64) {
+        let dice = &mut Dice(seed);
+        let tight = Limits { flows: 1024, services: 5, backends: 24, ring_pages: 14, rules: 8 };
+        let mut memory = MemoryDataplane::new(tight);
+        for _ in 0..12 {
+            let before = memory.tables().unwrap();
+            let world = World::rolled(dice, &before);
+            match plan(&world.desired(), &before) {
+                Ok(_) => {
+                    apply(&mut memory, &world, usize::MAX);
+                    check_done(&memory.tables().unwrap(), &before, &world);
+                }
+                Err(why) => prop_assert!(why.to_string().contains("limits."), "{}", why),
+            }
+        }
+    }
+}
+
+/// Applies it all and returns the tables.
+fn applied(memory: &mut MemoryDataplane, world: &World) -> Tables {
+    apply(memory, world, usize::MAX);
+    memory.tables().unwrap()
+}
+
+#[test]
+fn a_first_plan_goes_from_the_ground_up() {
+    let mut world = World::with_backends(1);
+    world.sources.insert(ip("10.0.0.1"), vec![ip("10.9.0.1")]);
+    let plan = plan(&world.desired(), &Tables { limits: ROOMY, ..Tables::default() }).unwrap();
+    let names: Vec<String> =
+        plan.ops.iter().map(|op| format!("{op:?}").split([' ', '(']).next().unwrap().to_owned()).collect();
+    assert_eq!(
+        names,
+        [
+            "SetGlobals",
+            "SetInterface",
+            "WriteSource",
+            "WriteBackend",
+            "WritePages",
+            "WriteService",
+            "SwitchRing",
+            "SetVip",
+            "SetKey"
+        ]
+    );
+}
+
+#[test]
+fn a_drain_changes_the_ring_and_nothing_of_the_backend() {
+    let mut memory = MemoryDataplane::new(ROOMY);
+    let mut world = World::with_backends(3);
+    let before = applied(&mut memory, &world);
+    let drained = world.config.pools["web"].backends[1].address;
+    world.verdicts.get_mut("web").unwrap().insert(drained, Verdict::RESTING);
+    let ops = apply(&mut memory, &world, usize::MAX).ops;
+    assert!(matches!(ops.as_slice(), [Op::WritePages { .. }, Op::SwitchRing { .. }, Op::Settle]), "{ops:?}");
+    let after = memory.tables().unwrap();
+    assert_eq!(after.backends, before.backends);
+    assert!(!after.services[&0].ring.slots.contains(&1));
+    assert_ne!(after.services[&0].ring.first_page, before.services[&0].ring.first_page);
+}
+
+#[test]
+fn a_removed_backend_is_cut_then_freed_then_reused_with_another_generation() {
+    let mut memory = MemoryDataplane::new(Limits { backends: 2, ..ROOMY });
+    let mut world = World::with_backends(2);
+    applied(&mut memory, &world);
+    let gone = world.config.pools.get_mut("web").unwrap().backends.remove(0);
+    let cut = applied(&mut memory, &world);
+    assert_eq!((cut.backends[&0].flows, cut.backends[&0].generation), (FlowsOf::Cut, 1));
+
+    let mut freed = memory.clone();
+    world.spent.insert(0);
+    let tables = applied(&mut freed, &world);
+    assert_eq!(tables.freed, BTreeMap::from([(0, 1)]));
+    world.spent.clear();
+    world.config.pools.get_mut("web").unwrap().backends.push(backend(ip("10.0.0.77"), 1));
+    world.all_healthy();
+    let reused = applied(&mut freed, &world);
+    assert_eq!((reused.backends[&0].address, reused.backends[&0].generation), (Some(ip("10.0.0.77")), 2));
+    assert_eq!(reused.freed, BTreeMap::new());
+
+    // Where nothing else is left, the retired entry is taken as it is.
+    let taken = applied(&mut memory, &world);
+    assert_eq!((taken.backends[&0].address, taken.backends[&0].generation), (Some(ip("10.0.0.77")), 2));
+
+    // Who comes back in time keeps what it has.
+    let mut memory = MemoryDataplane::from_tables(&cut);
+    world.config.pools.get_mut("web").unwrap().backends[1] = gone;
+    world.all_healthy();
+    let back = applied(&mut memory, &world);
+    assert_eq!((back.backends[&0].flows, back.backends[&0].generation), (FlowsOf::Keep, 1));
+}
+
+#[test]
+fn limits_are_named_with_the_key_that_raises_them() {
+    let reason = |world: &World, limits: Limits| {
+        plan(&world.desired(), &Tables { limits, ..Tables::default() }).unwrap_err().to_string()
+    };
+    let mut world = World::with_backends(3);
+    world.config.services.insert("other".to_owned(), service(LISTENERS[1], "web"));
+    world.config.services.get_mut("shop").unwrap().deny =
+        NETWORKS.iter().map(|network| network.parse().unwrap()).collect();
+    let cases = [
+        (Limits { services: 1, ..ROOMY }, "2 services are needed", "tables hold 1; raise limits.services"),
+        (Limits { backends: 5, ..ROOMY }, "6 backends are needed", "tables hold 5; raise limits.backends"),
+        (Limits { ring_pages: 7, ..ROOMY }, "8 pages of rings are needed", "hold 7; raise limits.ring_pages"),
+        (Limits { rules: 4, ..ROOMY }, "5 firewall rules of one family are", "hold 4; raise limits.rules"),
+    ];
+    for (limits, needed, raise) in cases {
+        let why = reason(&world, limits);
+        assert!(why.contains(needed) && why.contains(raise), "{why}");
+    }
+}
+
+#[test]
+fn a_list_of_sources_grows_in_place_and_what_is_unknown_stays() {
+    let mut memory = MemoryDataplane::new(ROOMY);
+    let mut world = World::with_backends(2);
+    let both = [ip("10.0.0.1"), ip("10.0.0.2")];
+    world.sources = both.iter().map(|&address| (address, vec![ip("10.9.0.1"), ip("10.9.0.2")])).collect();
+    let before = applied(&mut memory, &world);
+    assert_eq!(before.backends[&0].sources, SourceRun { first: 0, count: 2 });
+
+    world.sources = both
+        .iter()
+        .map(|&address| (address, ["10.9.0.3", "10.9.0.1", "10.9.0.2"].map(ip).to_vec()))
+        .collect();
+    let grown = applied(&mut memory, &world);
+    assert_eq!(grown.backends[&1].sources, SourceRun { first: 0, count: 3 });
+    assert_eq!((grown.sources[&0].address, grown.sources[&2].address), (ip("10.9.0.1"), ip("10.9.0.3")));
+
+    world.sources.clear();
+    assert_eq!(applied(&mut memory, &world), grown);
+
+    // One out of the middle: the others move together, and the old places are left.
+    world.sources =
+        both.iter().map(|&address| (address, ["10.9.0.1", "10.9.0.3"].map(ip).to_vec())).collect();
+    let moved = applied(&mut memory, &world);
+    let run = moved.backends[&0].sources;
+    assert_eq!(run.count, 2);
+    assert_eq!(moved.sources.values().filter(|source| source.address == ip("10.9.0.1")).count(), 1);
+    assert_eq!(applied(&mut memory, &world), moved);
+
+    world.config.settings.ports = PortRange { low: 20000, high: 20999 };
+    let ports = applied(&mut memory, &world);
+    assert_eq!(ports.sources[&run.first].ports.low, 20000);
+    assert_eq!(ports.backends, moved.backends);
+}
+
+#[test]
+fn two_groups_that_share_a_source_out_of_order_are_refused() {
+    let mut world = World::with_backends(2);
+    world.sources.insert(ip("10.0.0.1"), ["10.9.0.1", "10.9.0.2", "10.9.0.3"].map(ip).to_vec());
+    world.sources.insert(ip("10.0.0.2"), ["10.9.0.1", "10.9.0.3"].map(ip).to_vec());
+    let why = plan(&world.desired(), &Tables { limits: ROOMY, ..Tables::default() }).unwrap_err();
+    assert!(matches!(why, PlanError::Sources { .. }), "{why}");
+    // A part of a group that stands side by side is fine.
+    world.sources.insert(ip("10.0.0.2"), ["10.9.0.2", "10.9.0.3"].map(ip).to_vec());
+    let tables = applied(&mut MemoryDataplane::new(ROOMY), &world);
+    assert_eq!(tables.backends[&1].sources, SourceRun { first: 1, count: 2 });
+}
+
+#[test]
+fn services_with_the_same_rules_share_a_set() {
+    let mut world = World::with_backends(1);
+    world.config.services.get_mut("shop").unwrap().allow = vec!["10.0.0.0/8".parse().unwrap()];
+    let mut other = service(LISTENERS[1], "web");
+    other.allow = vec!["10.0.0.0/8".parse().unwrap()];
+    world.config.services.insert("other".to_owned(), other);
+    let tables = applied(&mut MemoryDataplane::new(ROOMY), &world);
+    assert_eq!(tables.rules.len(), 1);
+    let expected = Firewall { rule_set: Some(1), deny_others: true };
+    assert!(tables.services.values().all(|service| service.firewall == expected));
+}
+
+#[test]
+fn a_vip_that_loses_its_last_service_is_a_vip_no_more() {
+    let mut memory = MemoryDataplane::new(ROOMY);
+    let mut world = World::with_backends(1);
+    world.config.services.insert("all".to_owned(), service("203.0.113.10:*/udp", "web"));
+    world.config.services.insert("other".to_owned(), service("203.0.113.11:80/tcp", "web"));
+    let tables = applied(&mut memory, &world);
+    assert_eq!(tables.vips[&ip("203.0.113.10")].any_udp, Some(0));
+    world.config.services.remove("all");
+    world.config.services.remove("other");
+    let tables = applied(&mut memory, &world);
+    assert_eq!(tables.vips, BTreeMap::from([(ip("203.0.113.10"), VipEntry::default())]));
+    assert_eq!(tables.services.len(), 1);
+}
