@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod check;
+pub mod demo;
 pub mod lab;
 pub mod root;
 pub mod setup;

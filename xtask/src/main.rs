@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, check,
+    bench, check, demo,
     lab::{LabOptions, named},
     root, setup,
 };
@@ -37,6 +37,12 @@ enum Command {
         #[arg(long)]
         report: bool,
     },
+    /// Show what Lobby does, on real servers and clients
+    #[command(after_help = DEMO_EXAMPLES)]
+    Demo(demo::DemoOptions),
+    /// The demo's payment server
+    #[command(hide = true)]
+    PaymentServer(demo::server::ServerOptions),
     /// Run all tests
     Test(check::TestOptions),
     /// Check everything that must hold before a change goes in: format, lints, docs, tests
@@ -58,6 +64,14 @@ const LAB_EXAMPLES: &str = "Examples:
   cargo xtask lab exec lb -- target/release/lb run --config lobby.toml &
   cargo xtask lab exec client -- curl http://203.0.113.10/
   cargo xtask lab down";
+
+const DEMO_EXAMPLES: &str = "Examples:
+  cargo xtask demo                     servers come and go while hundreds of clients pay
+  cargo xtask demo --json result.json  and what came of it, for programs
+  cargo xtask demo 1                   one server behind Lobby, and a curl
+
+The exit code is 0 only if no payment was lost or done twice, by the ledgers of clients and servers;
+those on their way to the server that is killed are counted, and excused.";
 
 #[derive(Subcommand)]
 enum Lab {
@@ -106,6 +120,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 setup::report();
             }
         }
+        Command::Demo(options) => return demo::run(&options),
+        Command::PaymentServer(options) => demo::server::serve(options)?,
         Command::Test(options) => drop(check::test(&options)?),
         Command::Ci => check::ci()?,
         Command::Lab(_) if !root::is_root() => {

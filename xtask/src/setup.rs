@@ -44,7 +44,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 pub fn everything() -> Result<()> {
     let mut missing = Vec::new();
     missing.extend(build().err());
-    missing.extend(tools());
+    missing.extend(tools(|_| true));
     if missing.is_empty() {
         return Ok(());
     }
@@ -62,6 +62,15 @@ pub fn everything() -> Result<()> {
 pub fn build() -> Result<()> {
     let compiler = compiler()?;
     linker(&compiler)
+}
+
+/// Gets one of the programs that tests use.
+///
+/// # Errors
+///
+/// It cannot be had; how to get it.
+pub fn program(name: &str) -> Result<()> {
+    tools(|tool| tool.program == name).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Prints what is there, a line each.
@@ -189,9 +198,9 @@ fn llvm_prefix(llvm: u32) -> Result<PathBuf> {
     Ok(prefix)
 }
 
-/// Gets the tools; what could not be had.
-fn tools() -> Vec<anyhow::Error> {
-    let absent = || TOOLS.iter().filter(|tool| toolchain::on_path(tool.program).is_none());
+/// Gets tools; what could not be had.
+fn tools(wanted: impl Fn(&Tool) -> bool) -> Vec<anyhow::Error> {
+    let absent = || TOOLS.iter().filter(|tool| wanted(tool) && toolchain::on_path(tool.program).is_none());
     if absent().next().is_none() {
         return Vec::new();
     }

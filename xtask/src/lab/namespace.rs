@@ -28,8 +28,9 @@ use super::Proc;
 /// How long anything in a lab may take to get ready.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A network namespace, held by its file descriptor alone.
-#[derive(Debug)]
+/// A network namespace, held by its file descriptor alone; gone when the last clone is, and the last
+/// process inside.
+#[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
     // Shared with the commands that are to run inside.

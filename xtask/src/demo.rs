@@ -1,0 +1,106 @@
+//! Shows what Lobby does, on real servers and clients in a lab, stage by stage.
+//!
+//! What is shown is judged by what clients and servers themselves have written down, see [`ledger`].
+
+pub mod balancer;
+pub mod customers;
+pub mod display;
+pub mod ledger;
+pub mod payments;
+pub mod server;
+mod single;
+
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitCode, Stdio},
+};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    lab::{Namespace, Proc},
+    root, setup,
+};
+
+/// What is shown, and how.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DemoOptions {
+    /// The stage: 1 for a single server, 3 for servers that come and go under load
+    #[arg(default_value_t = 3, value_parser = stage)]
+    pub stage: u8,
+    /// Write what came of it to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Keep ledgers, document and log, and tell where they are
+    #[arg(long)]
+    pub keep: bool,
+    /// `lb` is built
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+/// Builds Lobby and shows a stage.
+///
+/// # Errors
+///
+/// Something could not be had or did not build, or the story could not be told to its end.
+pub fn run(options: &DemoOptions) -> Result<ExitCode> {
+    if !options.built {
+        setup::build()?;
+        setup::program("curl")?;
+        println!("building Lobby …");
+        let build = crate::cargo().args(["build", "--release", "--package", "lb-userspace"]).status()?;
+        if !build.success() {
+            bail!("Lobby did not build");
+        }
+    }
+    if !root::is_root() {
+        let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+        arguments.push("--built".into());
+        return root::myself("for network namespaces and XDP programs", &arguments);
+    }
+    let directory = tempfile::Builder::new().prefix("lobby-demo-").tempdir()?;
+    let program = crate::target_directory().join("release/lb");
+    let good = if options.stage == 1 {
+        single::show(&program, directory.path())
+    } else {
+        payments::show(&program, directory.path(), options.json.as_deref())
+    };
+    if options.keep || !matches!(good, Ok(true)) {
+        println!("ledgers, document and log are in {}", directory.keep().display());
+    }
+    Ok(if good? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn stage(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("there are stages 1 (a single server) and 3 (servers that come and go)".into()),
+    }
+}
+
+/// Starts a payment server at a place; its reports come out of its standard output.
+///
+/// # Errors
+///
+/// It does not start.
+pub fn start_server(
+    place: &Namespace,
+    name: &str,
+    listen: SocketAddr,
+    ledger: &Path,
+    per_round: usize,
+    round_ms: u128,
+) -> Result<Proc> {
+    let mut command = place.command(std::env::current_exe()?);
+    command.args(["payment-server", "--name", name, "--listen", &listen.to_string()]);
+    command.args(["--per-round", &per_round.to_string(), "--round-ms", &round_ms.to_string()]);
+    command.arg("--ledger").arg(ledger);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let server = Proc::start(command)?;
+    place.wait_for_tcp(listen)?;
+    Ok(server)
+}
