@@ -7,9 +7,14 @@
 #![deny(unsafe_code)]
 
 pub mod addresses;
+pub mod api;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
+pub mod doctor;
 pub mod health;
+pub mod log;
 pub mod maglev;
 pub mod model;
 pub mod netlink;

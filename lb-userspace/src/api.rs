@@ -1,0 +1,240 @@
+//! The control API: HTTP and JSON on a Unix socket that only its owner may use.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/snapshot` | everything below but connections, at one moment ([`view::Snapshot`]) |
+//! | `GET /v1/status` | [`view::Status`] |
+//! | `GET /v1/services`, `/v1/services/NAME` | [`view::Service`] |
+//! | `GET /v1/pools`, `/v1/pools/NAME` | [`view::Pool`] |
+//! | `GET /v1/backends?pool=NAME` | [`view::Backend`] |
+//! | `GET /v1/connections?service=&backend=&client=&limit=&offset=` | [`view::Connections`] |
+//! | `GET /v1/counters` | [`view::Counters`] |
+//! | `GET /v1/document` | [`view::Text`] |
+//! | `PUT /v1/document` | [`view::Replacement`] to [`view::Done`] |
+//! | `POST /v1/edits` | [`request::Edits`] to [`view::Done`] |
+//! | `POST /v1/reload` | [`view::Done`] |
+//! | `POST /v1/detach` | [`view::Done`] |
+//!
+//! A refusal is a status of 400 and above with a [`view::Refusal`]: 404 where there is no such thing,
+//! 409 where the document has changed since the revision that was named, 422 where the document would
+//! not check.
+
+pub mod request;
+pub mod view;
+
+use std::{
+    io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::Path,
+};
+
+use axum::{
+    Json, Router,
+    extract::{self, Query, State, rejection::JsonRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use tokio::{net::UnixListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use request::{Edits, Reply, Request, RequestError};
+use view::{ConnectionFilter, Connections, Done, Refusal, Replacement, Snapshot, Text};
+
+/// The socket's name in the run directory.
+pub const SOCKET: &str = "lb.sock";
+
+/// The largest request: a document for tens of thousands of backends.
+const BODY_LIMIT: usize = 16 << 20;
+
+/// Listens on the run directory's socket, mode 0600 from the first moment on. One that a dead daemon
+/// left is replaced: whoever calls this holds the lock of the run directory.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn listen(run_dir: &Path) -> io::Result<UnixListener> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(&path)?,
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} is there and is no socket; move it away", path.display()),
+            ));
+        }
+        Err(_) => {}
+    }
+    // Made under another name that nobody knows, so that nobody can connect before the mode is set.
+    let fresh = run_dir.join(format!(".{SOCKET}.{}", std::process::id()));
+    _ = std::fs::remove_file(&fresh);
+    let listener = UnixListener::bind(&fresh)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, &path)?;
+    Ok(listener)
+}
+
+/// Serves until `stop`, then finishes what is under way.
+///
+/// # Errors
+/// When the socket fails.
+pub async fn serve(
+    listener: UnixListener,
+    daemon: mpsc::Sender<Request>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    axum::serve(listener, router(daemon)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// The routes; `daemon` answers.
+pub fn router(daemon: mpsc::Sender<Request>) -> Router {
+    Router::new()
+        .route(
+            "/v1/snapshot",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?)) }),
+        )
+        .route(
+            "/v1/status",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.status)) }),
+        )
+        .route(
+            "/v1/services",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.services)) }),
+        )
+        .route("/v1/services/{name}", get(service))
+        .route(
+            "/v1/pools",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.pools)) }),
+        )
+        .route("/v1/pools/{name}", get(pool))
+        .route("/v1/backends", get(backends))
+        .route("/v1/connections", get(connections))
+        .route(
+            "/v1/counters",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.counters)) }),
+        )
+        .route("/v1/document", get(document).put(replace))
+        .route("/v1/edits", post(edit))
+        .route("/v1/reload", post(|State(d): Daemon| async move { done(&d, Request::Reload).await }))
+        .route("/v1/detach", post(|State(d): Daemon| async move { done(&d, Request::Detach).await }))
+        .fallback(|| async {
+            Refused(StatusCode::NOT_FOUND, "there is no such thing; see `lb --help`".into())
+        })
+        .layer(extract::DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(daemon)
+}
+
+type Daemon = State<mpsc::Sender<Request>>;
+
+/// An answer that says no.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(Refusal { error: self.1 })).into_response()
+    }
+}
+
+impl From<RequestError> for Refused {
+    fn from(error: RequestError) -> Self {
+        let status = match &error {
+            RequestError::NotFound(_) => StatusCode::NOT_FOUND,
+            RequestError::Conflict(_) => StatusCode::CONFLICT,
+            RequestError::Document(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            RequestError::ReadOnly(_) => StatusCode::FORBIDDEN,
+            RequestError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            RequestError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<JsonRejection> for Refused {
+    fn from(rejection: JsonRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+async fn ask<T>(
+    daemon: &mpsc::Sender<Request>,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Result<T, Refused> {
+    let (reply, answer) = Reply::new();
+    daemon.send(request(reply)).await.map_err(|_| RequestError::Stopping)?;
+    Ok(answer.await.map_err(|_| RequestError::Stopping)??)
+}
+
+async fn snapshot(daemon: &mpsc::Sender<Request>) -> Result<Snapshot, Refused> {
+    ask(daemon, Request::Snapshot).await
+}
+
+async fn done(
+    daemon: &mpsc::Sender<Request>,
+    request: impl FnOnce(Reply<Done>) -> Request,
+) -> Result<Json<Done>, Refused> {
+    Ok(Json(ask(daemon, request).await?))
+}
+
+async fn service(
+    State(daemon): Daemon,
+    extract::Path(name): extract::Path<String>,
+) -> Result<Json<view::Service>, Refused> {
+    let found = snapshot(&daemon).await?.services.into_iter().find(|service| service.name == name);
+    Ok(Json(found.ok_or_else(|| {
+        RequestError::NotFound(format!("there is no service {name:?}; see `lb service list`"))
+    })?))
+}
+
+async fn pool(
+    State(daemon): Daemon,
+    extract::Path(name): extract::Path<String>,
+) -> Result<Json<view::Pool>, Refused> {
+    let found = snapshot(&daemon).await?.pools.into_iter().find(|pool| pool.name == name);
+    Ok(Json(
+        found.ok_or_else(|| {
+            RequestError::NotFound(format!("there is no pool {name:?}; see `lb pool list`"))
+        })?,
+    ))
+}
+
+/// Which backends are wanted.
+#[derive(Deserialize)]
+struct BackendFilter {
+    pool: Option<String>,
+}
+
+async fn backends(
+    State(daemon): Daemon,
+    Query(filter): Query<BackendFilter>,
+) -> Result<Json<Vec<view::Backend>>, Refused> {
+    let mut found = snapshot(&daemon).await?.backends;
+    found.retain(|backend| filter.pool.as_ref().is_none_or(|pool| *pool == backend.pool));
+    Ok(Json(found))
+}
+
+async fn connections(
+    State(daemon): Daemon,
+    Query(filter): Query<ConnectionFilter>,
+) -> Result<Json<Connections>, Refused> {
+    Ok(Json(ask(&daemon, |reply| Request::Connections(filter, reply)).await?))
+}
+
+async fn document(State(daemon): Daemon) -> Result<Json<Text>, Refused> {
+    Ok(Json(ask(&daemon, Request::Document).await?))
+}
+
+async fn replace(
+    State(daemon): Daemon,
+    body: Result<Json<Replacement>, JsonRejection>,
+) -> Result<Json<Done>, Refused> {
+    let Json(replacement) = body?;
+    done(&daemon, |reply| Request::Replace(replacement, reply)).await
+}
+
+async fn edit(
+    State(daemon): Daemon,
+    body: Result<Json<Edits>, JsonRejection>,
+) -> Result<Json<Done>, Refused> {
+    let Json(edits) = body?;
+    done(&daemon, |reply| Request::Edit(edits, reply)).await
+}

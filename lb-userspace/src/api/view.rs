@@ -1,0 +1,280 @@
+//! What the API says and the command line shows: plain data, the same types on both sides.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything but connections, at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The daemon and its document.
+    pub status: Status,
+    /// Services, by name.
+    pub services: Vec<Service>,
+    /// Pools, by name.
+    pub pools: Vec<Pool>,
+    /// Backends, by pool, in the document's order.
+    pub backends: Vec<Backend>,
+    /// Counters.
+    pub counters: Counters,
+}
+
+/// The daemon and its document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The document.
+    pub document: Document,
+    /// Interfaces that the program is attached to.
+    pub interfaces: Vec<Interface>,
+    /// What needs somebody's attention now.
+    pub alarms: Vec<String>,
+    /// Number of services.
+    pub services: usize,
+    /// Backends that get new connections.
+    pub backends_usable: usize,
+    /// Backends.
+    pub backends: usize,
+    /// Flows in the table now.
+    pub flows: u32,
+    /// Flows that fit.
+    pub flow_capacity: u32,
+}
+
+/// The document in force, and what became of the last attempt to change it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Document {
+    /// Its file.
+    pub path: String,
+    /// Name of exactly the text in force.
+    pub revision: String,
+    /// Why edits are refused; `null` where they are not.
+    pub read_only: Option<String>,
+    /// When it came into force, seconds since the epoch.
+    pub since: u64,
+    /// What is odd about it.
+    pub warnings: Vec<String>,
+    /// What is wrong with the file as it is now; the document in force is an older one then.
+    pub refused: Option<String>,
+    /// Times that a document came into force.
+    pub reloads: u64,
+    /// Times that one was refused.
+    pub refusals: u64,
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Interface {
+    /// Name.
+    pub name: String,
+    /// "native", "generic" or "none".
+    pub mode: String,
+    /// Up, with a carrier.
+    pub up: bool,
+    /// Largest IP packet, bytes.
+    pub mtu: u32,
+}
+
+/// A service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Name.
+    pub name: String,
+    /// Where it listens.
+    pub listen: String,
+    /// Its pool.
+    pub pool: String,
+    /// How a backend is chosen.
+    pub scheduler: String,
+    /// How packets get there.
+    pub forward: String,
+    /// Networks that may come in; empty: all.
+    pub allow: Vec<String>,
+    /// Networks that may not.
+    pub deny: Vec<String>,
+    /// Backends that get new connections.
+    pub usable: usize,
+    /// Backends of its pool.
+    pub backends: usize,
+    /// What passed.
+    pub traffic: Traffic,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// Name.
+    pub name: String,
+    /// Its health check in words; "none".
+    pub health: String,
+    /// What becomes of an unhealthy backend's connections.
+    pub on_unhealthy: String,
+    /// What happens when all fail at once.
+    pub panic: String,
+    /// Services that use it.
+    pub services: Vec<String>,
+    /// Backends that get new connections.
+    pub usable: usize,
+    /// Backends.
+    pub backends: usize,
+    /// All of its backends fail, and the last set is kept in use.
+    pub panicking: bool,
+}
+
+/// A backend of a pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its pool.
+    pub pool: String,
+    /// Its address.
+    pub address: String,
+    /// "starting", "healthy", "unhealthy", "draining", "drained" or "disabled".
+    pub state: String,
+    /// It gets new connections.
+    pub usable: bool,
+    /// Its share.
+    pub weight: u16,
+    /// When a drain ends by force, seconds since the epoch.
+    pub deadline: Option<u64>,
+    /// What its last probe said, if it failed.
+    pub failure: Option<String>,
+    /// How long its last successful probe took, milliseconds.
+    pub latency_ms: Option<f64>,
+    /// The way there: "02:00:00:00:00:02 on eth0".
+    pub next_hop: Option<String>,
+    /// Why there is no way.
+    pub no_next_hop: Option<String>,
+    /// What passed, in all its services.
+    pub traffic: Traffic,
+}
+
+/// What passed between backends and their clients, since the tables were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets to backends.
+    pub packets_in: u64,
+    /// Bytes to backends.
+    pub bytes_in: u64,
+    /// Packets to clients.
+    pub packets_out: u64,
+    /// Bytes to clients.
+    pub bytes_out: u64,
+    /// New flows.
+    pub flows: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets_in += other.packets_in;
+        self.bytes_in += other.bytes_in;
+        self.packets_out += other.packets_out;
+        self.bytes_out += other.bytes_out;
+        self.flows += other.flows;
+    }
+}
+
+/// Packets by what became of them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Name and number, in the order of the program's counters.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// One counter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Its name.
+    pub name: String,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// Some of the connections.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Connections {
+    /// They.
+    pub connections: Vec<Connection>,
+    /// How many there are that match, shown or not.
+    pub total: u64,
+}
+
+/// A connection.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its service.
+    pub service: String,
+    /// "tcp" or "udp".
+    pub protocol: String,
+    /// Who called.
+    pub client: String,
+    /// What was called.
+    pub called: String,
+    /// What the backend sees as its peer; `null`: the client itself.
+    pub source: Option<String>,
+    /// Who answers.
+    pub backend: String,
+    /// "half-open", "established", "closing", "closed" or "udp".
+    pub state: String,
+    /// Milliseconds since the last packet.
+    pub idle_ms: u64,
+}
+
+/// Which connections are wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionFilter {
+    /// Only of this service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Only to this backend.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Only from this client address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// At most so many; 100 where not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Leaves out so many of the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<usize>,
+}
+
+/// The document's text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Text {
+    /// The text.
+    pub text: String,
+    /// Its revision.
+    pub revision: String,
+}
+
+/// A new document.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Replacement {
+    /// Its text.
+    pub text: String,
+    /// The revision that it is to replace; where another is in the file by now, it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// What a change did.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// The revision in force now.
+    pub revision: String,
+    /// In words.
+    pub message: String,
+    /// What is odd about the document.
+    pub warnings: Vec<String>,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// In words, with the remedy.
+    pub error: String,
+}

@@ -1,0 +1,244 @@
+//! The command line: words in, the daemon's answers out.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or a document with mistakes, 3 the daemon is not running.
+
+mod args;
+mod client;
+mod documents;
+mod edit;
+mod findings;
+mod show;
+mod table;
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{CommandFactory, Parser};
+use serde::Serialize;
+
+use self::{
+    args::{Backend, Cli, Command, Pool, Service},
+    client::{Client, ClientError},
+};
+use crate::{
+    api::view::{self, Connections, Counters, Done, Snapshot},
+    daemon, log,
+};
+
+/// How a command ended, when not well.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Exit code 3 where the daemon is not running, 2 where the document would be wrong, else 1.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// Exit code 2.
+    #[error("{0}")]
+    Document(String),
+    /// Exit code 1.
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+    /// Exit code 1; all has been said.
+    #[error("")]
+    Silent,
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Client(ClientError::NotRunning(_)) => 3,
+            Self::Document(_) | Self::Client(ClientError::Document(_)) => 2,
+            Self::Client(_) | Self::Other(_) | Self::Silent => 1,
+        }
+    }
+}
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let text = failure.to_string();
+            if !text.is_empty() {
+                let head = table::paint(
+                    "error:",
+                    table::Tone::Bad,
+                    std::io::stderr().is_terminal() && table::wanted(),
+                );
+                eprintln!("{head} {text}");
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Run(options) => {
+            log::start(options.log_format, &options.log_level).map_err(anyhow::Error::from)?;
+            let options = daemon::Options {
+                config: options.config.clone(),
+                run_dir: cli.run_dir.clone(),
+                bpffs: options.bpffs.clone(),
+                ephemeral: options.ephemeral,
+            };
+            Ok(daemon::run(&options)?)
+        }
+        Command::Check { file } => documents::check(file, cli.json),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "lb", &mut std::io::stdout());
+            Ok(())
+        }
+        _ => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(anyhow::Error::from)?;
+            runtime.block_on(converse(cli))
+        }
+    }
+}
+
+/// The commands that talk to the daemon.
+async fn converse(cli: &Cli) -> Result<(), Failure> {
+    let client = Client::new(&cli.run_dir);
+    match &cli.command {
+        Command::Apply { file } => documents::apply(file, &client, cli.json).await,
+        Command::Reload => done(cli, &client.send(hyper::Method::POST, "/v1/reload", &()).await?),
+        Command::Detach { bpffs } => match client.send(hyper::Method::POST, "/v1/detach", &()).await {
+            Err(ClientError::NotRunning(_)) => {
+                let message = daemon::detach(&cli.run_dir, bpffs).await?;
+                done(cli, &Done { message, ..Done::default() })
+            }
+            answer => done(cli, &answer?),
+        },
+        Command::Status { watch } => status(cli, &client, *watch).await,
+        Command::Service(Service::List) => {
+            let services: Vec<view::Service> = client.get("/v1/services").await?;
+            answer(cli, &services, || show::services(&services))
+        }
+        Command::Service(Service::Show { name }) => {
+            let service: view::Service = client.get(&format!("/v1/services/{}", quoted(name))).await?;
+            let backends = backends_of(&client, &service.pool).await?;
+            answer(cli, &service, || show::service(&service, &backends))
+        }
+        Command::Pool(Pool::List) => {
+            let pools: Vec<view::Pool> = client.get("/v1/pools").await?;
+            answer(cli, &pools, || show::pools(&pools))
+        }
+        Command::Pool(Pool::Show { name }) => {
+            let pool: view::Pool = client.get(&format!("/v1/pools/{}", quoted(name))).await?;
+            let backends = backends_of(&client, name).await?;
+            answer(cli, &pool, || show::pool(&pool, &backends))
+        }
+        Command::Backend(Backend::List { pool }) => {
+            let backends: Vec<view::Backend> = match pool {
+                // Tells a pool that is not there from one without backends.
+                Some(name) => {
+                    client.get::<view::Pool>(&format!("/v1/pools/{}", quoted(name))).await?;
+                    backends_of(&client, name).await?
+                }
+                None => client.get("/v1/backends").await?,
+            };
+            answer(cli, &backends, || show::backends(&backends))
+        }
+        Command::Service(_) | Command::Pool(_) | Command::Backend(_) => {
+            let edits = edit::edits(&cli.command);
+            done(cli, &client.send(hyper::Method::POST, "/v1/edits", &edits).await?)
+        }
+        Command::Connections(filter) => {
+            let connections: Connections = client.get(&edit::connections_path(filter)).await?;
+            answer(cli, &connections, || show::connections(&connections))
+        }
+        Command::Counters { all } => {
+            let counters: Counters = client.get("/v1/counters").await?;
+            answer(cli, &counters, || show::counters(&counters, *all))
+        }
+        Command::Doctor { config, bpffs } => {
+            findings::doctor(config.as_deref(), bpffs, &client, cli.json).await
+        }
+        Command::Run(_) | Command::Check { .. } | Command::Completions { .. } => Ok(()),
+    }
+}
+
+async fn backends_of(client: &Client, pool: &str) -> Result<Vec<view::Backend>, ClientError> {
+    client.get(&format!("/v1/backends?pool={}", quoted(pool))).await
+}
+
+async fn status(cli: &Cli, client: &Client, watch: bool) -> Result<(), Failure> {
+    loop {
+        let snapshot: Snapshot = client.get("/v1/snapshot").await?;
+        if watch && std::io::stdout().is_terminal() && !cli.json {
+            // Home, and clear to the end of the screen.
+            print("\x1b[H\x1b[2J")?;
+        }
+        answer(cli, &snapshot, || show::status(&snapshot))?;
+        if !watch {
+            return Ok(());
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}
+
+fn done(cli: &Cli, done: &Done) -> Result<(), Failure> {
+    answer(cli, done, || {
+        let warnings: String = done.warnings.iter().map(|warning| format!("{warning}\n")).collect();
+        format!("{warnings}{}\n", done.message)
+    })
+}
+
+fn answer(cli: &Cli, value: &impl Serialize, words: impl FnOnce() -> String) -> Result<(), Failure> {
+    answer_or_json(cli.json, value, words)
+}
+
+/// One answer: for programs or for people.
+fn answer_or_json(
+    as_json: bool,
+    value: &impl Serialize,
+    words: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    let text = if as_json {
+        serde_json::to_string_pretty(value).map_err(anyhow::Error::from)? + "\n"
+    } else {
+        words()
+    };
+    print(&text)
+}
+
+/// Prints; a reader that has gone (`lb … | head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Silent),
+        other => Ok(other.map_err(anyhow::Error::from)?),
+    }
+}
+
+/// A text as part of a URL (RFC 3986 section 2.3: what is not unreserved is quoted).
+fn quoted(text: &str) -> String {
+    let mut quoted = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => quoted.push(byte.into()),
+            _ => quoted.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_in_urls() {
+        assert_eq!(quoted("web-1.a_b~"), "web-1.a_b~");
+        assert_eq!(quoted("a b/ü?"), "a%20b%2F%C3%BC%3F");
+    }
+}

@@ -1,0 +1,357 @@
+//! The command line's words, as clap reads them.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+use crate::{
+    log::LogFormat,
+    model::{BackendAddress, Listen, Network},
+};
+
+/// Where the daemon keeps its socket and its state, unless told otherwise.
+pub(super) const RUN_DIR: &str = "/run/lobby";
+/// Where BPF objects are pinned, unless told otherwise.
+pub(super) const BPFFS: &str = "/sys/fs/bpf";
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  Try a document, then run it (root):
+    lb check lb.toml
+    sudo lb run --config lb.toml
+
+  See what goes on, from another terminal:
+    sudo lb status --watch
+    sudo lb doctor
+
+  Add a server to the pool `web` while clients are connected, and take one out gently:
+    sudo lb backend add web 10.0.0.13:8080
+    sudo lb backend drain web 10.0.0.11:8080 --deadline 5m
+
+EXIT CODES
+  0 done   1 failed   2 wrong usage, or a document with mistakes   3 the daemon is not running";
+
+/// Lobby: a layer-4 load balancer in XDP.
+///
+/// `lb run` is the daemon: it reads one document, attaches the XDP program and checks the backends'
+/// health. All other commands talk to it, or look at a document. Edits go into the document itself:
+/// there is no second truth.
+#[derive(Debug, Parser)]
+#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
+pub(super) struct Cli {
+    /// Directory of the daemon's socket and state
+    #[arg(long, global = true, value_name = "DIR", env = "LB_RUN_DIR", default_value = RUN_DIR, value_hint = ValueHint::DirPath)]
+    pub run_dir: PathBuf,
+
+    /// Answer in JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon
+    Run(Run),
+    /// Say whether a document is right, and what is wrong with it where
+    #[command(
+        after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n\nInterfaces and routes are looked at only by the daemon and by `lb doctor`."
+    )]
+    Check {
+        /// The document
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Make a file's contents the document in force
+    #[command(
+        after_help = "EXAMPLES\n  lb apply new.toml\n\nThe daemon checks it, writes it to the file that it was started with, and puts it in force;\nor refuses it whole and changes nothing."
+    )]
+    Apply {
+        /// The new document
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
+    /// Read the document again, as SIGHUP does; an edit of the file is noticed without it
+    Reload,
+    /// Stop the daemon, if one runs, and take the data plane down: programs, tables, addresses
+    #[command(
+        after_help = "EXAMPLES\n  lb detach\n\nA daemon that was just stopped (SIGTERM) leaves the data plane forwarding; this ends that."
+    )]
+    Detach {
+        /// Where the objects are pinned
+        #[arg(long, value_name = "DIR", default_value = BPFFS, value_hint = ValueHint::DirPath)]
+        bpffs: PathBuf,
+    },
+    /// Show the daemon, its services and backends
+    Status {
+        /// Again every second, until interrupted
+        #[arg(long, short)]
+        watch: bool,
+    },
+    /// Services: the addresses that clients call
+    #[command(subcommand)]
+    Service(Service),
+    /// Pools: backends that can stand in for one another
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Backends: the servers
+    #[command(subcommand)]
+    Backend(Backend),
+    /// List connections in the flow table
+    #[command(
+        after_help = "EXAMPLES\n  lb connections --service shop --limit 20\n  lb connections --backend 10.0.0.11:8080"
+    )]
+    Connections(Connections),
+    /// Show how many packets met which fate
+    #[command(
+        after_help = "EXAMPLES\n  lb counters --all\n\nEach way out of the program has a name: to_backend, to_client, reset_…, pass_…, drop_…."
+    )]
+    Counters {
+        /// Those at zero too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Find what hinders Lobby on this host, and say how to mend it
+    #[command(
+        after_help = "EXAMPLES\n  sudo lb doctor\n  sudo lb doctor --config lb.toml     (before the first start)\n\nExit code 1 if there is any problem."
+    )]
+    Doctor {
+        /// Look at this document; without it, at the running daemon's
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: Option<PathBuf>,
+        /// Where the objects are pinned
+        #[arg(long, value_name = "DIR", default_value = BPFFS, value_hint = ValueHint::DirPath)]
+        bpffs: PathBuf,
+    },
+    /// Print completions for a shell
+    #[command(
+        after_help = "EXAMPLES\n  lb completions bash > /etc/bash_completion.d/lb\n  lb completions zsh > \"${fpath[1]}/_lb\""
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+EXAMPLES
+  sudo lb run --config /etc/lobby/lb.toml
+  sudo lb run --config lb.toml --ephemeral      (leaves no trace when it ends)
+
+SIGHUP, an edit of the file, or `lb apply` bring a new document into force; a bad one changes nothing.
+SIGTERM ends the daemon and leaves the data plane forwarding; a new daemon takes it over without a
+lost packet. `lb detach` takes it down.")]
+pub(super) struct Run {
+    /// The document
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: PathBuf,
+    /// Take everything down at the end
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// BPF file system to pin objects in; mounted if it is none
+    #[arg(long, value_name = "DIR", default_value = BPFFS, value_hint = ValueHint::DirPath)]
+    pub bpffs: PathBuf,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Which log lines: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", env = "LB_LOG", default_value = "info")]
+    pub log_level: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Service {
+    /// All services
+    List,
+    /// One service and its backends
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Add one to the document
+    #[command(
+        after_help = "EXAMPLES\n  lb service add shop --listen 203.0.113.10:80/tcp --pool web\n  lb service add dns --listen 203.0.113.10:53/udp --pool resolvers --allow 10.0.0.0/8\n  lb service add all --listen '203.0.113.11:*/tcp' --pool web     (all ports)"
+    )]
+    Add {
+        /// Its name
+        name: String,
+        /// Address, port and protocol to listen on
+        #[arg(long, value_name = "ADDRESS:PORT/PROTOCOL")]
+        listen: Listen,
+        /// The pool that answers
+        #[arg(long)]
+        pool: String,
+        /// How a backend is chosen
+        #[arg(long, value_enum)]
+        scheduler: Option<Scheduler>,
+        /// Only these networks may come in
+        #[arg(long, value_name = "NETWORK")]
+        allow: Vec<Network>,
+        /// These networks may not
+        #[arg(long, value_name = "NETWORK")]
+        deny: Vec<Network>,
+    },
+    /// Remove one from the document
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Scheduler {
+    /// By the hash of the connection: few change hands when backends come and go
+    Maglev,
+    /// One after the other
+    RoundRobin,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pool {
+    /// All pools
+    List,
+    /// One pool and its backends
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Add one to the document
+    #[command(
+        after_help = "EXAMPLES\n  lb pool add web --backend 10.0.0.11:8080 --backend 10.0.0.12:8080 --http /healthz\n  lb pool add db --backend 10.0.0.21:5432 --tcp --interval 2s"
+    )]
+    Add {
+        /// Its name
+        name: String,
+        /// A server: address and port, an address alone, or `local`
+        #[arg(long, value_name = "ADDRESS")]
+        backend: Vec<BackendAddress>,
+        /// Check health by a TCP connection
+        #[arg(long, group = "check")]
+        tcp: bool,
+        /// Check health by a GET of this path
+        #[arg(long, value_name = "PATH", group = "check")]
+        http: Option<String>,
+        /// From one check to the next
+        #[arg(long, value_name = "TIME", value_parser = duration, requires = "check")]
+        interval: Option<Duration>,
+    },
+    /// Remove one from the document
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Backend {
+    /// All backends
+    List {
+        /// Only those of this pool
+        #[arg(long)]
+        pool: Option<String>,
+    },
+    /// Add one to a pool
+    #[command(
+        after_help = "EXAMPLES\n  lb backend add web 10.0.0.13:8080\n  lb backend add web 10.0.0.14:8080 --weight 2"
+    )]
+    Add {
+        #[command(flatten)]
+        backend: OneBackend,
+        /// Its share of new connections, 0 to 1000
+        #[arg(long)]
+        weight: Option<u16>,
+    },
+    /// Remove one from the document at once: its connections are reset. `drain` is the gentle way
+    Remove(OneBackend),
+    /// Give it no new connections; those it has may end
+    #[command(
+        after_help = "EXAMPLES\n  lb backend drain web 10.0.0.11:8080\n  lb backend drain web 10.0.0.11:8080 --deadline 5m    (what is left after five minutes is reset)"
+    )]
+    Drain {
+        #[command(flatten)]
+        backend: OneBackend,
+        /// Reset what is left after this time
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        deadline: Option<Duration>,
+    },
+    /// Use it again, after `drain` or `disable`
+    Resume(OneBackend),
+    /// Change its share of new connections
+    Weight {
+        #[command(flatten)]
+        backend: OneBackend,
+        /// The share, 0 to 1000, against the others' of the pool; 0: no new connections
+        weight: u16,
+    },
+    /// Take it out at once: its connections are reset, but it stays in the document
+    Disable(OneBackend),
+}
+
+/// A backend of a pool.
+#[derive(Clone, Debug, Args)]
+pub(super) struct OneBackend {
+    /// Its pool
+    pub pool: String,
+    /// Its address, as in the document
+    pub address: BackendAddress,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Connections {
+    /// Only of this service
+    #[arg(long)]
+    pub service: Option<String>,
+    /// Only to this backend
+    #[arg(long)]
+    pub backend: Option<BackendAddress>,
+    /// Only from this client
+    #[arg(long)]
+    pub client: Option<IpAddr>,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+    /// Leave out so many of the first
+    #[arg(long, default_value_t = 0)]
+    pub offset: usize,
+}
+
+/// Reads "500ms", "30s", "5m" or "2h".
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "a time is written \"500ms\", \"30s\", \"5m\" or \"2h\"".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let milliseconds = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_words_do_not_contradict_one_another() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_unit() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
+        for text in ["30", "s", "", "1d", "-1s", "99999999999999999999s", "9999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The command line's side of the API: one request on one connection to the daemon's socket.
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::api::{SOCKET, view::Refusal};
+
+/// A request did not get what it wanted.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// Nobody listens.
+    #[error("no lb daemon is running: nobody listens on {}; start one: `lb run --config FILE`", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket is not for us.
+    #[error("may not talk to the daemon on {}: permission denied; try again with sudo", .0.display())]
+    Denied(PathBuf),
+    /// The daemon says no, and why.
+    #[error("{0}")]
+    Refused(String),
+    /// The daemon says no because the document would have mistakes.
+    #[error("{0}")]
+    Document(String),
+    /// The conversation failed.
+    #[error("the daemon on {} does not answer as it should: {why}; see its log", .socket.display())]
+    Broken {
+        /// The socket.
+        socket: PathBuf,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// Talks to the daemon of one run directory.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client for the daemon with that run directory.
+    pub(super) fn new(run_dir: &Path) -> Self {
+        Self { socket: run_dir.join(SOCKET) }
+    }
+
+    /// Asks for something.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it refuses.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.request(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Asks that something be done.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it refuses.
+    pub(super) async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        self.request(method, path, body.into()).await
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning(self.socket.clone())
+            }
+            std::io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
+            _ => self.broken(error),
+        })?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "lb")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| self.broken(error))?.to_bytes();
+        connection.abort();
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| self.broken(error));
+        }
+        let why = serde_json::from_slice::<Refusal>(&body)
+            .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |refusal| refusal.error);
+        Err(if status == StatusCode::UNPROCESSABLE_ENTITY {
+            ClientError::Document(why)
+        } else {
+            ClientError::Refused(why)
+        })
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+    fn broken(&self, why: impl ToString) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), why: why.to_string() }
+    }
+}

@@ -1,0 +1,77 @@
+//! `lb check` and `lb apply`.
+
+use std::path::Path;
+
+use super::{Failure, answer_or_json, client::Client, client::ClientError};
+use crate::{
+    api::view::{Done, Replacement},
+    config::{Complaint, Document},
+};
+
+/// Checks a document without looking at this host.
+pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
+    let text = read(file)?;
+    let (complaints, document) = match Document::parse(&text) {
+        Ok(document) => (document.warnings.clone(), Some(document)),
+        Err(complaints) => (complaints.0, None),
+    };
+    if as_json {
+        answer_or_json(true, &complaints, String::new)?;
+    } else {
+        for complaint in &complaints {
+            eprintln!("{}:{complaint}", file.display());
+        }
+    }
+    match document {
+        Some(document) if !as_json => {
+            let config = &document.config;
+            let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
+            let words = format!(
+                "{} is right: {}, {}, {}\n",
+                file.display(),
+                count(config.services.len(), "service"),
+                count(config.pools.len(), "pool"),
+                count(backends, "backend")
+            );
+            super::print(&words)
+        }
+        Some(_) => Ok(()),
+        None => Err(Failure::Document(mistakes(file, &complaints))),
+    }
+}
+
+/// Makes a file's contents the document in force.
+pub(super) async fn apply(file: &Path, client: &Client, as_json: bool) -> Result<(), Failure> {
+    let text = read(file)?;
+    // Said here with the name of this file, rather than by the daemon with that of its own.
+    if let Err(complaints) = Document::parse(&text) {
+        for complaint in &complaints.0 {
+            eprintln!("{}:{complaint}", file.display());
+        }
+        return Err(Failure::Document(mistakes(file, &complaints.0)));
+    }
+    let body = Replacement { text, revision: None };
+    let done: Done = match client.send(hyper::Method::PUT, "/v1/document", &body).await {
+        Err(ClientError::Document(why)) => return Err(Failure::Document(why)),
+        other => other?,
+    };
+    answer_or_json(as_json, &done, || {
+        let warnings: String = done.warnings.iter().map(|warning| format!("{warning}\n")).collect();
+        format!("{warnings}{}\n", done.message)
+    })
+}
+
+/// The text of a document.
+pub(super) fn read(file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Failure::Document(format!("cannot read {}: {error}", file.display())))
+}
+
+fn mistakes(file: &Path, complaints: &[Complaint]) -> String {
+    let errors = complaints.iter().filter(|c| c.severity == crate::config::Severity::Error).count();
+    format!("{} has {}", file.display(), count(errors, "mistake"))
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}

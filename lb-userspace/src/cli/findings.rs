@@ -1,0 +1,66 @@
+//! `lb doctor`.
+
+use std::path::Path;
+
+use super::{
+    Failure, answer_or_json,
+    client::{Client, ClientError},
+    documents,
+    table::{Tone, colours, paint},
+};
+use crate::{
+    api::view::Text,
+    config::Document,
+    doctor::{self, Facts, Finding, Verdict},
+};
+
+/// Examines this host for a document: the named one, else the running daemon's, else none.
+pub(super) async fn doctor(
+    config: Option<&Path>,
+    bpffs: &Path,
+    client: &Client,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let (name, text) = match config {
+        Some(file) => (file.display().to_string(), Some(documents::read(file)?)),
+        None => match client.get::<Text>("/v1/document").await {
+            Ok(document) => ("the daemon's document".to_owned(), Some(document.text)),
+            Err(ClientError::NotRunning(_)) => (String::new(), None),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let document = text.map(|text| Document::parse(&text)).transpose();
+    let document = document.map_err(|complaints| Failure::Document(format!("{name}:\n{complaints}")))?;
+    let facts = Facts::gather(document, bpffs).await.map_err(anyhow::Error::from)?;
+    let findings = doctor::examine(&facts);
+    answer_or_json(as_json, &findings, || words(&findings))?;
+    if findings.iter().any(|finding| finding.verdict == Verdict::Problem) {
+        Err(Failure::Silent)
+    } else {
+        Ok(())
+    }
+}
+
+fn words(findings: &[Finding]) -> String {
+    let colours = colours();
+    let mut text = String::new();
+    for finding in findings {
+        let (mark, tone) = match finding.verdict {
+            Verdict::Good => ("ok      ", Tone::Good),
+            Verdict::Note => ("note    ", Tone::Faint),
+            Verdict::Warning => ("warning ", Tone::Odd),
+            Verdict::Problem => ("PROBLEM ", Tone::Bad),
+        };
+        text.push_str(&format!("{} {}: {}\n", paint(mark, tone, colours), finding.subject, finding.message));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("           → {}\n", finding.remedy));
+        }
+    }
+    let problems = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count();
+    text.push_str(&match problems {
+        0 => "nothing hinders Lobby here\n".to_owned(),
+        1 => "1 problem\n".to_owned(),
+        n => format!("{n} problems\n"),
+    });
+    text
+}

@@ -1,0 +1,107 @@
+//! Notices that the document's file may have changed.
+//!
+//! The directory is watched, not the file: editors and configuration tools put a new file in its place.
+//! What is noticed is only a reason to read: whether the text has changed is seen by comparing it.
+
+use std::{path::Path, time::Duration};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::document::DocumentFile;
+
+/// Some editors empty a file before they write it: how long it must be quiet before it is read.
+pub const QUIET: Duration = Duration::from_millis(50);
+
+/// Watches until dropped.
+pub struct DocumentWatch {
+    /// Kept for its thread.
+    _watcher: Option<RecommendedWatcher>,
+    changes: mpsc::Receiver<()>,
+}
+
+impl DocumentWatch {
+    /// Watches a document's directories. Where that is not possible, a warning is logged and nothing is
+    /// ever noticed; SIGHUP and `lb reload` still work.
+    pub fn new(file: &DocumentFile) -> Self {
+        // One message says as much as many.
+        let (sender, changes) = mpsc::channel(1);
+        let noticed = move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access() || is_close_after_write(event.kind)) {
+                _ = sender.try_send(());
+            }
+        };
+        let watch = |directories: &[std::path::PathBuf]| -> notify::Result<RecommendedWatcher> {
+            let mut watcher = notify::recommended_watcher(noticed)?;
+            for directory in directories {
+                watcher.watch(Path::new(directory), RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        };
+        let watcher = match watch(&file.directories()) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                warn!("cannot watch {}: {error}; after an edit, use `lb reload`", file.path().display());
+                None
+            }
+        };
+        Self { _watcher: watcher, changes }
+    }
+
+    /// Waits until something has changed and it has been quiet for [`QUIET`].
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            // Nobody watches.
+            std::future::pending::<()>().await;
+        }
+        while let Ok(Some(())) = tokio::time::timeout(QUIET, self.changes.recv()).await {}
+    }
+}
+
+fn is_close_after_write(kind: notify::EventKind) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    matches!(kind, EventKind::Access(AccessKind::Close(AccessMode::Write)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More than the machine can be slow.
+    const LONG: Duration = Duration::from_secs(20);
+
+    async fn noticed(watch: &mut DocumentWatch) {
+        tokio::time::timeout(LONG, watch.changed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn edits_in_place_and_by_renaming_are_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.toml");
+        std::fs::write(&path, "one").unwrap();
+        let file = DocumentFile::new(&path);
+        let mut watch = DocumentWatch::new(&file);
+        std::fs::write(&path, "two").unwrap();
+        noticed(&mut watch).await;
+        let other = directory.path().join("lb.toml~");
+        std::fs::write(&other, "three").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        noticed(&mut watch).await;
+        file.write("four").unwrap();
+        noticed(&mut watch).await;
+    }
+
+    #[tokio::test]
+    async fn an_edit_behind_a_symbolic_link_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let target = elsewhere.path().join("lb.toml");
+        std::fs::write(&target, "one").unwrap();
+        let link = directory.path().join("lb.toml");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&link));
+        std::fs::write(&target, "two").unwrap();
+        noticed(&mut watch).await;
+    }
+}
