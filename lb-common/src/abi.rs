@@ -125,8 +125,11 @@ pub mod name {
     /// Per-CPU array of [`super::Budget`], one: resets left in this second.
     pub const BUDGET: &str = "BUDGET";
 
+    /// Per-CPU array of u64, one: a place to put a number and take it again.
+    pub const SCRATCH: &str = "SCRATCH";
+
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         CONFIG,
         SERVICE_KEYS_V4,
         SERVICE_KEYS_V6,
@@ -148,6 +151,7 @@ pub mod name {
         VERDICTS,
         TRAFFIC,
         BUDGET,
+        SCRATCH,
     ];
     /// Name of the XDP program.
     pub const PROGRAM: &str = "lobby";
@@ -268,7 +272,9 @@ pub struct ServiceKeyV6 {
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: u8,
+    /// Zero.
+    pub spare: u32,
 }
 
 /// An address that some service listens on.

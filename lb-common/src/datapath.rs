@@ -65,36 +65,42 @@ pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: 
     let verdict = match Link::parse(frame) {
         None => PassReason::NotIp.into(),
         Some(link) if link.is_group() => PassReason::NotUnicast.into(),
-        Some(link) => match tables.config() {
-            None => DropReason::Tables.into(),
-            Some(config) => {
-                let context = Context { tables, config, ingress, now };
-                let verdict = match link.ethertype {
-                    eth::IPV4 => route::<V4, T>(frame, link, context),
-                    eth::IPV6 => route::<V6, T>(frame, link, context),
-                    _ => Err(PassReason::NotIp.into()),
-                };
-                match verdict {
-                    Ok(verdict) | Err(verdict) => verdict,
-                }
-            }
+        Some(link) => match link.ethertype {
+            eth::IPV4 => route::<V4, T>(frame, tables, ingress, now),
+            eth::IPV6 => route::<V6, T>(frame, tables, ingress, now),
+            _ => PassReason::NotIp.into(),
         },
     };
     tables.count(verdict);
     verdict
 }
 
-/// The pipeline, for one family. Every step either gives the next one what it needs, or a verdict.
+/// The pipeline, for one family.
+///
+/// A function of its own also in BPF, and [`arrive`] another: there a stack is 512 bytes, a call takes
+/// five arguments of a word each, and a result must be a word too.
 #[inline(never)]
-fn route<V: Family, T: Tables>(
-    frame: &mut impl Frame,
-    link: Link,
-    context: Context<'_, T>,
-) -> Result<Verdict, Verdict> {
-    let packet = parse::packet::<V, T>(frame, link, context.tables)?;
+fn route<V: Family, T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: Tick) -> Verdict {
+    let Some(config) = tables.config() else { return DropReason::Tables.into() };
+    verdict(|| steps::<V, T>(frame, Context { tables, config, ingress, now }))
+}
+
+/// The verdict of steps, whether they went to the end or left early.
+#[inline(always)]
+fn verdict(steps: impl FnOnce() -> Result<Verdict, Verdict>) -> Verdict {
+    match steps() {
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+/// Every step either gives the next one what it needs, or a verdict.
+#[inline(always)]
+fn steps<V: Family, T: Tables>(frame: &mut impl Frame, context: Context<'_, T>) -> Result<Verdict, Verdict> {
+    let mut packet = Packet::<V>::default();
+    parse::packet(frame, context.tables, &mut packet)?;
 
     if let Some(reply) = flow::of_backend(&packet, context) {
-        return to_client(frame, &packet, &reply, context);
+        return Ok(to_client(frame, &packet, &reply, &context));
     }
 
     let (index, service) = select::service(&packet, context.tables)?;
@@ -110,23 +116,30 @@ fn route<V: Family, T: Tables>(
     if let Some(known) = flow::of_client(&packet, index, place, context)
         && !flow::starts_anew(&packet, &known, context)
     {
-        return to_backend(frame, &packet, &known, context);
+        return Ok(to_backend(frame, &packet, &known, &context));
     }
-    arrive(frame, &packet, &Call { index, service, place }, &context)
+    Ok(arrive(frame, &packet, &Call { index, service, place }, &context))
 }
 
 /// A packet of a flow that is not known.
-///
-/// A function of its own also in BPF, where a stack is 512 bytes and a call takes five arguments: so
-/// the frequent path keeps its registers.
 #[inline(never)]
 fn arrive<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     call: &Call<'_>,
     context: &Context<'_, T>,
+) -> Verdict {
+    verdict(|| welcome(frame, packet, call, *context))
+}
+
+#[inline(always)]
+fn welcome<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
-    let (context, place) = (*context, call.place);
+    let place = call.place;
     if packet.protocol == TCP && !packet.is_first() {
         return stray(frame, packet, call, context);
     }
@@ -137,14 +150,25 @@ fn arrive<V: Family, T: Tables>(
             Err(DropReason::NoBackend.into())
         };
     };
-    let new = flow::open(packet, index, backend, place, context)?;
+    let link = Link::parse(frame).ok_or(DropReason::Tables)?;
+    let new = flow::open(packet, link.source_hop(), (index, backend), place, context)?;
     count_new(index, context.tables);
-    to_backend(frame, packet, &new, context)
+    Ok(to_backend(frame, packet, &new, &context))
 }
 
 /// A packet of a flow that is known, from the client.
-#[inline(always)]
+#[inline(never)]
 fn to_backend<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    known: &Known<'_>,
+    context: &Context<'_, T>,
+) -> Verdict {
+    verdict(|| deliver(frame, packet, known, *context))
+}
+
+#[inline(always)]
+fn deliver<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     known: &Known<'_>,
@@ -160,7 +184,8 @@ fn to_backend<V: Family, T: Tables>(
         return Err(DropReason::NoNextHop.into());
     }
     let bytes = frame.len() as u64;
-    flow::seen_from_client(packet, known.flow, context);
+    let link = Link::parse(frame).ok_or(DropReason::Tables)?;
+    flow::seen_from_client(packet, link.source_hop(), known.flow, context);
     context
         .tables
         .count_traffic(known.index, Traffic { packets_in: 1, bytes_in: bytes, ..Traffic::default() });
@@ -173,8 +198,18 @@ fn to_backend<V: Family, T: Tables>(
 }
 
 /// A packet of a flow that is known, from the backend.
-#[inline(always)]
+#[inline(never)]
 fn to_client<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    known: &Known<'_>,
+    context: &Context<'_, T>,
+) -> Verdict {
+    verdict(|| give_back(frame, packet, known, *context))
+}
+
+#[inline(always)]
+fn give_back<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     known: &Known<'_>,
@@ -190,7 +225,7 @@ fn to_client<V: Family, T: Tables>(
     let service = context.tables.service(known.backend.service.get()).ok_or(DropReason::Tables)?;
     let interface = known.flow.interface.get();
     let own_mac = if interface == context.ingress {
-        packet.link.destination
+        Link::parse(frame).ok_or(DropReason::Tables)?.destination
     } else {
         context.tables.interface_mac(interface).filter(|mac| *mac != 0).ok_or(DropReason::NoNextHop)?
     };

@@ -12,7 +12,7 @@ use crate::{
     shared::Shared,
     tables::Tables,
     verdict::Verdict,
-    wire::{Frame, Wire},
+    wire::{Frame, REACH, Wire},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -25,10 +25,6 @@ use std::{
 pub struct SliceFrame(pub Vec<u8>);
 
 impl SliceFrame {
-    /// How far a header may lie from the beginning: the limit of the program's own frame, which the
-    /// verifier asks for.
-    pub const REACH: usize = 256;
-
     /// Cuts off what the verdict says.
     pub fn settle(&mut self, verdict: Verdict) {
         if let Verdict::Reset { length, .. } = verdict {
@@ -43,7 +39,7 @@ impl Frame for SliceFrame {
     }
 
     fn read<T: Wire>(&self, offset: usize) -> Option<T> {
-        if offset > Self::REACH {
+        if offset > REACH {
             return None;
         }
         let bytes = self.0.get(offset..offset + size_of::<T>())?;
@@ -52,7 +48,7 @@ impl Frame for SliceFrame {
     }
 
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        if offset > Self::REACH {
+        if offset > REACH {
             return None;
         }
         let bytes = self.0.get_mut(offset..offset + size_of::<T>())?;
@@ -224,6 +220,9 @@ impl Tables for MemTables {
             word.set(new);
         }
         same
+    }
+    fn launder(&self, value: u64) -> u64 {
+        value
     }
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
         let mut budget = self.budget.get();

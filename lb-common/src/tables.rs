@@ -60,6 +60,9 @@ pub trait Tables {
     /// Writes `new` if the word is `old` still, as one step that no other CPU can come between.
     fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool;
 
+    /// The same value, of which the verifier no longer knows what it may be: it would follow each value
+    /// of it through the rest of a loop.
+    fn launder(&self, value: u64) -> u64;
     /// Takes one of this second's resets.
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool;
     /// Counts a verdict.

@@ -64,6 +64,10 @@ pub const fn split4(word: u64) -> [u16; 4] {
     [a, b, c, d]
 }
 
+/// How far from the beginning of a frame a header may begin. A variable offset must have a bound that
+/// the verifier sees, and a byte is one.
+pub const REACH: usize = u8::MAX as usize;
+
 /// One Ethernet frame.
 pub trait Frame {
     /// Its length in bytes.
@@ -74,9 +78,10 @@ pub trait Frame {
         self.len() == 0
     }
 
-    /// A copy of what lies at `offset`, which is even; `None` if it is not all there.
+    /// A copy of what lies at `offset`, which is even and at most [`REACH`]; `None` if it is not all there.
     fn read<T: Wire>(&self, offset: usize) -> Option<T>;
 
-    /// What lies at `offset`, which is even, to be changed; `None` if it is not all there.
+    /// What lies at `offset`, which is even and at most
+    /// [`REACH`], to be changed; `None` if it is not all there.
     fn at<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 }

@@ -1,7 +1,7 @@
 //! The packet: all access to it, and nothing else.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::wire::{Frame, Wire};
+use lb_common::wire::{Frame, REACH, Wire};
 
 /// A frame in the driver's buffer.
 ///
@@ -13,9 +13,6 @@ pub(crate) struct PacketFrame {
 }
 
 impl PacketFrame {
-    /// How far a header may lie from the beginning. An offset without a bound is none to the verifier.
-    const REACH: usize = 256;
-
     #[inline(always)]
     pub(crate) fn new(ctx: &XdpContext) -> Self {
         Self { start: ctx.data(), end: ctx.data_end() }
@@ -31,7 +28,7 @@ impl PacketFrame {
     /// The only place where an offset becomes a pointer: bounded first, then compared with the end.
     #[inline(always)]
     fn pointer<T: Wire>(&self, offset: usize) -> Option<*mut T> {
-        if offset > Self::REACH || self.start + offset + size_of::<T>() > self.end {
+        if offset > REACH || self.start + offset + size_of::<T>() > self.end {
             return None;
         }
         Some((self.start + offset) as *mut T)

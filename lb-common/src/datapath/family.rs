@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// An IP version. Addresses are compared and summed as words; which words is said here.
-pub trait Family: Copy {
+pub trait Family: Copy + Default {
     /// An address, as words in memory order.
-    type Address: Copy + PartialEq;
+    type Address: Copy + PartialEq + Default;
     /// Whether it is IPv6.
     const V6: bool;
 
@@ -62,11 +62,11 @@ pub trait Family: Copy {
 }
 
 /// IPv4.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct V4;
 
 /// IPv6.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct V6;
 
 /// TTL and hop limit of packets made here: the default of RFC 1700 and of Linux.
@@ -211,7 +211,7 @@ impl Family for V6 {
 
     #[inline(always)]
     fn service<T: Tables>(tables: &T, address: Address, port: u16, protocol: u8) -> Option<u32> {
-        tables.service_key_v6(&ServiceKeyV6 { address, port, protocol, reserved: [0; 5] })
+        tables.service_key_v6(&ServiceKeyV6 { address, port, protocol, reserved: 0, spare: 0 })
     }
 
     #[inline(always)]

@@ -19,7 +19,7 @@ use crate::{
     shared::Shared,
     tables::Tables,
     verdict::{DropReason, Verdict},
-    wire::{eth::vlan_word, l4::Tcp},
+    wire::l4::Tcp,
 };
 
 /// Ports that are looked at before a new connection is refused.
@@ -97,7 +97,7 @@ impl Phase {
 /// Where the packet's connection belongs.
 #[inline(always)]
 pub(crate) fn place<V: Family>(packet: &Packet<V>, config: &Config) -> Place {
-    let hash = hash::of_client(packet, [config.hash_key[0].get(), config.hash_key[1].get()]);
+    let hash = hash::of_client(packet, config.hash_key[0].get(), config.hash_key[1].get());
     Place { bucket: hash as u32 & config.bucket_mask.get(), tag: (hash >> 32) as u32 }
 }
 
@@ -192,34 +192,36 @@ pub(crate) fn port_of(backend: &Backend, called: u16) -> u16 {
     }
 }
 
-/// Opens a flow for the packet's connection, to `backend`.
+/// Opens a flow for the packet's connection, which came from `hop`, to a backend.
 #[inline(always)]
 pub(crate) fn open<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
-    index: u32,
-    backend: &'t Backend,
+    hop: u64,
+    (index, backend): (u32, &'t Backend),
     place: Place,
     context: Context<'t, T>,
 ) -> Result<Known<'t>, Verdict> {
     let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
-    let (way, was) = room(packet, bucket, place.tag, context)?;
-    let claim = claim::<V, T>(packet, index, backend, context)?;
-    let flow = claim.flow;
+    let mut way = Way::default();
+    room(packet, bucket, place.tag, &context, &mut way)?;
+    let mut claim = Claim { index, ..Claim::default() };
+    claim_flow(packet, backend, &context, &mut claim)?;
+    let flow = context.tables.flow(claim.number).ok_or(DropReason::Tables)?;
 
     let [client0, client1] = V::widen(packet.source);
     flow.client[0].set(client0);
     flow.client[1].set(client1);
     flow.ports[0].set(packet.source_port());
     flow.ports[1].set(packet.destination_port());
-    flow.ports[2].set(claim.port);
+    flow.ports[2].set(claim.port as u16);
     let local = if backend.flags.get() & Backend::LOCAL != 0 { Flow::LOCAL } else { 0 };
-    let tagged = if packet.link.vlan.is_some() { Flow::TAGGED } else { 0 };
+    let tagged = if packet.tagged { Flow::TAGGED } else { 0 };
     flow.flags.set(kind(packet) | local | tagged);
     flow.backend[0].set(index);
     flow.backend[1].set(backend.generation.get());
     flow.source.set(claim.source);
     flow.interface.set(context.ingress);
-    flow.client_hop.set(hop(packet));
+    flow.client_hop.set(hop);
     flow.last_seen.set(context.now);
     flow.client_sent.set(0);
     flow.backend_sent.set(0);
@@ -227,32 +229,37 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     flow.guard.set(live);
 
     let entry = u64::from(place.tag) << 32 | u64::from(claim.number + 1);
-    let cell = &bucket.ways[way & (WAYS - 1)];
-    if !context.tables.swap(cell, was, entry) {
+    let number = context.tables.launder(way.number as u64) as usize;
+    let cell = &bucket.ways[number & (WAYS - 1)];
+    if !context.tables.swap(cell, way.holds, entry) {
         flow.guard.set(freed(live));
         return Err(DropReason::Race.into());
     }
     // Another CPU may have opened the same connection in another way of the bucket meanwhile. Whoever
     // sees the other steps back; if both do, the client's next SYN finds the place empty.
-    let mut others = 0u32;
     for other in &bucket.ways {
-        others += u32::from((other.get() >> 32) as u32 == place.tag && other.get() != 0);
-    }
-    if others > 1 {
-        context.tables.swap(cell, entry, 0);
-        flow.guard.set(freed(live));
-        return Err(DropReason::Race.into());
+        let other = other.get();
+        if (other >> 32) as u32 == place.tag && other != 0 && other != entry {
+            context.tables.swap(cell, entry, 0);
+            flow.guard.set(freed(live));
+            return Err(DropReason::Race.into());
+        }
     }
     Ok(Known { flow, index, backend })
 }
 
 /// Notes a client's packet in its flow.
 #[inline(always)]
-pub(crate) fn seen_from_client<V: Family, T>(packet: &Packet<V>, flow: &Flow, context: Context<'_, T>) {
+pub(crate) fn seen_from_client<V: Family, T>(
+    packet: &Packet<V>,
+    hop: u64,
+    flow: &Flow,
+    context: Context<'_, T>,
+) {
     store(&flow.last_seen, context.now);
     store(&flow.client_sent, sent(flow.client_sent.get(), packet));
     // The way back is the way by which the client's packets come: it follows them when it changes.
-    store(&flow.client_hop, hop(packet));
+    store(&flow.client_hop, hop);
     store(&flow.interface, context.ingress);
 }
 
@@ -292,11 +299,6 @@ fn store<T: Copy + PartialEq>(word: &Shared<T>, value: T) {
     if word.get() != value {
         word.set(value);
     }
-}
-
-#[inline(always)]
-fn hop<V: Family>(packet: &Packet<V>) -> u64 {
-    packet.link.source | vlan_word(packet.link.vlan.unwrap_or(0))
 }
 
 #[inline(always)]
@@ -382,55 +384,63 @@ fn worth_of_way<T: Tables>(way: u64, context: Context<'_, T>) -> u32 {
     }
 }
 
-/// A way for a new connection: its number and what it holds now.
-#[inline(always)]
+/// A way of a bucket.
+#[derive(Default)]
+struct Way {
+    number: usize,
+    /// What it holds, as it was judged.
+    holds: u64,
+}
+
+/// Finds a way for a new connection.
+#[inline(never)]
 fn room<V: Family, T: Tables>(
     packet: &Packet<V>,
     bucket: &Bucket,
     tag: u32,
-    context: Context<'_, T>,
-) -> Result<(usize, u64), Verdict> {
-    if let Some((number, way)) = find(bucket, tag) {
+    context: &Context<'_, T>,
+    found: &mut Way,
+) -> Result<(), DropReason> {
+    if let Some((number, holds)) = find(bucket, tag) {
         // The connection's own way, from an earlier time; or, once in 500 million, that of another with
         // the same tag, which must not be taken for it.
-        let its_own = flow_of_way(way, context.tables).is_some_and(|flow| is_of_client(packet, flow));
-        return if its_own || worth_of_way(way, context) >= 2 << 24 {
-            Ok((number, way))
-        } else {
-            Err(DropReason::TableFull.into())
-        };
+        let its_own = flow_of_way(holds, context.tables).is_some_and(|flow| is_of_client(packet, flow));
+        *found = Way { number, holds };
+        let free = its_own || worth_of_way(holds, *context) >= 2 << 24;
+        return if free { Ok(()) } else { Err(DropReason::TableFull) };
+    }
+    for (number, way) in bucket.ways.iter().enumerate() {
+        if way.get() == 0 {
+            *found = Way { number, holds: 0 };
+            return Ok(());
+        }
     }
     let mut best = 0u64;
     for (number, way) in bucket.ways.iter().enumerate() {
-        let worth = if way.get() == 0 { u32::MAX } else { 0 };
-        // Earlier ways win among equals.
-        let score = u64::from(worth) << 8 | (WAYS - number) as u64;
-        best = if score > best { score } else { best };
-    }
-    if best >> 8 == 0 {
-        for (number, way) in bucket.ways.iter().enumerate() {
-            let score = u64::from(worth_of_way(way.get(), context)) << 8 | (WAYS - number) as u64;
-            best = if score > best { score } else { best };
+        let holds = way.get();
+        let worth = context.tables.launder(u64::from(worth_of_way(holds, *context)));
+        if worth > best {
+            best = worth;
+            found.number = number;
+            found.holds = holds;
         }
     }
-    if best >> 8 == 0 {
-        return Err(DropReason::TableFull.into());
-    }
-    let number = (WAYS - (best & 0xff) as usize) & (WAYS - 1);
-    Ok((number, bucket.ways[number].get()))
+    if best == 0 { Err(DropReason::TableFull) } else { Ok(()) }
 }
 
 /// A flow taken for a new connection, being written.
-struct Claim<'t> {
-    flow: &'t Flow,
-    /// Its index.
+#[derive(Default)]
+struct Claim {
+    /// Index of the backend.
+    index: u32,
+    /// Index of the flow.
     number: u32,
     /// Its guard now.
     guard: u64,
     /// Index of the source.
     source: u32,
     /// Port there, network order.
-    port: u16,
+    port: u32,
 }
 
 /// Takes a flow, and with it a port of one of the backend's sources.
@@ -439,49 +449,53 @@ struct Claim<'t> {
 /// out longest ago comes first: the backend has had the most time to forget it. What is free is taken
 /// at once, then what has ended and rested; of what has only just ended, and then of half-open flows,
 /// the first met is the oldest.
-#[inline(always)]
-fn claim<'t, V: Family, T: Tables>(
+#[inline(never)]
+fn claim_flow<V: Family, T: Tables>(
     packet: &Packet<V>,
-    index: u32,
     backend: &Backend,
-    context: Context<'t, T>,
-) -> Result<Claim<'t>, Verdict> {
-    let Context { tables, config, .. } = context;
-    let turn = tables.advance_cursor(index, 1).ok_or(DropReason::Tables)? as u32;
+    context: &Context<'_, T>,
+    claim: &mut Claim,
+) -> Result<(), DropReason> {
+    let Context { tables, config, .. } = *context;
+    let turn = tables.advance_cursor(claim.index, 1).ok_or(DropReason::Tables)? as u32;
     let window = if backend.flags.get() & Backend::LOCAL != 0 {
         Window::anywhere(packet, config)
     } else {
-        Window::of::<V, T>(packet, backend, turn, context)?
+        Window::of::<V, T>(packet, backend, turn, *context)?
     };
+    claim.source = window.source;
 
-    let mut best = 0u32;
-    let mut chosen = None;
-    let mut port = window.first;
+    let mut best = 0u64;
+    let mut port = u32::from(window.first);
     for _ in 0..PROBES {
-        let number = window.base.wrapping_add(u32::from(port)) & config.flow_mask.get();
+        let number = window.base.wrapping_add(port) & config.flow_mask.get();
         let flow = tables.flow(number).ok_or(DropReason::Tables)?;
         let guard = flow.guard.get();
-        let worth = worth_of_flow(flow, guard, context);
+        let worth = tables.launder(u64::from(worth_of_flow(flow, guard, *context)));
         if worth > best {
             best = worth;
-            chosen = Some((number, guard, port));
+            claim.number = number;
+            claim.guard = guard;
+            claim.port = port;
         }
-        if worth == FREE {
+        if worth >= u64::from(FREE) {
             break;
         }
-        port = if port >= window.high { window.low } else { port + 1 };
+        port = if port >= u32::from(window.high) { u32::from(window.low) } else { port + 1 };
     }
-    let Some((number, guard, port)) = chosen else {
+    if best == 0 {
         // The next attempt begins where this one ended.
-        let _ = tables.advance_cursor(index, u64::from(PROBES) - 1);
-        return Err(DropReason::NoPort.into());
-    };
-    let flow = tables.flow(number).ok_or(DropReason::Tables)?;
-    let busy = busy(guard);
-    if !tables.swap(&flow.guard, guard, busy) {
-        return Err(DropReason::Race.into());
+        let _ = tables.advance_cursor(claim.index, u64::from(PROBES) - 1);
+        return Err(DropReason::NoPort);
     }
-    Ok(Claim { flow, number, guard: busy, source: window.source, port: port.to_be() })
+    let flow = tables.flow(claim.number).ok_or(DropReason::Tables)?;
+    let busy = busy(claim.guard);
+    if !tables.swap(&flow.guard, claim.guard, busy) {
+        return Err(DropReason::Race);
+    }
+    claim.guard = busy;
+    claim.port = u32::from((claim.port as u16).to_be());
+    Ok(())
 }
 
 /// A flow that nobody has, or whose port has rested.
@@ -528,11 +542,11 @@ impl Window {
         backend: &Backend,
         turn: u32,
         context: Context<'_, T>,
-    ) -> Result<Self, Verdict> {
+    ) -> Result<Self, DropReason> {
         let sources = backend.sources.get();
         let (first, number) = ((sources >> 32) as u32, sources as u32);
         if number == 0 {
-            return Err(DropReason::NoPort.into());
+            return Err(DropReason::NoPort);
         }
         let source = first + turn % number;
         let entry = context.tables.source(source).ok_or(DropReason::Tables)?;
@@ -552,7 +566,7 @@ impl Window {
     /// For a flow that is not translated any place will do.
     #[inline(always)]
     fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
-        let hash = hash::of_client(packet, [config.hash_key[1].get(), config.hash_key[0].get()]);
+        let hash = hash::of_client(packet, config.hash_key[1].get(), config.hash_key[0].get());
         Self { base: hash as u32, source: 0, low: 0, high: u16::MAX, first: 0 }
     }
 }

@@ -5,14 +5,7 @@ use crate::{
     abi::TCP,
     tables::Tables,
     verdict::{DropReason, ResetReason, Verdict},
-    wire::{
-        Frame,
-        checksum::Sum,
-        eth::{Eth, mac_of_word},
-        join,
-        l4::Tcp,
-        split,
-    },
+    wire::{Frame, checksum::Sum, eth::Eth, join, l4::Tcp, split},
 };
 
 /// Makes the frame into a reset for its sender (RFC 9293 section 3.10.7.1), within this second's
@@ -37,7 +30,7 @@ pub(crate) fn answer<V: Family, T: Tables>(
 /// Where the frame ends now; `None`: a header is gone, which cannot be after it has been read.
 #[inline(always)]
 fn write<V: Family>(frame: &mut impl Frame, packet: &Packet<V>) -> Option<usize> {
-    let asked: Tcp = frame.read(packet.l4)?;
+    let asked: Tcp = frame.read(usize::from(packet.l4))?;
     let (sequence, acknowledgment, flags) = if asked.flags & Tcp::ACK != 0 {
         (join(asked.acknowledgment), 0, Tcp::RST)
     } else {
@@ -48,10 +41,9 @@ fn write<V: Family>(frame: &mut impl Frame, packet: &Packet<V>) -> Option<usize>
         (0, next.to_be(), Tcp::RST | Tcp::ACK)
     };
     let eth: &mut Eth = frame.at(0)?;
-    eth.destination = mac_of_word(packet.link.source);
-    eth.source = mac_of_word(packet.link.destination);
+    (eth.destination, eth.source) = (eth.source, eth.destination);
     // Options and extension headers are left out, so TCP may begin earlier than it did.
-    let l4 = V::write_header(frame, packet.link.l3, packet.destination, packet.source)?;
+    let l4 = V::write_header(frame, usize::from(packet.l3), packet.destination, packet.source)?;
     let tcp: &mut Tcp = frame.at(l4)?;
     let header = Tcp {
         source: asked.destination,

@@ -24,7 +24,7 @@ pub(crate) fn to_backend<V: Family>(
 ) -> Option<()> {
     let next_hop = backend.next_hop.get();
     write_link(frame, next_hop, backend.own_mac.get())?;
-    if packet.link.vlan.is_some() && vlan_from_word(next_hop) != 0 {
+    if packet.tagged && vlan_from_word(next_hop) != 0 {
         write_vlan(frame, vlan_from_word(next_hop))?;
     }
     let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
@@ -41,14 +41,14 @@ pub(crate) fn to_client<V: Family>(
     own_mac: u64,
 ) -> Result<(), Verdict> {
     let hop = flow.client_hop.get();
-    if packet.link.vlan.is_some() != (flow.flags.get() & Flow::TAGGED != 0) {
+    if packet.tagged != (flow.flags.get() & Flow::TAGGED != 0) {
         return Err(DropReason::Vlan.into());
     }
     let addresses = [V::narrow(&service.address), V::narrow(&flow.client)];
     let ports = [flow.ports[1].get(), flow.ports[0].get()];
     let mut write = || {
         write_link(frame, hop, own_mac)?;
-        if packet.link.vlan.is_some() {
+        if packet.tagged {
             write_vlan(frame, vlan_from_word(hop))?;
         }
         translate(frame, packet, addresses, ports)
@@ -64,14 +64,14 @@ fn translate<V: Family>(
     [source, destination]: [V::Address; 2],
     [source_port, destination_port]: [u16; 2],
 ) -> Option<()> {
-    V::rewrite(frame, packet.link.l3, source, destination)?;
+    V::rewrite(frame, usize::from(packet.l3), source, destination)?;
     // The transport's checksum covers the addresses too (RFC 9293 section 3.1, RFC 768).
     let sum = V::replace(Sum::default(), packet.source, source);
     let sum = V::replace(sum, packet.destination, destination)
         .replace_u16(packet.source_port(), source_port)
         .replace_u16(packet.destination_port(), destination_port);
     if packet.protocol == UDP {
-        let udp: &mut Udp = frame.at(packet.l4)?;
+        let udp: &mut Udp = frame.at(usize::from(packet.l4))?;
         udp.source = source_port;
         udp.destination = destination_port;
         // RFC 768: zero means that there is none, and a sum of zero is sent as ffff.
@@ -80,7 +80,7 @@ fn translate<V: Family>(
             udp.checksum = if checksum == 0 { 0xffff } else { checksum };
         }
     } else {
-        let tcp: &mut Tcp = frame.at(packet.l4)?;
+        let tcp: &mut Tcp = frame.at(usize::from(packet.l4))?;
         tcp.source = source_port;
         tcp.destination = destination_port;
         tcp.checksum = sum.update(tcp.checksum);

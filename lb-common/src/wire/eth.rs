@@ -40,10 +40,6 @@ pub const VLAN: u16 = 0x8100_u16.to_be();
 pub const LEN: usize = 14;
 
 /// A frame's link layer.
-///
-/// On a BPF stack every access must be aligned, and the compiler joins neighbours into one: so fields
-/// stand where any pair of them is aligned. The same goes for what the datapath keeps there.
-#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Link {
     /// Who it is for, as [`mac_to_word`].
@@ -52,10 +48,12 @@ pub struct Link {
     pub source: u64,
     /// Where the network layer begins.
     pub l3: usize,
-    /// VLAN identifier, network order, without priority; `None`: no tag.
-    pub vlan: Option<u16>,
+    /// VLAN identifier, network order, without priority; zero where there is no tag.
+    pub vlan: u16,
     /// What is inside, as it lies in memory.
     pub ethertype: u16,
+    /// Whether there is a VLAN tag.
+    pub tagged: bool,
 }
 
 /// The bits of a TCI that are the identifier, in network order.
@@ -70,15 +68,27 @@ impl Link {
             destination: mac_word(eth.destination),
             source: mac_word(eth.source),
             ethertype: eth.ethertype,
-            vlan: None,
+            vlan: 0,
+            tagged: false,
             l3: LEN,
         };
         if link.ethertype != VLAN {
             return Some(link);
         }
         let tag: Vlan = frame.read(LEN)?;
-        let id = tag.tci & VLAN_ID;
-        Some(Self { ethertype: tag.ethertype, vlan: Some(id), l3: LEN + size_of::<Vlan>(), ..link })
+        Some(Self {
+            ethertype: tag.ethertype,
+            vlan: tag.tci & VLAN_ID,
+            tagged: true,
+            l3: LEN + size_of::<Vlan>(),
+            ..link
+        })
+    }
+
+    /// Who sent it, and in which VLAN: MAC address and VLAN identifier in one word.
+    #[inline(always)]
+    pub const fn source_hop(&self) -> u64 {
+        self.source | vlan_word(self.vlan)
     }
 
     /// Whether it is for a group or for all (the I/G bit, IEEE 802 clause 8.2).
