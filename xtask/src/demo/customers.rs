@@ -58,8 +58,10 @@ pub struct Shop {
 enum Order {
     /// So many pay once, at the same time; the rounds in which they were served.
     Once(usize, mpsc::Sender<Vec<u64>>),
-    /// So many pay again and again, until it closes.
+    /// So many pay again and again, until the shop closes.
     Again(usize),
+    /// Tells when all have been served, and opens again.
+    Served(mpsc::Sender<()>),
 }
 
 impl Customers {
@@ -128,21 +130,32 @@ impl Customers {
         self.order(Order::Again(number))
     }
 
-    /// Lets all finish the payment they are at.
+    /// Nobody begins another payment; waits until all who are at one have been served. Then others may come.
     ///
     /// # Errors
     ///
-    /// Their thread has failed.
-    pub fn close(mut self) -> Result<()> {
+    /// Their thread has ended.
+    pub fn finish(&self) -> Result<()> {
         self.shop.closing.store(true, Relaxed);
-        self.orders = None;
-        let thread = self.thread.take().context("closed before")?;
-        thread.join().map_err(|_| anyhow!("the customers' thread has failed"))
+        let (answer, answered) = mpsc::channel();
+        self.order(Order::Served(answer))?;
+        answered.recv().context("the customers' thread has ended")
     }
 
     fn order(&self, order: Order) -> Result<()> {
         let sent = self.orders.as_ref().map(|orders| orders.send(order));
         sent.and_then(Result::ok).context("the customers' thread has ended")
+    }
+}
+
+impl Drop for Customers {
+    fn drop(&mut self) {
+        self.shop.closing.store(true, Relaxed);
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // What it has failed at is in the ledger, or missing there.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -172,6 +185,13 @@ async fn serve_orders(shop: Arc<Shop>, mut ordered: tokio::sync::mpsc::Unbounded
                         }
                     });
                 }
+            }
+            Order::Served(answer) => {
+                while staying.join_next().await.is_some() {}
+                shop.closing.store(false, Relaxed);
+                shop.customers.store(0, Relaxed);
+                // Nobody may be interested any more.
+                let _ = answer.send(());
             }
         }
     }

@@ -17,6 +17,8 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     let _server = start_server(&lab.backends[0], "1", address, &directory.join("server-1"), 50, 1000)?;
     println!("a server       {address}, which is all there was so far");
     let balancer = Balancer::start(&lab, program, "1-single-server.toml", directory)?;
+    balancer
+        .wait_for("the server to be reachable", |backends| backends.iter().any(|backend| backend.usable))?;
     println!("Lobby          runs with examples/1-single-server.toml:");
     for line in std::fs::read_to_string(directory.join("lb.toml"))?.lines() {
         println!("               {line}");
