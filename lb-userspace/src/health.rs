@@ -1,14 +1,25 @@
 //! Which backends are usable: the state machine of health, and when to probe.
 //!
-//! Pure: probe results and time come in; transitions, changed verdicts and alarms go out. Who does the
-//! probing is [`crate`]'s `probe`.
+//! Pure: probe results and time come in; transitions, changed verdicts and alarms go out. Probing itself
+//! is done elsewhere.
 //!
 //! Health never breaks what works: a backend that turns unhealthy gets no new connections and keeps its
 //! own, and when all of a pool fail at once the last usable set stays in use and an alarm is raised.
 
-use std::{collections::BTreeMap, fmt};
+mod machine;
+mod schedule;
 
-use crate::{dataplane::FlowsOf, model::BackendAddress};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+pub use self::{machine::Health, schedule::Schedule};
+use crate::{
+    dataplane::{FlowsOf, Tables},
+    model::{BackendAddress, Config},
+};
 
 /// Verdicts on every backend of every pool, by the pool's name.
 pub type Verdicts = BTreeMap<String, PoolVerdicts>;
@@ -62,4 +73,81 @@ impl fmt::Display for State {
             Self::Disabled => "disabled",
         })
     }
+}
+
+/// The time, as both clocks tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Since the daemon started, by a clock that nobody sets.
+    pub uptime: Duration,
+    /// Seconds since 1970-01-01T00:00:00Z, for deadlines that last over restarts.
+    pub epoch: u64,
+}
+
+/// A backend of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The pool's name.
+    pub pool: String,
+    /// Which of its backends.
+    pub backend: BackendAddress,
+}
+
+/// What came of an input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A backend is in another state.
+    Transition {
+        /// Which one.
+        key: Key,
+        /// The state before; `None`: it was not there.
+        from: Option<State>,
+        /// The state now.
+        to: State,
+    },
+    /// The verdicts on a pool have changed: time for a plan.
+    Verdicts {
+        /// The pool.
+        pool: String,
+    },
+    /// All backends of a pool fail. Raised once, until it is over.
+    AllFailed {
+        /// The pool.
+        pool: String,
+        /// Those that stay in use nevertheless; none where the document says `panic = "fail"`.
+        kept: Vec<BackendAddress>,
+    },
+    /// Not all backends of a pool fail any more.
+    AllFailedOver {
+        /// The pool.
+        pool: String,
+    },
+}
+
+/// What was known of the document's backends before a restart, from the tables: unknown health is as
+/// before. Backends that have no entry are left out.
+pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
+    let by_listen: BTreeMap<_, _> =
+        tables.services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
+    let mut verdicts = Verdicts::new();
+    for service in config.services.values() {
+        let Some((index, pool)) = by_listen.get(&service.listen).zip(config.pools.get(&service.pool)) else {
+            continue;
+        };
+        let led: BTreeSet<u32> = tables
+            .services
+            .get(index)
+            .map(|entry| entry.ring.slots.iter().copied().collect())
+            .unwrap_or_default();
+        let of_pool = verdicts.entry(service.pool.clone()).or_default();
+        for (number, entry) in tables.backends.iter().filter(|(_, entry)| entry.service == *index) {
+            let address =
+                entry.address.map_or(BackendAddress::Local, |ip| BackendAddress::Remote(ip, entry.port));
+            if pool.backends.iter().any(|backend| backend.address == address) {
+                let usable = led.contains(number);
+                of_pool.entry(address).or_insert(Verdict { usable, dead: entry.dead, flows: entry.flows });
+            }
+        }
+    }
+    verdicts
 }

@@ -1,0 +1,284 @@
+//! The state machine by tables and by chance.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::Document;
+
+const DOCUMENT: &str = r#"
+interfaces = ["eth0"]
+[pools.web]
+health = { tcp = true, interval = "1s", rise = 2, fall = 3 }
+backends = [ { address = "10.0.0.1:80" }, { address = "10.0.0.2:80" }, { address = "10.0.0.3:80" } ]
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+"#;
+
+fn config(text: &str) -> Config {
+    Document::parse(text).unwrap_or_else(|why| panic!("{why}")).config
+}
+
+fn key(number: u8) -> Key {
+    Key { pool: "web".to_owned(), backend: format!("10.0.0.{number}:80").parse().unwrap() }
+}
+
+fn at(ms: u64) -> Now {
+    Now { uptime: Duration::from_millis(ms), epoch: 1000 + ms / 1000 }
+}
+
+fn started(text: &str) -> Health {
+    let mut health = Health::new(1);
+    health.configure(&config(text), &Verdicts::new(), at(0));
+    health
+}
+
+/// All three healthy.
+fn healthy(text: &str) -> Health {
+    let mut health = started(text);
+    for number in 1..=3 {
+        health.report(&key(number), true, at(1));
+    }
+    assert_eq!(usable(&health), [1, 2, 3]);
+    health
+}
+
+fn verdict(health: &Health, number: u8) -> Verdict {
+    health.verdicts()["web"][&key(number).backend]
+}
+
+/// Numbers of those that get new connections.
+fn usable(health: &Health) -> Vec<u8> {
+    (1..=3).filter(|&number| verdict(health, number).usable).collect()
+}
+
+fn fail(health: &mut Health, number: u8, now: Now) -> Vec<Event> {
+    (0..3).flat_map(|_| health.report(&key(number), false, now)).collect()
+}
+
+#[test]
+fn states_follow_rise_and_fall() {
+    use State::*;
+    // Results, + or -, and the state after each of them; a backend starts without traffic.
+    let table: [(&str, &[State]); 6] = [
+        ("", &[]),
+        ("+", &[Healthy]),
+        ("---+", &[Starting, Starting, Starting, Healthy]),
+        ("+--+---", &[Healthy, Healthy, Healthy, Healthy, Healthy, Healthy, Unhealthy]),
+        ("+---+-++", &[Healthy, Healthy, Healthy, Unhealthy, Unhealthy, Unhealthy, Unhealthy, Healthy]),
+        ("+---++--+", &[Healthy, Healthy, Healthy, Unhealthy, Unhealthy, Healthy, Healthy, Healthy, Healthy]),
+    ];
+    for (results, states) in table {
+        let mut health = started(DOCUMENT);
+        // Another one is healthy throughout, so that not all fail.
+        health.report(&key(2), true, at(0));
+        assert_eq!(health.state(&key(1)), Some(Starting));
+        for (result, &state) in results.chars().zip(states) {
+            let before = health.state(&key(1));
+            let events = health.report(&key(1), result == '+', at(1));
+            assert_eq!(health.state(&key(1)), Some(state), "{results}");
+            let usable = verdict(&health, 1).usable;
+            assert_eq!(usable, state == Healthy, "{results}");
+            assert_eq!(verdict(&health, 1).dead, state == Unhealthy);
+            let transition = Event::Transition { key: key(1), from: before, to: state };
+            assert_eq!(events.contains(&transition), before != Some(state));
+            assert_eq!(events.len(), if before == Some(state) { 0 } else { 2 }, "{events:?}");
+        }
+    }
+}
+
+#[test]
+fn what_becomes_of_connections_is_the_documents_to_say() {
+    for (word, flows) in [("keep", FlowsOf::Keep), ("move", FlowsOf::Forget), ("reset", FlowsOf::Cut)] {
+        let text = DOCUMENT.replace("[services", &format!("on_unhealthy = \"{word}\"\n[services"));
+        let mut health = healthy(&text);
+        fail(&mut health, 2, at(2));
+        assert_eq!(verdict(&health, 2), Verdict { usable: false, dead: true, flows });
+        assert_eq!(verdict(&health, 1), Verdict::USABLE);
+    }
+}
+
+#[test]
+fn when_all_fail_at_once_all_stay_in_use_and_an_alarm_is_raised_once() {
+    let mut health = healthy(DOCUMENT);
+    let mut events = Vec::new();
+    for number in 1..=3 {
+        events.extend(fail(&mut health, number, at(10_000 + 500 * u64::from(number))));
+    }
+    let all: Vec<_> = (1..=3).map(|number| key(number).backend).collect();
+    let alarm = Event::AllFailed { pool: "web".to_owned(), kept: all };
+    assert_eq!(events.iter().filter(|&event| *event == alarm).count(), 1, "{events:?}");
+    assert_eq!(usable(&health), [1, 2, 3]);
+    assert_eq!(health.state(&key(1)), Some(State::Unhealthy));
+    assert_eq!(fail(&mut health, 1, at(20_000)), []);
+    assert_eq!(health.all_failed().count(), 1);
+
+    // One comes back: from then on only it is used.
+    assert_eq!(health.report(&key(2), true, at(21_000)), []);
+    let events = health.report(&key(2), true, at(22_000));
+    assert!(events.contains(&Event::AllFailedOver { pool: "web".to_owned() }), "{events:?}");
+    assert_eq!(usable(&health), [2]);
+    assert_eq!(health.all_failed().count(), 0);
+}
+
+#[test]
+fn who_failed_long_before_the_last_one_does_not_come_back_with_it() {
+    let mut health = healthy(DOCUMENT);
+    fail(&mut health, 1, at(10_000));
+    fail(&mut health, 2, at(60_000));
+    fail(&mut health, 3, at(61_000));
+    assert_eq!(usable(&health), [2, 3]);
+}
+
+#[test]
+fn the_document_may_want_none_to_stay_in_use() {
+    let mut health = healthy(&DOCUMENT.replace("[services", "panic = \"fail\"\n[services"));
+    let events: Vec<_> = (1..=3).flat_map(|number| fail(&mut health, number, at(5000))).collect();
+    assert!(events.contains(&Event::AllFailed { pool: "web".to_owned(), kept: vec![] }), "{events:?}");
+    assert_eq!(usable(&health), [] as [u8; 0]);
+}
+
+#[test]
+fn a_drain_ends_with_the_last_connection_or_at_its_deadline() {
+    let mut health = healthy(DOCUMENT);
+    let draining =
+        |drain: &str| config(&DOCUMENT.replace("10.0.0.2:80\"", &format!("10.0.0.2:80\", drain = {drain}")));
+    health.configure(&draining("true"), &Verdicts::new(), at(2000));
+    assert_eq!(health.state(&key(2)), Some(State::Draining));
+    assert_eq!(verdict(&health, 2), Verdict::RESTING);
+    assert_eq!(health.note_connections(&key(2), 5, at(3000)), []);
+    health.note_connections(&key(2), 0, at(4000));
+    assert_eq!(health.state(&key(2)), Some(State::Drained));
+    assert_eq!(health.next_deadline(at(4000)), None);
+
+    // Resumed, it is used at once: it has been asked all the time.
+    health.configure(&config(DOCUMENT), &Verdicts::new(), at(5000));
+    assert_eq!(health.state(&key(2)), Some(State::Healthy));
+
+    // 1970-01-01T00:17:00Z is second 1020.
+    health.configure(&draining("1970-01-01T00:17:00Z"), &Verdicts::new(), at(6000));
+    assert_eq!((health.state(&key(2)), verdict(&health, 2)), (Some(State::Draining), Verdict::RESTING));
+    assert_eq!(health.next_deadline(at(6000)), Some(1020));
+    assert_eq!(health.pass_time(at(19_999)), []);
+    let events = health.pass_time(at(20_000));
+    assert!(events.contains(&Event::Verdicts { pool: "web".to_owned() }), "{events:?}");
+    assert_eq!(health.state(&key(2)), Some(State::Drained));
+    assert_eq!(verdict(&health, 2).flows, FlowsOf::Cut);
+}
+
+#[test]
+fn who_is_disabled_is_cut_and_not_asked_and_starts_anew() {
+    let mut health = healthy(DOCUMENT);
+    let disabled = config(&DOCUMENT.replace("10.0.0.2:80\"", "10.0.0.2:80\", disabled = true"));
+    health.configure(&disabled, &Verdicts::new(), at(2000));
+    assert_eq!(verdict(&health, 2), Verdict { usable: false, dead: false, flows: FlowsOf::Cut });
+    assert_eq!(health.report(&key(2), true, at(3000)), []);
+    let asked: BTreeSet<Key> =
+        (0..100).flat_map(|n| health.take_due(at(3000 + n * 100))).map(|(key, _)| key).collect();
+    assert_eq!(asked, BTreeSet::from([key(1), key(3)]));
+    health.configure(&config(DOCUMENT), &Verdicts::new(), at(20_000));
+    assert_eq!((health.state(&key(2)), verdict(&health, 2)), (Some(State::Starting), Verdict::RESTING));
+}
+
+#[test]
+fn without_a_check_all_are_healthy_and_a_new_check_changes_nothing_at_first() {
+    let unchecked = DOCUMENT.replace("health = { tcp = true, interval = \"1s\", rise = 2, fall = 3 }\n", "");
+    let mut health = started(&unchecked);
+    assert_eq!(usable(&health), [1, 2, 3]);
+    assert_eq!(health.next_probe(), None);
+    health.configure(&config(DOCUMENT), &Verdicts::new(), at(1000));
+    assert_eq!(usable(&health), [1, 2, 3]);
+    assert!(health.next_probe().is_some());
+    fail(&mut health, 1, at(2000));
+    assert_eq!(usable(&health), [2, 3]);
+}
+
+#[test]
+fn after_a_restart_all_is_as_before() {
+    let dead = Verdict { usable: false, dead: true, flows: FlowsOf::Keep };
+    let pool = [(key(1).backend, Verdict::USABLE), (key(2).backend, dead)];
+    let remembered = Verdicts::from([("web".to_owned(), pool.into_iter().collect())]);
+    let mut health = Health::new(9);
+    health.configure(&config(DOCUMENT), &remembered, at(0));
+    let states: Vec<State> = health.states().map(|(_, _, state)| state).collect();
+    assert_eq!(states, [State::Healthy, State::Unhealthy, State::Starting]);
+    assert_eq!(usable(&health), [1]);
+    // What is remembered is of no account for those who are known by now.
+    fail(&mut health, 1, at(1000));
+    health.configure(&config(DOCUMENT), &remembered, at(1000));
+    assert_eq!(health.state(&key(1)), Some(State::Unhealthy));
+}
+
+#[test]
+fn what_is_remembered_is_what_the_tables_say() {
+    use crate::dataplane::{Dataplane, Tables, memory::MemoryDataplane};
+    use crate::plan::{Desired, plan};
+    let config = config(DOCUMENT);
+    let dead = Verdict { usable: false, dead: true, flows: FlowsOf::Forget };
+    let pool =
+        [(key(1).backend, Verdict::USABLE), (key(2).backend, dead), (key(3).backend, Verdict::RESTING)];
+    let verdicts = Verdicts::from([("web".to_owned(), pool.into_iter().collect())]);
+    let desired = Desired {
+        config: &config,
+        verdicts: &verdicts,
+        next_hops: &BTreeMap::new(),
+        sources: &BTreeMap::new(),
+        shared_vips: &BTreeSet::new(),
+        interfaces: &BTreeMap::new(),
+        hash_key: [0; 2],
+        same_interface_tx: false,
+        spent: &BTreeSet::new(),
+    };
+    let mut memory = MemoryDataplane::new(config.settings.limits);
+    let before = Tables { limits: config.settings.limits, ..Tables::default() };
+    for op in plan(&desired, &before).unwrap().ops {
+        memory.apply(&op).unwrap();
+    }
+    assert_eq!(super::super::remembered(&config, &memory.tables().unwrap()), verdicts);
+}
+
+#[test]
+fn reports_on_strangers_change_nothing() {
+    let mut health = healthy(DOCUMENT);
+    let stranger = Key { pool: "none".to_owned(), ..key(1) };
+    assert_eq!(health.report(&stranger, false, at(1)), []);
+    assert_eq!(health.report(&key(9), false, at(1)), []);
+    assert_eq!(health.note_connections(&stranger, 0, at(1)), []);
+}
+
+proptest! {
+    /// Any history: what must always hold.
+    #[test]
+    fn health_never_breaks_what_works(history in prop::collection::vec((1u8..=3, any::<bool>(), 0u64..3000), 1..200)) {
+        let mut health = started(DOCUMENT);
+        let (mut now, mut ever) = (0, BTreeSet::new());
+        let mut told: BTreeMap<Key, State> = health.states().map(|(_, backend, state)| {
+            (Key { pool: "web".to_owned(), backend }, state)
+        }).collect();
+        for (number, success, wait) in history {
+            now += wait;
+            if success {
+                ever.insert(number);
+            }
+            let before = health.verdicts().clone();
+            let events = health.report(&key(number), success, at(now));
+            for event in &events {
+                if let Event::Transition { key, from, to } = event {
+                    prop_assert_eq!(told.insert(key.clone(), *to), *from);
+                }
+            }
+            let changed = events.contains(&Event::Verdicts { pool: "web".to_owned() });
+            prop_assert_eq!(changed, before != *health.verdicts(), "a change is always told, and only a change");
+            // Nobody gets traffic before its first success; once there was one, somebody always does.
+            let usable = usable(&health);
+            prop_assert!(usable.iter().all(|number| ever.contains(number)));
+            prop_assert_eq!(usable.is_empty(), ever.is_empty());
+            // Connections are kept, whatever happens.
+            prop_assert!(health.verdicts()["web"].values().all(|verdict| verdict.flows == FlowsOf::Keep));
+            prop_assert!(health.verdicts()["web"].values().all(|verdict| !(verdict.usable && verdict.dead)));
+        }
+        for (_, backend, state) in health.states() {
+            prop_assert_eq!(told[&Key { pool: "web".to_owned(), backend }], state);
+        }
+    }
+}
