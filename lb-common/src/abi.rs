@@ -180,6 +180,19 @@ impl Tick {
         if ticks > u32::MAX / 2 { 0 } else { ticks }
     }
 
+    /// The tick that comes `ticks` later.
+    #[inline(always)]
+    pub const fn after(self, ticks: u32) -> Self {
+        Self(self.0.wrapping_add(ticks))
+    }
+
+    /// Whether it is `time` or later.
+    #[inline(always)]
+    pub const fn has_reached(self, time: Self) -> bool {
+        // Half of all ticks, four years, lie ahead of any.
+        (self.0.wrapping_sub(time.0) as i32) >= 0
+    }
+
     /// How many whole ticks a duration in milliseconds takes, at least one.
     pub const fn in_ms(ms: u64) -> u32 {
         let ticks = (ms * 1_000_000) >> Self::SHIFT;
@@ -218,8 +231,8 @@ pub struct Config {
     pub idle: Idle,
     /// Resets that each CPU may send in a second.
     pub resets_per_second: Shared<u32>,
-    /// Ticks after its end for which a flow's port is left alone while there is another (a backend's
-    /// TIME_WAIT, RFC 9293 section 3.6.1, lasts 60 s on Linux).
+    /// Ticks for which a flow's port is left alone after it has ended and expired, while there is another
+    /// port (a backend's TIME_WAIT, RFC 9293 section 3.6.1, lasts 60 s on Linux).
     pub port_rest: Shared<u32>,
 }
 
@@ -469,14 +482,17 @@ pub struct Flow {
     /// MAC address from which the client's packets come in the lower six bytes (memory order), VLAN
     /// identifier (network order) in the upper two.
     pub client_hop: Shared<u64>,
-    /// When the last packet was seen.
-    pub last_seen: Shared<Tick>,
+    /// When it has been idle for as long as it may: set by each packet.
+    pub expires: Shared<Tick>,
     /// What the client has sent: [`Flow::SYN`] and its fellows. Written by packets of that side only.
     pub client_sent: Shared<u8>,
     /// What the backend has sent. Written by packets of that side only.
     pub backend_sent: Shared<u8>,
+    /// How readily it is given up before it expires: [`Flow::HALF_OPEN`], [`Flow::CLOSED`], or zero, not
+    /// at all.
+    pub rank: Shared<u8>,
     /// Zero.
-    pub reserved: Shared<u16>,
+    pub reserved: Shared<u8>,
 }
 
 impl Flow {
@@ -502,6 +518,11 @@ impl Flow {
     pub const FIN: u8 = 4;
     /// That side has sent RST, and nothing after it.
     pub const RST: u8 = 8;
+
+    /// In `rank`: the handshake is not finished.
+    pub const HALF_OPEN: u8 = 1;
+    /// In `rank`: it has ended.
+    pub const CLOSED: u8 = 2;
 }
 
 /// What passed between one backend and its clients, per CPU.

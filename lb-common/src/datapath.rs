@@ -177,7 +177,7 @@ fn deliver<V: Family, T: Tables>(
     let backend = known.backend;
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
-        flow::end(known.flow);
+        flow::end(known.flow, context);
         return cut(frame, packet, context);
     }
     if flags & Backend::LOCAL == 0 && flags & Backend::REACHABLE == 0 {
@@ -216,7 +216,7 @@ fn give_back<V: Family, T: Tables>(
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
     if known.backend.flags.get() & Backend::CUT != 0 {
-        flow::end(known.flow);
+        flow::end(known.flow, context);
         return cut(frame, packet, context);
     }
     if packet.ttl <= 1 {
@@ -231,7 +231,7 @@ fn give_back<V: Family, T: Tables>(
     };
     let bytes = frame.len() as u64;
     rewrite::to_client(frame, packet, known.flow, service, own_mac)?;
-    flow::seen_from_backend(packet, known.flow, context.now);
+    flow::seen_from_backend(packet, known.flow, context);
     context
         .tables
         .count_traffic(known.index, Traffic { packets_out: 1, bytes_out: bytes, ..Traffic::default() });

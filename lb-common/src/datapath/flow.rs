@@ -81,6 +81,16 @@ impl Phase {
         }
     }
 
+    /// How readily a flow in this phase is given up before it expires.
+    #[inline(always)]
+    const fn rank(self) -> u8 {
+        match self {
+            Self::HalfOpen => Flow::HALF_OPEN,
+            Self::Closed => Flow::CLOSED,
+            Self::Established | Self::Closing | Self::Udp => 0,
+        }
+    }
+
     /// How long a flow in this phase may be idle, in ticks.
     #[inline(always)]
     pub fn idle(self, idle: &Idle) -> u32 {
@@ -173,7 +183,7 @@ pub(crate) fn starts_anew<V: Family, T>(
 ) -> bool {
     if packet.protocol == UDP {
         // An association that has timed out may find another backend, as if it had been forgotten.
-        return has_expired(known.flow, Phase::Udp, context.config, context.now);
+        return context.now.has_reached(known.flow.expires.get());
     }
     packet.is_first()
         && match Phase::of(known.flow) {
@@ -222,9 +232,9 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     flow.source.set(claim.source);
     flow.interface.set(context.ingress);
     flow.client_hop.set(hop);
-    flow.last_seen.set(context.now);
     flow.client_sent.set(0);
     flow.backend_sent.set(0);
+    stay(flow, context.config, context.now);
     let live = u64::from(place.tag) << 32 | claim.guard & !GUARD_STATE & 0xffff_ffff | Flow::LIVE;
     flow.guard.set(live);
 
@@ -256,8 +266,8 @@ pub(crate) fn seen_from_client<V: Family, T>(
     flow: &Flow,
     context: Context<'_, T>,
 ) {
-    store(&flow.last_seen, context.now);
     store(&flow.client_sent, sent(flow.client_sent.get(), packet));
+    stay(flow, context.config, context.now);
     // The way back is the way by which the client's packets come: it follows them when it changes.
     store(&flow.client_hop, hop);
     store(&flow.interface, context.ingress);
@@ -265,22 +275,25 @@ pub(crate) fn seen_from_client<V: Family, T>(
 
 /// Notes a backend's packet in its flow.
 #[inline(always)]
-pub(crate) fn seen_from_backend<V: Family>(packet: &Packet<V>, flow: &Flow, now: Tick) {
-    store(&flow.last_seen, now);
+pub(crate) fn seen_from_backend<V: Family, T>(packet: &Packet<V>, flow: &Flow, context: Context<'_, T>) {
     store(&flow.backend_sent, sent(flow.backend_sent.get(), packet));
+    stay(flow, context.config, context.now);
+}
+
+/// Sets anew how long the flow may be idle.
+#[inline(always)]
+fn stay(flow: &Flow, config: &Config, now: Tick) {
+    let phase = Phase::of(flow);
+    store(&flow.expires, now.after(phase.idle(&config.idle)));
+    store(&flow.rank, phase.rank());
 }
 
 /// Marks a flow as ended by us.
 #[inline(always)]
-pub(crate) fn end(flow: &Flow) {
+pub(crate) fn end<T>(flow: &Flow, context: Context<'_, T>) {
     store(&flow.client_sent, flow.client_sent.get() | Flow::RST);
     store(&flow.backend_sent, flow.backend_sent.get() | Flow::RST);
-}
-
-/// Whether a flow in `phase` has been idle for as long as it may.
-#[inline(always)]
-pub fn has_expired(flow: &Flow, phase: Phase, config: &Config, now: Tick) -> bool {
-    now.since(flow.last_seen.get()) >= phase.idle(&config.idle)
+    stay(flow, context.config, context.now);
 }
 
 /// What a side has sent, with this packet. A side that goes on after its RST did not mean it, or did not
@@ -358,31 +371,28 @@ fn flow_of_way<T: Tables>(way: u64, tables: &T) -> Option<&Flow> {
     tables.flow((way as u32).wrapping_sub(1))
 }
 
-/// How readily a way is given up: the highest first. A live flow within its time-out is not.
+/// How readily a way is given up: the highest first, zero never. What is stale or has expired comes before
+/// what has ended, and that before what is half open; among these, the first to expire.
 #[inline(always)]
-fn worth_of_way<T: Tables>(way: u64, context: Context<'_, T>) -> u32 {
-    /// Upper bound of an age in ticks: 24 bits are thirteen days.
-    const AGE: u32 = 0x00ff_ffff;
-    if way == 0 {
-        return u32::MAX;
-    }
-    let Some(flow) = flow_of_way(way, context.tables) else { return u32::MAX };
+fn worth_of_way<T: Tables>(way: u64, context: Context<'_, T>) -> u64 {
+    /// No time-out is longer than this many ticks, two years.
+    const LONGEST: u32 = u32::MAX >> 2;
+    let Some(flow) = flow_of_way(way, context.tables) else { return STALE };
     let guard = flow.guard.get();
     if !is_live(guard) || tag_of(guard) != (way >> 32) as u32 {
-        // The flow has another connection by now, or none.
-        return if guard & GUARD_STATE == Flow::BUSY { 0 } else { u32::MAX - 1 };
+        // The flow has another connection by now, or none; or it is just being given one.
+        return if guard & GUARD_STATE == Flow::BUSY { 0 } else { STALE };
     }
-    let phase = Phase::of(flow);
-    let age = context.now.since(flow.last_seen.get());
-    let expired = age >= phase.idle(&context.config.idle);
-    let age = if age > AGE { AGE } else { age };
-    match phase {
-        _ if expired => 3 << 24 | age,
-        Phase::Closed => 2 << 24 | age,
-        Phase::HalfOpen => 1 << 24 | age,
-        Phase::Established | Phase::Closing | Phase::Udp => 0,
+    let expires = flow.expires.get();
+    if context.now.has_reached(expires) {
+        return STALE;
     }
+    let rank = u64::from(flow.rank.get());
+    if rank == 0 { 0 } else { rank << 32 | u64::from(LONGEST.saturating_sub(expires.since(context.now))) }
 }
+
+/// Of a way whose flow is gone, or may go.
+const STALE: u64 = (Flow::CLOSED as u64 + 1) << 32;
 
 /// A way of a bucket.
 #[derive(Default)]
@@ -406,7 +416,7 @@ fn room<V: Family, T: Tables>(
         // the same tag, which must not be taken for it.
         let its_own = flow_of_way(holds, context.tables).is_some_and(|flow| is_of_client(packet, flow));
         *found = Way { number, holds };
-        let free = its_own || worth_of_way(holds, *context) >= 2 << 24;
+        let free = its_own || worth_of_way(holds, *context) >= u64::from(Flow::CLOSED) << 32;
         return if free { Ok(()) } else { Err(DropReason::TableFull) };
     }
     for (number, way) in bucket.ways.iter().enumerate() {
@@ -418,7 +428,7 @@ fn room<V: Family, T: Tables>(
     let mut best = 0u64;
     for (number, way) in bucket.ways.iter().enumerate() {
         let holds = way.get();
-        let worth = context.tables.launder(u64::from(worth_of_way(holds, *context)));
+        let worth = context.tables.launder(worth_of_way(holds, *context));
         if worth > best {
             best = worth;
             found.number = number;
@@ -499,30 +509,18 @@ fn claim_flow<V: Family, T: Tables>(
 }
 
 /// A flow that nobody has, or whose port has rested.
-const FREE: u32 = 3;
+const FREE: u8 = Flow::CLOSED + 1;
 
 /// How readily a flow is given to another connection: the highest first, zero never.
 #[inline(always)]
-fn worth_of_flow<T>(flow: &Flow, guard: u64, context: Context<'_, T>) -> u32 {
+fn worth_of_flow<T>(flow: &Flow, guard: u64, context: Context<'_, T>) -> u8 {
     if guard & GUARD_STATE == Flow::BUSY {
         return 0;
     }
-    if !is_live(guard) {
-        return FREE;
-    }
-    let phase = Phase::of(flow);
-    let age = context.now.since(flow.last_seen.get());
-    let idle = phase.idle(&context.config.idle);
-    let rest = if let Phase::Closed = phase { context.config.port_rest.get() } else { 0 };
-    if age >= idle && age >= rest {
-        FREE
-    } else if let Phase::Closed = phase {
-        2
-    } else if let Phase::HalfOpen = phase {
-        1
-    } else {
-        0
-    }
+    let rank = flow.rank.get();
+    // Only what has ended rests: the upper bit of the rank.
+    let rest = u32::from(rank >> 1) * context.config.port_rest.get();
+    if !is_live(guard) || context.now.has_reached(flow.expires.get().after(rest)) { FREE } else { rank }
 }
 
 /// The flows among which one is chosen: `base + port` for the ports of one source.

@@ -127,12 +127,13 @@ pub(crate) fn packet<V: Family, T: Tables>(
 /// would walk all that follows once for each; now it knows no more of one than of another.
 #[inline(always)]
 fn forget_the_way<V: Family>(packet: Packet<V>, tables: &impl Tables) -> Packet<V> {
-    let Packet { l3, l4, l4_length, protocol, fragment, tagged, .. } = packet;
+    let Packet { l3, l4, l4_length, protocol, tcp_flags, fragment, tagged, .. } = packet;
     let shape = tables.launder(
         u64::from(l3)
             | u64::from(protocol) << 8
             | u64::from(l4_length) << 16
             | u64::from(l4) << 32
+            | u64::from(tcp_flags) << 40
             | u64::from(fragment) << 48
             | u64::from(tagged) << 49,
     );
@@ -141,6 +142,7 @@ fn forget_the_way<V: Family>(packet: Packet<V>, tables: &impl Tables) -> Packet<
         protocol: (shape >> 8) as u8,
         l4_length: (shape >> 16) as u16,
         l4: (shape >> 32) as u8,
+        tcp_flags: (shape >> 40) as u8,
         fragment: shape >> 48 & 1 != 0,
         tagged: shape >> 49 & 1 != 0,
         ..packet
