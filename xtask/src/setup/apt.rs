@@ -1,10 +1,16 @@
 //! Packages of Debian and its kin.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{root, toolchain};
+
+/// Whether the lists of packages have been fetched by this process, or will have been.
+static UPDATED: AtomicBool = AtomicBool::new(false);
 
 /// Installs packages and starts none of the services they bring.
 ///
@@ -27,23 +33,37 @@ pub(super) fn install(packages: &[&str], what_for: &str) -> Result<()> {
              trap 'rm -f $policy' EXIT
              printf '#!/bin/sh\\nexit 101\\n' >$policy && chmod +x $policy
          fi
-         install() {{ apt-get install --yes --no-install-recommends {list}; }}
-         install || {{ apt-get update && install; }} || exit 1
+         apt-get install --yes --no-install-recommends {list} || exit 1
          if [ -d /run/systemd/system ] && [ {new_nginx} = yes ]; then systemctl --quiet disable nginx; fi",
         new_nginx = if packages.contains(&"nginx") { "yes" } else { "no" },
     );
-    let output = root::command(&format!("to install {list}"), "sh")?
-        .args(["-c", &script])
-        .output()
-        .context("apt-get cannot be run")?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr).into_owned();
-        for line in words.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev() {
-            super::say(&format!("  {line}"));
-        }
-        bail!("apt-get could not install {list}");
+    let purpose = format!("to install {list}");
+    let Err(first) = shell(&purpose, &script) else { return Ok(()) };
+    if UPDATED.swap(true, Relaxed) {
+        return tell(&list, &first);
     }
-    Ok(())
+    super::say("not with the lists of packages that are here: apt-get update");
+    match shell(&purpose, "apt-get update").and_then(|()| shell(&purpose, &script)) {
+        Ok(()) => Ok(()),
+        Err(second) => tell(&list, &second),
+    }
+}
+
+/// Runs a script as root, its output kept back.
+fn shell(purpose: &str, script: &str) -> Result<()> {
+    let output = root::command(purpose, "sh")?.args(["-c", script]).output().context("sh cannot be run")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    bail!("{}", words.lines().filter(|line| line.starts_with("E:")).collect::<Vec<_>>().join("\n"))
+}
+
+fn tell(list: &str, why: &anyhow::Error) -> Result<()> {
+    for line in why.to_string().lines() {
+        super::say(&format!("  {line}"));
+    }
+    bail!("apt-get could not install {list}")
 }
 
 /// Whether these packages are known, or no lists have been fetched that could know them.
