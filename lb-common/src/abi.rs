@@ -240,6 +240,8 @@ impl Config {
     /// A packet that leaves by the interface it came from is sent by XDP_TX. Not on veth, where that
     /// needs a program on the peer.
     pub const SAME_INTERFACE_TX: u32 = 1;
+    /// A daemon has written the configuration; before, the tables are new.
+    pub const WRITTEN: u32 = 2;
 }
 
 /// Idle time-outs of flows, in ticks.

@@ -1,0 +1,335 @@
+//! The program in the kernel: loaded over new or pinned maps, led to from interfaces, taken away.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData},
+    programs::{
+        Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        xdp::{XdpLink, XdpLinkId},
+    },
+};
+use lb_common::abi::{LAYOUT_VERSION, name};
+
+use super::OpenError;
+use crate::{daemon::plane::Notice, dataplane::MAX_SOURCES, model::Limits};
+
+/// The object that `build.rs` made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lobby.bpf.o"));
+
+/// Buckets are eight ways wide and there are two ways for each flow, so that they hardly ever fill
+/// before the flows do.
+const FLOWS_PER_BUCKET: u32 = 4;
+
+/// Where a program's objects are pinned.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    /// `<bpffs>/lobby`.
+    base: PathBuf,
+    /// `<bpffs>/lobby/layout-<version>`: the version is pinned as part of the path of everything.
+    layout: PathBuf,
+}
+
+impl Pins {
+    /// The pins of this version below a BPF file system, once it is clear that there are none of
+    /// another version.
+    pub(super) fn below(bpffs: &Path) -> Result<Self, OpenError> {
+        let base = bpffs.join("lobby");
+        let ours = format!("layout-{LAYOUT_VERSION}");
+        for found in read_dir(&base)? {
+            if found != ours {
+                return Err(OpenError::OtherLayout { found: base.join(found), ours: LAYOUT_VERSION });
+            }
+        }
+        let layout = base.join(ours);
+        Ok(Self { base, layout })
+    }
+
+    /// Makes the directories.
+    pub(super) fn make(&self) -> Result<(), OpenError> {
+        let made = fs::create_dir_all(self.layout.join("links"));
+        made.map_err(|source| OpenError::Pins { path: self.layout.clone(), source })
+    }
+
+    fn map(&self, map: &str) -> PathBuf {
+        self.layout.join(map)
+    }
+
+    fn link(&self, interface: &str) -> PathBuf {
+        self.layout.join("links").join(interface)
+    }
+
+    fn links(&self) -> Result<Vec<String>, OpenError> {
+        read_dir(&self.layout.join("links"))
+    }
+
+    /// Removes every pin; what nobody holds open is gone then. Links first: no packet meets a program
+    /// whose tables go.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        for directory in [self.layout.join("links"), self.layout.clone()] {
+            if directory.exists() {
+                fs::remove_dir_all(directory)?;
+            }
+        }
+        if self.base.exists() {
+            fs::remove_dir(&self.base)?;
+        }
+        Ok(())
+    }
+}
+
+/// Names in a directory; none if there is no directory.
+fn read_dir(path: &Path) -> Result<Vec<String>, OpenError> {
+    let failed = |source| OpenError::Pins { path: path.to_owned(), source };
+    match fs::read_dir(path) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(failed))
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The program and where it is led to.
+#[derive(Debug)]
+pub(super) struct Program {
+    ebpf: Ebpf,
+    pins: Option<Pins>,
+    /// Links by interface: held here, and pinned too unless everything ends with this process.
+    links: BTreeMap<String, (u32, XdpLinkId)>,
+}
+
+impl Program {
+    /// Loads the program over pinned maps where there are any, else over new ones of these sizes.
+    pub(super) fn load(limits: Limits, pins: Option<Pins>) -> Result<Self, OpenError> {
+        let mut loader = EbpfLoader::new();
+        for (map, entries) in sizes(limits) {
+            loader.map_max_entries(map, entries);
+        }
+        if let Some(pins) = &pins {
+            pins.make()?;
+            for map in name::ALL {
+                loader.map_pin_path(map, pins.map(map));
+            }
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(OpenError::load)?;
+        let program = xdp(&mut ebpf)?;
+        program.load().map_err(OpenError::load)?;
+        Ok(Self { ebpf, pins, links: BTreeMap::new() })
+    }
+
+    /// A map of the program.
+    pub(super) fn take_map(&mut self, map: &'static str) -> Result<Map, OpenError> {
+        self.ebpf.take_map(map).ok_or(OpenError::NoMap(map))
+    }
+
+    /// Leads the packets of exactly these interfaces (name and index) to the program.
+    pub(super) fn attach(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<Vec<Notice>, String> {
+        self.detach_others(interfaces)?;
+        let mut notices = Vec::new();
+        for (interface, &index) in interfaces {
+            if self.links.get(interface).is_some_and(|(attached, _)| *attached == index) {
+                continue;
+            }
+            self.links.remove(interface);
+            notices.extend(self.attach_one(interface, index)?);
+        }
+        Ok(notices)
+    }
+
+    /// Ends what was led here before and is not listed, by this process or one before it.
+    fn detach_others(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<(), String> {
+        if let Some(pins) = &self.pins {
+            for interface in pins.links().map_err(|error| error.to_string())? {
+                if !interfaces.contains_key(&interface) {
+                    let path = pins.link(&interface);
+                    fs::remove_file(&path)
+                        .map_err(|error| format!("{} cannot be removed: {error}", path.display()))?;
+                }
+            }
+        }
+        let gone: Vec<String> =
+            self.links.keys().filter(|name| !interfaces.contains_key(*name)).cloned().collect();
+        for interface in gone {
+            if let Some((_, link)) = self.links.remove(&interface) {
+                let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+                program.detach(link).map_err(|error| format!("interface {interface}: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, interface: &str, index: u32) -> Result<Option<Notice>, String> {
+        if let Some(link) = self.pinned(interface, index)? {
+            // One system call puts this program in the place of the one before: no packet sees neither.
+            let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+            let id =
+                program.attach_to_link(link).map_err(|error| format!("interface {interface}: {error}"))?;
+            self.links.insert(interface.to_owned(), (index, id));
+            return Ok(None);
+        }
+        let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+        let (id, notice) = match program.attach_to_if_index(index, XdpMode::Driver) {
+            Ok(id) => (id, Notice { interface: interface.to_owned(), native: true, reason: String::new() }),
+            Err(native) if is_busy(&native) => return Err(busy(interface)),
+            Err(native) => match program.attach_to_if_index(index, XdpMode::Skb) {
+                Ok(id) => {
+                    let reason = root_cause(&native);
+                    (id, Notice { interface: interface.to_owned(), native: false, reason })
+                }
+                Err(generic) if is_busy(&generic) => return Err(busy(interface)),
+                Err(generic) => {
+                    return Err(format!(
+                        "the program cannot be attached to interface {interface}: natively: {}; generically: {}",
+                        root_cause(&native),
+                        root_cause(&generic)
+                    ));
+                }
+            },
+        };
+        let id = match &self.pins {
+            None => id,
+            Some(pins) => {
+                let failed = |error: &dyn std::fmt::Display| {
+                    format!("the link of interface {interface} cannot be pinned: {error}")
+                };
+                let link = program.take_link(id).map_err(|error| failed(&error))?;
+                let link = FdLink::try_from(link).map_err(|error| failed(&error))?;
+                let pinned = link.pin(pins.link(interface)).map_err(|error| failed(&error))?;
+                let link = XdpLink::try_from(FdLink::from(pinned)).map_err(|error| failed(&error))?;
+                program.attach_to_link(link).map_err(|error| failed(&error))?
+            }
+        };
+        self.links.insert(interface.to_owned(), (index, id));
+        Ok(Some(notice))
+    }
+
+    /// The link that an earlier process pinned for this interface; one for another index, or of an
+    /// interface that is gone, is removed.
+    fn pinned(&self, interface: &str, index: u32) -> Result<Option<XdpLink>, String> {
+        let Some(pins) = &self.pins else { return Ok(None) };
+        let path = pins.link(interface);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let failed =
+            |error: &dyn std::fmt::Display| format!("the pinned link {} is no use: {error}", path.display());
+        let pinned = PinnedLink::from_pin(&path).map_err(|error| failed(&error))?;
+        let link = FdLink::from(pinned);
+        if interface_of(&link).map_err(|error| failed(&error))? != Some(index) {
+            fs::remove_file(&path).map_err(|error| failed(&error))?;
+            return Ok(None);
+        }
+        XdpLink::try_from(link).map(Some).map_err(|error| failed(&error))
+    }
+
+    /// Takes everything away.
+    pub(super) fn take_down(&mut self) -> Result<(), String> {
+        self.detach_others(&BTreeMap::new())?;
+        match &self.pins {
+            None => Ok(()),
+            Some(pins) => pins
+                .remove()
+                .map_err(|error| format!("pins below {} cannot be removed: {error}", pins.base.display())),
+        }
+    }
+}
+
+/// Removes what is pinned, of any layout, without loading anything.
+pub fn remove_pins(bpffs: &Path) -> io::Result<bool> {
+    let base = bpffs.join("lobby");
+    if !base.exists() {
+        return Ok(false);
+    }
+    for layout in fs::read_dir(&base)? {
+        let links = layout?.path().join("links");
+        if links.exists() {
+            fs::remove_dir_all(links)?;
+        }
+    }
+    fs::remove_dir_all(&base)?;
+    Ok(true)
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp, OpenError> {
+    let program = ebpf.program_mut(name::PROGRAM).ok_or(OpenError::NoMap(name::PROGRAM))?;
+    program.try_into().map_err(OpenError::load)
+}
+
+/// The interface that a link leads packets from: the kernel says it of the descriptor, which aya does not
+/// give out, so it is found by the link's number among those of this process.
+fn interface_of(link: &FdLink) -> io::Result<Option<u32>> {
+    let id = link.info().map_err(io::Error::other)?.id();
+    let value = |text: &str, name: &str| -> Option<u32> {
+        text.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
+    };
+    for descriptor in fs::read_dir("/proc/self/fdinfo")? {
+        // One may have been closed since it was listed.
+        let Ok(text) = fs::read_to_string(descriptor?.path()) else { continue };
+        if value(&text, "link_id:") == Some(id) {
+            return Ok(value(&text, "ifindex:"));
+        }
+    }
+    Ok(None)
+}
+
+fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return matches!(io.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn busy(interface: &str) -> String {
+    format!(
+        "another XDP program is on interface {interface}; `ip -details link show {interface}` names it, and \
+         `ip link set {interface} xdp off` removes it if nobody needs it"
+    )
+}
+
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
+}
+
+/// Entries of each map whose size is the document's.
+fn sizes(limits: Limits) -> [(&'static str, u32); 17] {
+    let Limits { flows, services, backends, ring_pages, rules } = limits;
+    [
+        (name::SERVICE_KEYS_V4, services),
+        (name::SERVICE_KEYS_V6, services),
+        (name::VIPS_V4, services),
+        (name::VIPS_V6, services),
+        (name::SERVICES, services),
+        (name::TURNS, services),
+        (name::RULES_V4, rules),
+        (name::RULES_V6, rules),
+        (name::PAGES, ring_pages),
+        (name::BACKENDS, backends),
+        (name::CURSORS, backends),
+        (name::TRAFFIC, backends),
+        (name::SOURCE_KEYS_V4, MAX_SOURCES),
+        (name::SOURCE_KEYS_V6, MAX_SOURCES),
+        (name::SOURCES, MAX_SOURCES),
+        (name::BUCKETS, flows / FLOWS_PER_BUCKET),
+        (name::FLOWS, flows),
+    ]
+}
+
+/// Entries of a map as it is.
+pub(super) fn entries(map: &MapData) -> Result<u32, OpenError> {
+    map.info().map(|info| info.max_entries()).map_err(OpenError::load)
+}

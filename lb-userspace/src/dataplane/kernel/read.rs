@@ -1,0 +1,268 @@
+//! The tables read back: what a new daemon adopts.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::{
+    abi::{
+        self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Service, ServiceKeyV4, ServiceKeyV6, Tick, Vip,
+        name,
+    },
+    datapath::flow::Phase,
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    KernelDataplane, unread,
+    write::{SET_BITS, action, mac, words},
+};
+use crate::{
+    dataplane::{
+        BackendEntry, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, NextHop, Ring,
+        RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry, duration_of,
+    },
+    model::{Idle, Listen, Network, PortRange, Protocol},
+};
+
+impl KernelDataplane {
+    pub(super) fn read_tables(&self) -> Result<Tables, DataplaneError> {
+        let mut tables = Tables { limits: self.limits, globals: self.read_globals(), ..Tables::default() };
+        for (index, service) in (0..).zip(self.services.iter()) {
+            if service.flags.get() & Service::IN_USE != 0 {
+                tables.services.insert(index, self.read_service(service)?);
+            }
+        }
+        for entry in self.service_keys_v4.iter() {
+            let (key, service) = entry.map_err(unread(name::SERVICE_KEYS_V4))?;
+            tables.keys.insert(listen_v4(key)?, service);
+        }
+        for entry in self.service_keys_v6.iter() {
+            let (key, service) = entry.map_err(unread(name::SERVICE_KEYS_V6))?;
+            tables.keys.insert(listen_v6(key)?, service);
+        }
+        for entry in self.vips_v4.iter() {
+            let (address, vip) = entry.map_err(unread(name::VIPS_V4))?;
+            tables.vips.insert(abi::ip_addr(abi::mapped(address)), read_vip(vip));
+        }
+        for entry in self.vips_v6.iter() {
+            let (address, vip) = entry.map_err(unread(name::VIPS_V6))?;
+            tables.vips.insert(abi::ip_addr(address), read_vip(vip));
+        }
+        for (index, backend) in (0..).zip(self.backends.iter()) {
+            if backend.flags.get() & Backend::IN_USE != 0 {
+                tables.backends.insert(index, read_backend(backend));
+            } else if backend.generation.get() != 0 {
+                tables.freed.insert(index, backend.generation.get());
+            }
+        }
+        for (index, source) in (0..).zip(self.sources.iter()) {
+            if source.port_high.get() != 0 {
+                let ports = PortRange { low: source.port_low.get(), high: source.port_high.get() };
+                let address = abi::ip_addr(words(&source.address));
+                tables.sources.insert(index, SourceEntry { address, ports });
+            }
+        }
+        for (index, word) in (0..).zip(self.interfaces.iter()) {
+            if word.get() != 0 {
+                tables.interfaces.insert(index, mac(word.get()));
+            }
+        }
+        tables.rules = self.read_rules()?;
+        Ok(tables)
+    }
+
+    /// All rules, by set.
+    pub(super) fn read_rules(&self) -> Result<BTreeMap<u32, RuleSet>, DataplaneError> {
+        let mut sets: BTreeMap<u32, RuleSet> = BTreeMap::new();
+        let mut add = |set, prefix: u32, address, value| -> Result<(), DataplaneError> {
+            let prefix = u8::try_from(prefix.saturating_sub(SET_BITS)).unwrap_or(u8::MAX);
+            sets.entry(set).or_default().insert(Network { address, prefix }, action(value)?);
+            Ok(())
+        };
+        for key in self.rules_v4.keys() {
+            let key = key.map_err(unread(name::RULES_V4))?;
+            let (prefix, data) = (key.prefix_len(), key.data());
+            let value = self.rules_v4.get(&key, 0).map_err(unread(name::RULES_V4))?;
+            add(data.set, prefix, abi::ip_addr(abi::mapped(data.address)), value)?;
+        }
+        for key in self.rules_v6.keys() {
+            let key = key.map_err(unread(name::RULES_V6))?;
+            let (prefix, data) = (key.prefix_len(), key.data());
+            let value = self.rules_v6.get(&key, 0).map_err(unread(name::RULES_V6))?;
+            add(data.set, prefix, abi::ip_addr(data.address), value)?;
+        }
+        Ok(sets)
+    }
+
+    /// Entries in use, by index.
+    pub(super) fn backends_in_use(&self) -> impl Iterator<Item = (u32, &Backend)> {
+        (0..).zip(self.backends.iter()).filter(|(_, backend)| backend.flags.get() & Backend::IN_USE != 0)
+    }
+
+    pub(super) fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError> {
+        let now =
+            now().map_err(|source| DataplaneError::System { table: name::FLOWS, action: "read", source })?;
+        for flow in self.flows.iter() {
+            if let Some(entry) = self.read_flow(flow, now) {
+                visit(&entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// A flow, if it is live and stays so while it is read.
+    fn read_flow(&self, flow: &Flow, now: Tick) -> Option<FlowEntry> {
+        let guard = flow.guard.get();
+        if guard & 3 != Flow::LIVE || now.has_reached(flow.expires.get()) {
+            return None;
+        }
+        let flags = flow.flags.get();
+        let phase = Phase::of(flow);
+        let local = flags & Flow::LOCAL != 0;
+        let port = |index: usize| u16::from_be(flow.ports[index].get());
+        let left = flow.expires.get().since(now);
+        let source = self.sources.get(flow.source.get() as usize).map(|s| abi::ip_addr(words(&s.address)));
+        let entry = FlowEntry {
+            protocol: if flags & Flow::UDP != 0 { Protocol::Udp } else { Protocol::Tcp },
+            client: SocketAddr::new(abi::ip_addr(words(&flow.client)), port(0)),
+            called_port: port(1),
+            source_port: (!local).then(|| port(2)),
+            source: source.filter(|_| !local),
+            backend: flow.backend[0].get(),
+            generation: flow.backend[1].get(),
+            state: match phase {
+                Phase::HalfOpen => FlowState::HalfOpen,
+                Phase::Established => FlowState::Established,
+                Phase::Closing => FlowState::Closing,
+                Phase::Closed => FlowState::Closed,
+                Phase::Udp => FlowState::Udp,
+            },
+            idle: duration_of(phase.idle(&self.config().idle).saturating_sub(left)),
+        };
+        (flow.guard.get() == guard).then_some(entry)
+    }
+
+    fn read_globals(&self) -> Option<Globals> {
+        let config = self.config();
+        let flags = config.flags.get();
+        let time = duration_of;
+        (flags & Config::WRITTEN != 0).then(|| Globals {
+            hash_key: [config.hash_key[0].get(), config.hash_key[1].get()],
+            idle: Idle {
+                half_open: time(config.idle.half_open.get()),
+                established: time(config.idle.established.get()),
+                closing: time(config.idle.closing.get()),
+                closed: time(config.idle.closed.get()),
+                udp: time(config.idle.udp.get()),
+                port_rest: time(config.port_rest.get()),
+            },
+            resets_per_second: config.resets_per_second.get(),
+            same_interface_tx: flags & Config::SAME_INTERFACE_TX != 0,
+        })
+    }
+
+    fn read_service(&self, service: &Service) -> Result<ServiceEntry, DataplaneError> {
+        let flags = service.flags.get();
+        let (ring, firewall) = (service.ring.get(), service.firewall.get());
+        let port = u16::from_be(service.port.get());
+        let listen = Listen {
+            address: abi::ip_addr(words(&service.address)),
+            port: (flags & Service::ALL_PORTS == 0).then_some(port),
+            protocol: protocol(service.protocol.get(), name::SERVICES)?,
+        };
+        Ok(ServiceEntry {
+            listen,
+            round_robin: flags & Service::ROUND_ROBIN != 0,
+            ring: self.read_ring((ring >> 32) as u32, ring as u32)?,
+            firewall: Firewall {
+                rule_set: Some((firewall >> 32) as u32).filter(|set| *set != 0),
+                deny_others: firewall as u32 & Service::DENY_OTHERS != 0,
+            },
+        })
+    }
+
+    fn read_ring(&self, first_page: u32, size: u32) -> Result<Ring, DataplaneError> {
+        if size == 0 {
+            return Ok(Ring::empty());
+        }
+        let end = first_page as usize + (size as usize).div_ceil(PAGE_SLOTS);
+        let pages = self.pages.get(first_page as usize..end).ok_or_else(|| DataplaneError::Corrupt {
+            table: name::SERVICES,
+            what: format!("a ring of {size} slots on page {first_page}"),
+        })?;
+        let slots = pages.iter().flat_map(|page| page.slots.iter().map(|slot| slot.get()));
+        let slots: Arc<[u32]> = slots.take(size as usize).collect();
+        let beyond = slots.iter().find(|&&slot| slot != NO_BACKEND && slot as usize >= self.backends.len());
+        match beyond {
+            Some(slot) => {
+                Err(DataplaneError::Corrupt { table: name::PAGES, what: format!("backend {slot}") })
+            }
+            None => Ok(Ring { first_page, slots }),
+        }
+    }
+}
+
+fn read_vip(vip: Vip) -> VipEntry {
+    VipEntry {
+        any_tcp: vip.any_tcp.checked_sub(1),
+        any_udp: vip.any_udp.checked_sub(1),
+        shared: vip.flags & Vip::SHARED != 0,
+    }
+}
+
+fn read_backend(backend: &Backend) -> BackendEntry {
+    let flags = backend.flags.get();
+    let sources = backend.sources.get();
+    let port = u16::from_be(backend.port.get());
+    BackendEntry {
+        service: backend.service.get(),
+        address: (flags & Backend::LOCAL == 0).then(|| abi::ip_addr(words(&backend.address))),
+        port: (port != 0).then_some(port),
+        generation: backend.generation.get(),
+        next_hop: (flags & Backend::REACHABLE != 0).then(|| NextHop {
+            interface: backend.interface.get(),
+            own_mac: mac(backend.own_mac.get()),
+            mac: mac(backend.next_hop.get()),
+        }),
+        sources: SourceRun { first: (sources >> 32) as u32, count: sources as u32 },
+        flows: if flags & Backend::CUT != 0 {
+            FlowsOf::Cut
+        } else if flags & Backend::FORGET != 0 {
+            FlowsOf::Forget
+        } else {
+            FlowsOf::Keep
+        },
+        dead: flags & Backend::DEAD != 0,
+    }
+}
+
+fn listen_v4(key: ServiceKeyV4) -> Result<Listen, DataplaneError> {
+    listen(abi::ip_addr(abi::mapped(key.address)), key.port, key.protocol, name::SERVICE_KEYS_V4)
+}
+
+fn listen_v6(key: ServiceKeyV6) -> Result<Listen, DataplaneError> {
+    listen(abi::ip_addr(key.address), key.port, key.protocol, name::SERVICE_KEYS_V6)
+}
+
+fn listen(address: IpAddr, port: u16, number: u8, table: &'static str) -> Result<Listen, DataplaneError> {
+    Ok(Listen { address, port: Some(u16::from_be(port)), protocol: protocol(number, table)? })
+}
+
+fn protocol(number: u8, table: &'static str) -> Result<Protocol, DataplaneError> {
+    match number {
+        abi::TCP => Ok(Protocol::Tcp),
+        abi::UDP => Ok(Protocol::Udp),
+        other => Err(DataplaneError::Corrupt { table, what: format!("protocol {other}") }),
+    }
+}
+
+/// The time as the program sees it.
+fn now() -> std::io::Result<Tick> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+    let nanoseconds = u64::try_from(now.tv_nsec()).unwrap_or(0);
+    Ok(Tick::from_ns(seconds * 1_000_000_000 + nanoseconds))
+}
