@@ -84,8 +84,12 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
                 run_dir: cli.run_dir.clone(),
                 bpffs: options.bpffs.clone(),
                 ephemeral: options.ephemeral,
+                memory: options.memory,
             };
-            Ok(daemon::run(&options)?)
+            daemon::run(&options).map_err(|error| match error {
+                daemon::RunError::Document(why) => Failure::Document(why),
+                daemon::RunError::Other(error) => error.into(),
+            })
         }
         Command::Check { file } => documents::check(file, cli.json),
         Command::Completions { shell } => {

@@ -1,13 +1,54 @@
-//! The daemon: sole owner of the state.
+//! The daemon: sole owner of the state, one event loop.
+//!
+//! [`core`] knows what follows from what and touches nothing; [`serve`] hears of everything that happens
+//! and tells it; the other modules here are what they stand on. Start and end are below: a daemon that
+//! ends leaves the data plane forwarding, and the next one takes it over as it is.
 
 pub mod bpffs;
 pub mod checks;
+pub mod core;
 pub mod document;
+pub mod edits;
 pub mod lock;
+pub mod plane;
 pub mod record;
+mod serve;
+pub mod snapshot;
 pub mod watch;
+pub mod ways;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    hash::{BuildHasher, RandomState},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use self::{
+    checks::{HostPorts, targets},
+    core::Core,
+    document::DocumentFile,
+    lock::Lock,
+    plane::Plane,
+    record::{Record, RecordFile},
+    serve::{Clock, Daemon, End, ReloadError, Signals, located},
+};
+use crate::{
+    addresses,
+    api::{self, request, view::Done},
+    config::{Complaints, Document},
+    dataplane::memory::MemoryDataplane,
+    model::Limits,
+    netlink::{Netlink, watch::start as watch},
+    probe::Prober,
+};
 
 /// How the daemon is to run.
 #[derive(Clone, Debug)]
@@ -20,20 +61,225 @@ pub struct Options {
     pub bpffs: PathBuf,
     /// Take everything down at the end.
     pub ephemeral: bool,
+    /// Forward nothing: tables in memory, to try documents, health checks and the API.
+    pub memory: bool,
+}
+
+/// The daemon cannot start, or could not end as it should.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The document has mistakes, or does not fit this host.
+    #[error("{0}")]
+    Document(String),
+    /// Anything else.
+    #[error("{0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+impl From<ReloadError> for RunError {
+    fn from(error: ReloadError) -> Self {
+        Self::Other(error.into())
+    }
 }
 
 /// Runs the daemon until it is told to end.
 ///
 /// # Errors
-/// When it cannot start.
-pub fn run(options: &Options) -> anyhow::Result<()> {
-    anyhow::bail!("the daemon is not in this build; {} is left alone", options.config.display())
+/// When it cannot start: nothing has been changed then.
+pub fn run(options: &Options) -> Result<(), RunError> {
+    // Two threads: one for the loop, one for probes and connections of the API meanwhile.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(async {
+        if options.memory {
+            start(options, |limits| Ok(MemoryDataplane::new(limits))).await
+        } else {
+            start(options, |limits| open(&options.bpffs, limits)).await
+        }
+    });
+    // Probes that are under way are of no use any more.
+    runtime.shutdown_background();
+    outcome
 }
 
-/// Takes a data plane down that no daemon looks after.
+async fn start<P: Plane>(
+    options: &Options,
+    open: impl FnOnce(Limits) -> anyhow::Result<P>,
+) -> Result<(), RunError> {
+    let clock = Clock::start();
+    // Signals from the first moment on: a SIGTERM during the start ends it in order too.
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let file = DocumentFile::new(&options.config);
+    let path = file.path().to_owned();
+    let text = file.read().map_err(|error| RunError::Document(error.to_string()))?;
+    let mistakes = |complaints: Complaints| RunError::Document(located(&path, &complaints.into()));
+    let document = Document::parse(&text).map_err(mistakes)?;
+
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.run_dir)
+        .with_context(|| format!("cannot make the run directory {}", options.run_dir.display()))?;
+    let run_lock = Lock::run_dir(&options.run_dir).context("cannot start")?;
+    raise_file_limit();
+    let record_file = RecordFile::new(&options.run_dir);
+    let record = record_file.read().context("cannot start")?;
+
+    // Everything that can speak against the document does so before anything is touched.
+    let netlink = Netlink::open().context("cannot start")?;
+    let stop = CancellationToken::new();
+    let around = netlink.survey(&targets(&document.config)).await.context("cannot start")?;
+    let complaints = checks::complaints(&document, &around, &HostPorts::read());
+    if complaints.iter().any(|complaint| complaint.severity == crate::config::Severity::Error) {
+        return Err(mistakes(Complaints(complaints)));
+    }
+
+    let plane = open(document.config.settings.limits)?;
+    let random = || RandomState::new().hash_one(std::process::id());
+    let mut core = Core::new(plane, path.display().to_string(), [random(), random()], random())
+        .context("cannot read the tables")?;
+    core.set_put(record.addresses.clone());
+    let watch = watch(netlink.clone(), targets(&document.config), record.neighbours.clone(), stop.clone())
+        .await
+        .context("cannot start")?;
+    let (prober, answers) = Prober::new();
+    let (asking, requests) = request::channel();
+    let mut daemon = Daemon {
+        core,
+        file,
+        netlink,
+        watch,
+        record,
+        record_file,
+        locks: std::collections::BTreeMap::new(),
+        prober,
+        answers,
+        requests,
+        asking: asking.clone(),
+        metrics: None,
+        tasks: TaskTracker::new(),
+        stop: stop.clone(),
+        clock,
+        last_seen: text.clone(),
+        last_census: std::time::Duration::ZERO,
+        unattached: None,
+    };
+    daemon.load(&text).await?;
+    daemon.attached().map_err(|why| anyhow::anyhow!(why))?;
+
+    let listener = api::listen(&options.run_dir)
+        .with_context(|| format!("cannot listen in {}", options.run_dir.display()))?;
+    let serving = tokio::spawn(api::serve(listener, asking, stop.clone()));
+    for warning in &daemon.core.document_status().warnings {
+        warn!("{warning}");
+    }
+    // Without systemd this does nothing; with it, a failure is only that it goes on waiting.
+    _ = sd_notify::notify(&[NotifyState::Ready]);
+    info!(document = %path.display(), "ready");
+
+    let end = daemon.serve(&mut signals).await;
+    _ = sd_notify::notify(&[NotifyState::Stopping]);
+    let outcome = finish(&mut daemon, &end, options).await;
+    if let End::Detach(reply) = end {
+        let done = Done {
+            message: "the data plane is down: programs, tables and addresses are gone".into(),
+            ..Done::default()
+        };
+        reply.send(
+            outcome.as_ref().map(|()| done).map_err(|e| request::RequestError::Failed(format!("{e:#}"))),
+        );
+    }
+    // Answers that are under way are finished, then everybody stops.
+    stop.cancel();
+    daemon.tasks.close();
+    daemon.tasks.wait().await;
+    _ = serving.await;
+    _ = fs::remove_file(options.run_dir.join(api::SOCKET));
+    for (_, lock) in std::mem::take(&mut daemon.locks) {
+        lock.remove();
+    }
+    run_lock.remove();
+    // Only if nothing else is in it.
+    _ = fs::remove_dir(&options.run_dir);
+    Ok(outcome?)
+}
+
+/// Leaves everything as it is, or takes it down.
+async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) -> anyhow::Result<()> {
+    if !options.ephemeral && matches!(end, End::Told) {
+        warn!(
+            "ending; the data plane goes on forwarding as it is, and nobody checks health or follows next hops now: `lb run` takes it over, `lb detach` takes it down"
+        );
+        return Ok(());
+    }
+    // The follower of neighbours must not keep any while they are being released.
+    daemon.stop.cancel();
+    let down = daemon.core.plane_mut().take_down().map_err(|why| anyhow::anyhow!(why));
+    let record =
+        Record { addresses: daemon.record.addresses.clone(), neighbours: daemon.watch.kept.borrow().clone() };
+    let cleaned = clean(&daemon.netlink, record, &daemon.record_file).await;
+    down.context("the data plane is not down")?;
+    cleaned?;
+    info!("the data plane is down");
+    Ok(())
+}
+
+/// Takes a data plane down that no daemon looks after; says what was done.
 ///
 /// # Errors
-/// When something of it cannot be removed.
-pub async fn detach(run_dir: &Path, _bpffs: &Path) -> anyhow::Result<String> {
-    anyhow::bail!("the daemon is not in this build; {} is left alone", run_dir.display())
+/// When something of it cannot be removed, or a daemon looks after it.
+pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
+    let lock = if run_dir.is_dir() { Some(Lock::run_dir(run_dir)?) } else { None };
+    let plane = take_down_pinned(bpffs)?;
+    let netlink = Netlink::open()?;
+    let record_file = RecordFile::new(run_dir);
+    let record = record_file.read()?;
+    let placed = clean(&netlink, record, &record_file).await?;
+    if let Some(lock) = lock {
+        _ = fs::remove_file(run_dir.join(api::SOCKET));
+        lock.remove();
+        _ = fs::remove_dir(run_dir);
+    }
+    Ok(match (plane, placed) {
+        (false, 0) => "there is nothing to take down".to_owned(),
+        _ => "the data plane is down: programs, tables and addresses are gone".to_owned(),
+    })
+}
+
+/// Takes away the addresses that were put, here or by a daemon that is gone, and lets go of neighbours;
+/// gives back how many there were.
+async fn clean(netlink: &Netlink, mut record: Record, file: &RecordFile) -> anyhow::Result<usize> {
+    let around = netlink.survey(&BTreeSet::new()).await?;
+    let changes = addresses::changes(&BTreeSet::new(), &[], &record.addresses, &around);
+    let found = changes.remove.len() + record.neighbours.len();
+    addresses::apply(&changes, &mut record.addresses, netlink).await;
+    for (interface, address) in record.neighbours {
+        if let Err(error) = netlink.release(interface, address).await {
+            warn!("{error}");
+        }
+    }
+    file.remove().context("cannot remove the record in the run directory")?;
+    Ok(found)
+}
+
+/// As many sockets as the hard limit allows: thousands of backends are probed.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+fn open(_bpffs: &Path, limits: Limits) -> anyhow::Result<MemoryDataplane> {
+    let _ = Arc::new(());
+    Ok(MemoryDataplane::new(limits))
+}
+
+fn take_down_pinned(_bpffs: &Path) -> anyhow::Result<bool> {
+    Ok(false)
 }

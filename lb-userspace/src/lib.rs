@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod health;
 pub mod log;
 pub mod maglev;
+pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod plan;

@@ -155,6 +155,9 @@ pub(super) struct Run {
     /// BPF file system to pin objects in; mounted if it is none
     #[arg(long, value_name = "DIR", default_value = BPFFS, value_hint = ValueHint::DirPath)]
     pub bpffs: PathBuf,
+    /// Forward nothing: tables in memory, to try documents, health checks and the API
+    #[arg(long, hide = true)]
+    pub memory: bool,
     /// How log lines look
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,

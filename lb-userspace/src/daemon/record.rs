@@ -1,8 +1,8 @@
-//! What must outlive the daemon besides the pinned tables: which addresses it put, which neighbours it
-//! has kept resolved, and how the backends were. One small JSON file in the run directory.
+//! What must outlive the daemon besides the pinned tables (which also say how the backends were): which
+//! addresses it put, and which neighbours it has kept resolved. One small JSON file in the run directory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -23,8 +23,6 @@ pub struct Record {
     pub addresses: BTreeSet<Placed>,
     /// Neighbours that the kernel was told to keep resolved.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
-    /// Whether each backend was healthy: by pool and address, those that were known.
-    pub health: BTreeMap<String, BTreeMap<String, bool>>,
 }
 
 /// Where it is remembered.
@@ -94,7 +92,6 @@ mod tests {
         let record = Record {
             addresses: [(1, "203.0.113.10".parse().unwrap())].into(),
             neighbours: [(2, "2001:db8::1".parse().unwrap())].into(),
-            health: [("web".into(), [("10.0.0.11:80".into(), true)].into())].into(),
         };
         file.write(&record).unwrap();
         assert_eq!(file.read().unwrap(), record);

@@ -26,7 +26,8 @@ impl DocumentWatch {
     /// ever noticed; SIGHUP and `lb reload` still work.
     pub fn new(file: &DocumentFile) -> Self {
         // One message says as much as many.
-        let (sender, changes) = mpsc::channel(1);
+        let (sender, mut noticed_changes) = mpsc::channel(1);
+        let (settled, changes) = mpsc::channel(1);
         let noticed = move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| !event.kind.is_access() || is_close_after_write(event.kind)) {
                 _ = sender.try_send(());
@@ -46,16 +47,22 @@ impl DocumentWatch {
                 None
             }
         };
+        // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
+        tokio::spawn(async move {
+            while noticed_changes.recv().await.is_some() {
+                while let Ok(Some(())) = tokio::time::timeout(QUIET, noticed_changes.recv()).await {}
+                _ = settled.try_send(());
+            }
+        });
         Self { _watcher: watcher, changes }
     }
 
-    /// Waits until something has changed and it has been quiet for [`QUIET`].
+    /// Waits until something has changed and it has been quiet for [`QUIET`]. May be cancelled.
     pub async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             // Nobody watches.
             std::future::pending::<()>().await;
         }
-        while let Ok(Some(())) = tokio::time::timeout(QUIET, self.changes.recv()).await {}
     }
 }
 
@@ -90,6 +97,18 @@ mod tests {
         noticed(&mut watch).await;
         file.write("four").unwrap();
         noticed(&mut watch).await;
+    }
+
+    #[tokio::test]
+    async fn a_change_is_not_lost_on_who_stops_waiting_in_between() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.toml");
+        std::fs::write(&path, "one").unwrap();
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&path));
+        std::fs::write(&path, "two").unwrap();
+        // Waits for less than the quiet time, again and again, as an event loop with much to do.
+        let often = async { while tokio::time::timeout(QUIET / 5, watch.changed()).await.is_err() {} };
+        tokio::time::timeout(LONG, often).await.unwrap();
     }
 
     #[tokio::test]

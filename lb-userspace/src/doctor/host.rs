@@ -90,8 +90,8 @@ fn jit(facts: &Facts) -> Finding {
         None => Finding::bad(
             Verdict::Note,
             "BPF JIT",
-            "cannot be seen with these rights",
-            "as root: `sysctl net.core.bpf_jit_enable` should say 1",
+            "cannot be seen from here: it takes root, and the first network namespace",
+            "there, `sysctl net.core.bpf_jit_enable` should say 1",
         ),
     }
 }

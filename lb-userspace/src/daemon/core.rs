@@ -1,0 +1,491 @@
+//! What the daemon knows, and what follows from it: inputs change the state, [`Core::settle`] brings the
+//! tables to it. No sockets, no files, no clock: time is an argument, so tests play whole days.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::{info, warn};
+
+use super::{
+    checks::{self, HostPorts},
+    document::revision,
+    snapshot::address,
+    ways::Ways,
+};
+use crate::{
+    addresses::{self, Placed},
+    api::view,
+    config::{Complaint, Complaints, Document, Severity},
+    dataplane::{BackendEntry, Dataplane, DataplaneError, NextHop, Op, Tables, memory::MemoryDataplane},
+    health::{self, Event, Health, Key, Now, State, Verdicts},
+    model::{BackendAddress, Config, HealthCheck},
+    netlink::surroundings::Surroundings,
+    plan::{Desired, Plan, PlanError, plan},
+    probe::Answer,
+};
+
+/// A document in force.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub document: Document,
+    /// Its text.
+    pub text: String,
+    /// What is odd about it, on this host too.
+    pub warnings: Vec<Complaint>,
+    /// When it came into force, seconds since the epoch.
+    pub since: u64,
+}
+
+/// What the last probe of a backend said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// How long the last success took.
+    pub latency: Option<Duration>,
+    /// Why the last probe failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// Why a document is not put in force.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It has mistakes, or does not fit this host.
+    #[error("{0}")]
+    Complaints(#[from] Complaints),
+    /// It does not fit the tables.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+}
+
+/// Why the tables could not be brought to what is desired.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// They are too small.
+    #[error("{0}")]
+    Plan(#[from] PlanError),
+    /// They refuse.
+    #[error("{0}")]
+    Dataplane(#[from] DataplaneError),
+}
+
+/// The state.
+pub struct Core<D> {
+    plane: D,
+    /// What the data plane holds, without asking it: changed as it is changed.
+    mirror: MemoryDataplane,
+    /// What `mirror` says.
+    tables: Tables,
+    hash_key: [u64; 2],
+    path: String,
+    loaded: Option<Loaded>,
+    refused: Option<String>,
+    read_only: Option<String>,
+    health: Health,
+    reports: BTreeMap<Key, Report>,
+    around: Arc<Surroundings>,
+    /// What `around` means for the document.
+    ways: Ways,
+    /// Addresses that were put; those are not the host's own.
+    put: BTreeSet<Placed>,
+    spent: BTreeSet<u32>,
+    reloads: u64,
+    refusals: u64,
+    /// The last attempt to settle did not succeed.
+    unsettled: Option<String>,
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Takes over a data plane as it is. `hash_key` is used unless the tables have one already.
+    ///
+    /// # Errors
+    /// When the tables cannot be read.
+    pub fn new(plane: D, path: String, hash_key: [u64; 2], seed: u64) -> Result<Self, DataplaneError> {
+        let tables = plane.tables()?;
+        Ok(Self {
+            hash_key: tables.globals.as_ref().map_or(hash_key, |globals| globals.hash_key),
+            mirror: MemoryDataplane::from_tables(&tables),
+            tables,
+            plane,
+            path,
+            loaded: None,
+            refused: None,
+            read_only: None,
+            health: Health::new(seed),
+            reports: BTreeMap::new(),
+            around: Arc::default(),
+            ways: Ways::default(),
+            put: BTreeSet::new(),
+            spent: BTreeSet::new(),
+            reloads: 0,
+            refusals: 0,
+            unsettled: None,
+        })
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// The data plane.
+    pub fn plane(&self) -> &D {
+        &self.plane
+    }
+
+    /// The data plane, for what is not operations on tables: attaching, taking down.
+    pub fn plane_mut(&mut self) -> &mut D {
+        &mut self.plane
+    }
+
+    /// What the data plane holds.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The document in force.
+    pub fn loaded(&self) -> Option<&Loaded> {
+        self.loaded.as_ref()
+    }
+
+    /// The surroundings.
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
+    /// Puts a document in force, if it fits this host and the tables too; else changes nothing. `around`
+    /// knows the ways to its backends.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub fn load(
+        &mut self,
+        text: &str,
+        document: Document,
+        around: Arc<Surroundings>,
+        ports: &HostPorts,
+        now: Now,
+    ) -> Result<(), LoadError> {
+        self.consider(&document, &around, ports, now)?;
+        let complaints = checks::complaints(&document, &around, ports);
+        let mut warnings = document.warnings.clone();
+        warnings.extend(complaints);
+        let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
+        let config = &loaded.document.config;
+        tell(&self.health.configure(config, &self.remembered(config), now));
+        let there = |key: &Key| {
+            let pool = config.pools.get(&key.pool);
+            pool.is_some_and(|pool| pool.backends.iter().any(|backend| backend.address == key.backend))
+        };
+        self.reports.retain(|key, _| there(key));
+        self.ways = Ways::of(config, &around);
+        self.around = around;
+        self.loaded = Some(loaded);
+        self.refused = None;
+        self.reloads += 1;
+        Ok(())
+    }
+
+    /// Whether [`Core::load`] would accept a document.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub fn consider(
+        &self,
+        document: &Document,
+        around: &Surroundings,
+        ports: &HostPorts,
+        now: Now,
+    ) -> Result<(), LoadError> {
+        let complaints = checks::complaints(document, around, ports);
+        if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
+            return Err(Complaints(complaints).into());
+        }
+        let mut health = self.health.clone();
+        health.configure(&document.config, &self.remembered(&document.config), now);
+        self.plan(&document.config, &health, &Ways::of(&document.config, around), around)?;
+        Ok(())
+    }
+
+    /// At a start, health is as the tables say it was.
+    fn remembered(&self, config: &Config) -> Verdicts {
+        match self.loaded {
+            None => health::remembered(config, &self.tables),
+            Some(_) => Verdicts::new(),
+        }
+    }
+
+    /// Remembers why the file as it is now is not in force.
+    pub fn refuse(&mut self, why: String) {
+        self.refused = Some(why);
+        self.refusals += 1;
+    }
+
+    /// The file is as the document in force again.
+    pub fn unrefuse(&mut self) {
+        self.refused = None;
+    }
+
+    /// Remembers whether edits can be written.
+    pub fn set_read_only(&mut self, why: Option<String>) {
+        self.read_only = why;
+    }
+
+    /// The surroundings have changed.
+    pub fn set_around(&mut self, around: Arc<Surroundings>) {
+        self.ways = self.loaded.as_ref().map(|l| Ways::of(&l.document.config, &around)).unwrap_or_default();
+        self.around = around;
+    }
+
+    /// The addresses that were put are these now.
+    pub fn set_put(&mut self, put: BTreeSet<Placed>) {
+        self.put = put;
+    }
+
+    /// Takes in the answer to a probe; says whether the tables must change.
+    pub fn answer(&mut self, answer: Answer<Key>, now: Now) -> bool {
+        let Answer { key, outcome } = answer;
+        let events = self.health.report(&key, outcome.is_ok(), now);
+        let report = self.reports.entry(key).or_default();
+        match outcome {
+            Ok(latency) => *report = Report { latency: Some(latency), failure: None },
+            Err(error) => report.failure = Some(error.to_string()),
+        }
+        tell(&events)
+    }
+
+    /// The probes that are due; each is to be sent once.
+    pub fn take_due(&mut self, now: Now) -> Vec<(Key, HealthCheck)> {
+        self.health.take_due(now)
+    }
+
+    /// Time has passed: deadlines of drains may have. Says whether the tables must change.
+    pub fn pass_time(&mut self, now: Now) -> bool {
+        tell(&self.health.pass_time(now))
+    }
+
+    /// How long until there is something to do without an input.
+    pub fn wait(&self, now: Now) -> Option<Duration> {
+        let probe = self.health.next_probe().map(|due| due.saturating_sub(now.uptime));
+        let deadline =
+            self.health.next_deadline(now).map(|due| Duration::from_secs(due.saturating_sub(now.epoch)));
+        probe.into_iter().chain(deadline).min()
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// Brings the tables to what is desired; gives back the number of operations.
+    ///
+    /// # Errors
+    /// When the tables are too small, or refuse. What was applied stays; the next call goes on from there.
+    pub fn settle(&mut self) -> Result<usize, SettleError> {
+        let outcome = self.try_settle();
+        self.unsettled = outcome.as_ref().err().map(ToString::to_string);
+        outcome
+    }
+
+    fn try_settle(&mut self) -> Result<usize, SettleError> {
+        let Some(loaded) = &self.loaded else { return Ok(0) };
+        let plan = self.plan(&loaded.document.config, &self.health, &self.ways, &self.around)?;
+        if plan.ops.is_empty() {
+            return Ok(0);
+        }
+        for op in &plan.ops {
+            if let Err(error) = self.plane.apply(op).and_then(|()| self.mirror.apply(op)) {
+                // What they hold now is what they say themselves.
+                self.tables = self.plane.tables()?;
+                self.mirror = MemoryDataplane::from_tables(&self.tables);
+                return Err(error.into());
+            }
+        }
+        self.tables = self.mirror.tables()?;
+        self.spent.retain(|index| !plan.ops.contains(&Op::RemoveBackend { index: *index }));
+        Ok(plan.ops.len())
+    }
+
+    fn plan(
+        &self,
+        config: &Config,
+        health: &Health,
+        ways: &Ways,
+        around: &Surroundings,
+    ) -> Result<Plan, PlanError> {
+        let vips = config.services.values().map(|service| service.listen.address).collect();
+        let desired = Desired {
+            config,
+            verdicts: health.verdicts(),
+            next_hops: &ways.next_hops,
+            sources: &ways.sources,
+            shared_vips: &addresses::shared(&vips, &self.put, around),
+            interfaces: &ways.interfaces,
+            hash_key: self.hash_key,
+            same_interface_tx: !ways.veth,
+            spent: &self.spent,
+        };
+        plan(&desired, &self.tables)
+    }
+
+    /// Whether [`Core::census`] could change anything: a backend drains, or is gone from the document.
+    pub fn wants_census(&self) -> bool {
+        self.health.states().any(|(_, _, state)| state == State::Draining) || !self.gone().is_empty()
+    }
+
+    /// Counts the flows of each backend; says whether the tables must change.
+    ///
+    /// # Errors
+    /// When the flows cannot be read.
+    pub fn census(&mut self, now: Now) -> Result<bool, DataplaneError> {
+        let backends = &self.tables.backends;
+        let mut flows: BTreeMap<u32, u64> = BTreeMap::new();
+        self.plane.flows(&mut |flow| {
+            if backends.get(&flow.backend).is_some_and(|b| b.generation == flow.generation) {
+                *flows.entry(flow.backend).or_default() += 1;
+            }
+        })?;
+        self.spent = self.gone().into_iter().filter(|index| !flows.contains_key(index)).collect();
+        let mut left: BTreeMap<Key, u64> = BTreeMap::new();
+        let pools = self.pools_of_services();
+        for (index, entry) in &self.tables.backends {
+            if let Some(&pool) = pools.get(&entry.service) {
+                let key = Key { pool: pool.to_owned(), backend: address(entry) };
+                *left.entry(key).or_default() += flows.get(index).copied().unwrap_or(0);
+            }
+        }
+        let mut changed = !self.spent.is_empty();
+        for (key, flows) in left {
+            changed |= tell(&self.health.note_connections(&key, flows, now));
+        }
+        Ok(changed)
+    }
+}
+
+impl<D: Dataplane> Core<D> {
+    /// The way to a backend's address, or why there is none.
+    ///
+    /// # Errors
+    /// In words for an operator.
+    pub fn next_hop(&self, target: IpAddr) -> Result<NextHop, String> {
+        match self.ways.next_hops.get(&target) {
+            Some(&hop) => Ok(hop),
+            None => Err(self
+                .ways
+                .none
+                .get(&target)
+                .cloned()
+                .unwrap_or_else(|| format!("nobody asked for {target}"))),
+        }
+    }
+
+    /// What the last probe of a backend said.
+    pub fn report(&self, pool: &str, backend: BackendAddress) -> Option<&Report> {
+        self.reports.get(&Key { pool: pool.to_owned(), backend })
+    }
+
+    /// How a backend is, and whether it gets new connections.
+    pub fn state(&self, pool: &str, backend: BackendAddress) -> (State, bool) {
+        let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.get(&backend));
+        let state = self.health.state(&Key { pool: pool.to_owned(), backend }).unwrap_or(State::Starting);
+        (state, verdict.is_some_and(|verdict| verdict.usable))
+    }
+
+    /// Whether all backends of a pool fail and the last set is kept in use.
+    pub fn is_panicking(&self, pool: &str) -> bool {
+        self.health.all_failed().any(|(name, kept)| name == pool && !kept.is_empty())
+    }
+
+    /// What needs somebody's attention now.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms = Vec::new();
+        if let Some(why) = &self.unsettled {
+            alarms.push(format!("the tables are not as they should be: {why}"));
+        }
+        let Some(loaded) = &self.loaded else { return alarms };
+        let config = &loaded.document.config;
+        if config.settings.limits != self.tables.limits {
+            alarms.push(
+                "the document's limits are not those that the tables were made with; they hold after `lb detach` and a new start".into(),
+            );
+        }
+        for name in &config.interfaces {
+            match self.around.link(name) {
+                None => alarms.push(format!("interface {name} is gone")),
+                Some(link) if !link.up => alarms.push(format!("interface {name} is down")),
+                Some(_) => {}
+            }
+        }
+        for (name, kept) in self.health.all_failed() {
+            alarms.push(all_failed(name, kept.len()));
+        }
+        alarms.extend(self.ways.none.values().cloned());
+        alarms
+    }
+
+    /// The document, for the API.
+    pub fn document_status(&self) -> view::Document {
+        let loaded = self.loaded.as_ref();
+        let warnings = loaded.map(|loaded| loaded.warnings.as_slice()).unwrap_or_default();
+        view::Document {
+            path: self.path.clone(),
+            revision: loaded.map(|loaded| revision(&loaded.text)).unwrap_or_default(),
+            read_only: self.read_only.clone(),
+            since: loaded.map_or(0, |loaded| loaded.since),
+            warnings: warnings.iter().map(|complaint| format!("{}:{complaint}", self.path)).collect(),
+            refused: self.refused.clone(),
+            reloads: self.reloads,
+            refusals: self.refusals,
+        }
+    }
+
+    /// Indices of backends in the tables that the document does not have.
+    fn gone(&self) -> BTreeSet<u32> {
+        let pools = self.loaded.as_ref().map(|loaded| &loaded.document.config.pools);
+        let there: BTreeSet<(&str, BackendAddress)> = pools
+            .into_iter()
+            .flatten()
+            .flat_map(|(name, pool)| pool.backends.iter().map(|backend| (name.as_str(), backend.address)))
+            .collect();
+        let pools = self.pools_of_services();
+        let known = |entry: &BackendEntry| {
+            pools.get(&entry.service).is_some_and(|pool| there.contains(&(*pool, address(entry))))
+        };
+        self.tables.backends.iter().filter(|(_, entry)| !known(entry)).map(|(&index, _)| index).collect()
+    }
+
+    /// The pool of each service in the tables that the document has too, by the service's index.
+    fn pools_of_services(&self) -> BTreeMap<u32, &str> {
+        let services = self.loaded.as_ref().map(|loaded| &loaded.document.config.services);
+        let pools: BTreeMap<_, _> = services
+            .into_iter()
+            .flatten()
+            .map(|(_, service)| (service.listen, service.pool.as_str()))
+            .collect();
+        let tables = self.tables.services.iter();
+        tables.filter_map(|(&index, entry)| Some((index, *pools.get(&entry.listen)?))).collect()
+    }
+}
+
+/// Logs what happened to backends; says whether verdicts have changed.
+fn tell(events: &[Event]) -> bool {
+    for event in events {
+        match event {
+            Event::Transition { key, from, to } => {
+                let before = from.map_or_else(|| "new".to_owned(), |state| state.to_string());
+                info!(pool = key.pool, backend = %key.backend, before, now = %to, "backend");
+            }
+            Event::AllFailed { pool, kept } => warn!("{}", all_failed(pool, kept.len())),
+            Event::AllFailedOver { pool } => info!(pool, "not every backend fails its check any more"),
+            Event::Verdicts { .. } => {}
+        }
+    }
+    events.iter().any(|event| matches!(event, Event::Verdicts { .. }))
+}
+
+fn all_failed(pool: &str, kept: usize) -> String {
+    match kept {
+        0 => format!("every backend of pool {pool} fails its check; new connections are refused"),
+        n => format!("every backend of pool {pool} fails its check; the last {n} that worked stay in use"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

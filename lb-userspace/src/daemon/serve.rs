@@ -1,0 +1,496 @@
+//! The event loop: the only place where the daemon's state changes. Whoever wants something sends a
+//! message; whoever has finished something, too.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    checks::{HostPorts, targets},
+    core::{Core, LoadError, SettleError},
+    document::{DocumentError, DocumentFile, revision},
+    edits::{edited, expect_revision},
+    lock::{Lock, LockError},
+    plane::Plane,
+    record::{Record, RecordFile},
+    snapshot,
+    watch::DocumentWatch,
+    ways::Ways,
+};
+use crate::{
+    addresses,
+    api::{
+        request::{Reply, Request, RequestError},
+        view::{Done, Text},
+    },
+    config::{Complaints, Document},
+    health::{Key, Now},
+    metrics,
+    netlink::{Netlink, NetlinkError, surroundings::Surroundings, watch::Watch},
+    probe::{Answer, Prober},
+};
+
+/// How often flows are counted while somebody waits for them to end.
+const CENSUS: Duration = Duration::from_secs(1);
+
+/// Everything that the daemon has.
+pub(super) struct Daemon<P> {
+    pub(super) core: Core<P>,
+    pub(super) file: DocumentFile,
+    pub(super) netlink: Netlink,
+    pub(super) watch: Watch,
+    pub(super) record: Record,
+    pub(super) record_file: RecordFile,
+    /// One for each attached interface.
+    pub(super) locks: BTreeMap<u32, Lock>,
+    pub(super) prober: Prober<Key>,
+    pub(super) answers: mpsc::UnboundedReceiver<Answer<Key>>,
+    pub(super) requests: mpsc::Receiver<Request>,
+    /// For tasks that ask on their own behalf: metrics.
+    pub(super) asking: mpsc::Sender<Request>,
+    pub(super) metrics: Option<(SocketAddr, CancellationToken)>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) clock: Clock,
+    /// The text of the file when it was last looked at, in force or not.
+    pub(super) last_seen: String,
+    pub(super) last_census: Duration,
+    /// Why an interface of the document is not attached.
+    pub(super) unattached: Option<String>,
+}
+
+/// How the loop ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// By a signal.
+    Told,
+    /// By `lb detach`, which waits for the answer.
+    Detach(Reply<Done>),
+}
+
+/// Why a document was not put in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReloadError {
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    #[error("{0}")]
+    Document(#[from] DocumentError),
+    #[error("{0}")]
+    Netlink(#[from] NetlinkError),
+}
+
+impl From<Complaints> for ReloadError {
+    fn from(complaints: Complaints) -> Self {
+        Self::Load(complaints.into())
+    }
+}
+
+/// The time since the daemon started, and of day.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn now(self) -> Now {
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Now { uptime: self.0.elapsed(), epoch }
+    }
+}
+
+/// What the process is told from outside.
+pub(super) struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+}
+
+impl<P: Plane> Daemon<P> {
+    /// Runs until told to end.
+    pub(super) async fn serve(&mut self, signals: &mut Signals) -> End {
+        let mut file_watch = DocumentWatch::new(&self.file);
+        loop {
+            let now = self.clock.now();
+            let census =
+                self.core.wants_census().then(|| (self.last_census + CENSUS).saturating_sub(now.uptime));
+            let wait = self.core.wait(now).into_iter().chain(census).min();
+            let timer = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3600)));
+            tokio::select! {
+                _ = signals.terminate.recv() => return End::Told,
+                _ = signals.interrupt.recv() => return End::Told,
+                _ = signals.hangup.recv() => {
+                    info!("SIGHUP: reading the document again");
+                    _ = self.reload().await;
+                }
+                Some(request) = self.requests.recv() => {
+                    if let Some(end) = self.answer(request).await {
+                        return end;
+                    }
+                }
+                Some(answer) = self.answers.recv() => self.probed(answer),
+                Ok(()) = self.watch.surroundings.changed() => self.surroundings_changed().await,
+                Ok(()) = self.watch.kept.changed() => {
+                    self.record.neighbours = self.watch.kept.borrow_and_update().clone();
+                    self.remember();
+                }
+                () = file_watch.changed() => self.file_changed().await,
+                () = timer => {}
+            }
+            self.on_time();
+        }
+    }
+
+    /// What is due by now: probes, deadlines, counting flows.
+    fn on_time(&mut self) {
+        let now = self.clock.now();
+        for (key, check) in self.core.take_due(now) {
+            let backend = key.backend;
+            self.prober.ask(key, backend, &check);
+        }
+        let mut changed = self.core.pass_time(now);
+        if self.core.wants_census() && now.uptime >= self.last_census + CENSUS {
+            self.last_census = now.uptime;
+            match self.core.census(now) {
+                Ok(more) => changed |= more,
+                Err(error) => warn!("cannot count connections: {error}"),
+            }
+        }
+        if changed {
+            self.settle();
+        }
+    }
+
+    fn probed(&mut self, answer: Answer<Key>) {
+        let shown = match &answer.outcome {
+            Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
+            Err(error) => error.to_string(),
+        };
+        debug!(pool = answer.key.pool, backend = %answer.key.backend, "probe: {shown}");
+        if self.core.answer(answer, self.clock.now()) {
+            self.settle();
+        }
+        // Others that have come in meanwhile are heard before the next plan.
+    }
+
+    /// Brings the tables up to date. What fails is logged, shown as an alarm, and tried again with the
+    /// next change.
+    fn settle(&mut self) {
+        match self.core.settle() {
+            Ok(0) => {}
+            Ok(operations) => debug!(operations, "tables changed"),
+            Err(error) => error!("the tables cannot be changed: {error}"),
+        }
+    }
+
+    async fn surroundings_changed(&mut self) {
+        let around = Arc::clone(&self.watch.surroundings.borrow_and_update());
+        self.core.set_around(around);
+        self.place_addresses().await;
+        self.settle();
+        let before = self.unattached.take();
+        self.unattached = self.attach().err();
+        if let Some(why) = self.unattached.as_ref().filter(|why| before.as_ref() != Some(why)) {
+            error!("{why}");
+        }
+    }
+
+    /// Puts the addresses that the document wants, and takes away those that it does not.
+    pub(super) async fn place_addresses(&mut self) {
+        let Some(loaded) = self.core.loaded() else { return };
+        let config = &loaded.document.config;
+        let wanted = Ways::addresses(config);
+        let before = self.record.addresses.clone();
+        let changes = addresses::changes(&wanted, &config.interfaces, &before, self.core.around());
+        // Remembered before they are put: after a crash in between, one too many is looked for.
+        if !changes.add.is_empty() {
+            self.record.addresses.extend(&changes.add);
+            self.remember();
+        }
+        let mut put = before.clone();
+        addresses::apply(&changes, &mut put, &self.netlink).await;
+        if put != self.record.addresses {
+            self.record.addresses = put.clone();
+            self.remember();
+        }
+        if put != before {
+            self.core.set_put(put);
+        }
+    }
+
+    /// Leads the packets of the document's interfaces, those that are there, to the program.
+    pub(super) fn attach(&mut self) -> Result<(), String> {
+        let Some(loaded) = self.core.loaded() else { return Ok(()) };
+        let names = loaded.document.config.interfaces.iter();
+        let there = names.filter_map(|name| self.core.around().link(name));
+        let wanted: BTreeMap<String, u32> = there.map(|link| (link.name.clone(), link.index)).collect();
+        if wanted.values().copied().collect::<BTreeSet<_>>() == self.locks.keys().copied().collect() {
+            return Ok(());
+        }
+        for (name, &index) in &wanted {
+            if let std::collections::btree_map::Entry::Vacant(place) = self.locks.entry(index) {
+                place.insert(Lock::interface(name, index).map_err(|error: LockError| error.to_string())?);
+            }
+        }
+        let attached = self.core.plane_mut().attach(&wanted);
+        for index in self
+            .locks
+            .keys()
+            .copied()
+            .filter(|index| !wanted.values().any(|i| i == index))
+            .collect::<Vec<_>>()
+        {
+            if let Some(lock) = self.locks.remove(&index) {
+                lock.remove();
+            }
+        }
+        for notice in attached? {
+            if notice.native {
+                info!(interface = notice.interface, "attached, native");
+            } else {
+                warn!(
+                    interface = notice.interface,
+                    "attached in generic mode, which is several times slower: {}; `lb doctor` says more",
+                    notice.reason
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the document's interfaces are attached, those that are there.
+    pub(super) fn attached(&self) -> Result<(), String> {
+        self.unattached.clone().map_or(Ok(()), Err)
+    }
+
+    fn remember(&self) {
+        if let Err(error) = self.record_file.write(&self.record) {
+            error!(
+                "cannot write the record in the run directory: {error}; after a restart, addresses may be left behind"
+            );
+        }
+    }
+}
+
+/// Documents.
+impl<P: Plane> Daemon<P> {
+    /// The file may have changed.
+    async fn file_changed(&mut self) {
+        match self.file.read() {
+            Ok(text) if text == self.last_seen => {}
+            Ok(_) => {
+                info!("the document has changed");
+                _ = self.reload().await;
+            }
+            // Being replaced; if it stays away, the next reload says so.
+            Err(error) => debug!("{error}"),
+        }
+        self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
+    }
+
+    /// Reads the file and puts it in force; what is wrong is logged and shown in `lb status`.
+    async fn reload(&mut self) -> Result<(), ReloadError> {
+        let outcome = match self.file.read() {
+            Ok(text) => {
+                self.last_seen.clone_from(&text);
+                self.load(&text).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match &outcome {
+            Ok(()) => info!("the document is in force"),
+            Err(error) => {
+                let text = located(self.file.path(), error);
+                error!("the document is refused, the one before stays in force:\n{text}");
+                self.core.refuse(text);
+            }
+        }
+        outcome
+    }
+
+    /// Puts a text in force.
+    pub(super) async fn load(&mut self, text: &str) -> Result<(), ReloadError> {
+        let (document, around) = self.prepare(text).await?;
+        self.core.load(text, document, around, &HostPorts::read(), self.clock.now())?;
+        self.in_force().await;
+        Ok(())
+    }
+
+    /// Parses a text and looks at the ways to what it names.
+    async fn prepare(&self, text: &str) -> Result<(Document, Arc<Surroundings>), ReloadError> {
+        let document = Document::parse(text)?;
+        let around = self.netlink.survey(&targets(&document.config)).await?;
+        Ok((document, Arc::new(around)))
+    }
+
+    /// A document has come into force: everything follows it.
+    async fn in_force(&mut self) {
+        if let Some(loaded) = self.core.loaded() {
+            let targets: BTreeSet<IpAddr> = targets(&loaded.document.config);
+            self.watch.targets.send_if_modified(|before| {
+                let changed = *before != targets;
+                *before = targets;
+                changed
+            });
+        }
+        self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
+        self.place_addresses().await;
+        self.settle();
+        self.unattached = self.attach().err();
+        if let Some(why) = &self.unattached {
+            error!("{why}");
+        }
+        self.serve_metrics().await;
+        self.on_time();
+    }
+
+    /// Serves metrics where the document says.
+    async fn serve_metrics(&mut self) {
+        let wanted = self.core.loaded().and_then(|loaded| loaded.document.config.settings.metrics);
+        if self.metrics.as_ref().map(|(address, _)| *address) == wanted {
+            return;
+        }
+        if let Some((_, stop)) = self.metrics.take() {
+            stop.cancel();
+        }
+        let Some(address) = wanted else { return };
+        match metrics::listen(address).await {
+            Ok(listener) => {
+                let stop = self.stop.child_token();
+                self.metrics = Some((address, stop.clone()));
+                let asking = self.asking.clone();
+                self.tasks.spawn(async move {
+                    if let Err(error) = metrics::serve(listener, asking, stop).await {
+                        error!("metrics on {address} have ended: {error}");
+                    }
+                });
+                info!("metrics on http://{address}/metrics");
+            }
+            Err(error) => error!("no metrics: cannot listen on {address}: {error}"),
+        }
+    }
+}
+
+/// Requests.
+impl<P: Plane> Daemon<P> {
+    async fn answer(&mut self, request: Request) -> Option<End> {
+        let failed = |error: crate::dataplane::DataplaneError| RequestError::Failed(error.to_string());
+        match request {
+            Request::Snapshot(reply) => {
+                reply.send(snapshot::snapshot(&self.core, self.clock.now()).map_err(failed));
+            }
+            Request::Connections(filter, reply) => {
+                reply.send(snapshot::connections(&self.core, &filter).map_err(failed));
+            }
+            Request::Document(reply) => reply.send(self.text()),
+            Request::Edit(edits, reply) => {
+                let outcome = match self.file.read().map_err(refused) {
+                    Ok(text) => match edited(&text, &edits) {
+                        Ok(after) => self.write(&after).await,
+                        Err(error) => Err(error),
+                    },
+                    Err(error) => Err(error),
+                };
+                reply.send(outcome);
+            }
+            Request::Replace(replacement, reply) => {
+                let expected = replacement.revision.as_deref();
+                let current = self.file.read().map_err(refused);
+                let outcome = match current.and_then(|text| expect_revision(&text, expected)) {
+                    Ok(()) => self.write(&replacement.text).await,
+                    Err(error) => Err(error),
+                };
+                reply.send(outcome);
+            }
+            Request::Reload(reply) => {
+                let outcome = self.reload().await.map_err(|error| self.request_error(error));
+                reply.send(outcome.map(|()| self.done()));
+            }
+            Request::Detach(reply) => return Some(End::Detach(reply)),
+        }
+        None
+    }
+
+    fn text(&self) -> Result<Text, RequestError> {
+        let text = self.file.read().map_err(refused)?;
+        Ok(Text { revision: revision(&text), text })
+    }
+
+    /// Writes a new text to the file and puts it in force, or neither.
+    async fn write(&mut self, text: &str) -> Result<Done, RequestError> {
+        let checked = self.prepare(text).await.map_err(|error| self.request_error(error))?;
+        let (document, around) = checked;
+        let (ports, now) = (HostPorts::read(), self.clock.now());
+        let considered = self.core.consider(&document, &around, &ports, now);
+        considered.map_err(|error| self.request_error(error.into()))?;
+        self.file.write(text).map_err(refused)?;
+        self.last_seen = text.to_owned();
+        self.core
+            .load(text, document, around, &ports, now)
+            .map_err(|error| self.request_error(error.into()))?;
+        info!(revision = revision(text), "the document is in force");
+        self.in_force().await;
+        Ok(self.done())
+    }
+
+    fn done(&self) -> Done {
+        let status = self.core.document_status();
+        let message = format!("in force: {} at revision {}", status.path, status.revision);
+        Done { revision: status.revision, message, warnings: status.warnings }
+    }
+
+    fn request_error(&self, error: ReloadError) -> RequestError {
+        match error {
+            ReloadError::Load(LoadError::Complaints(complaints)) => {
+                RequestError::Document(located(self.file.path(), &ReloadError::Load(complaints.into())))
+            }
+            other => RequestError::Failed(other.to_string()),
+        }
+    }
+}
+
+/// An error of the document with the file's name before each complaint.
+pub(super) fn located(path: &std::path::Path, error: &ReloadError) -> String {
+    match error {
+        ReloadError::Load(LoadError::Complaints(complaints)) => {
+            let lines: Vec<_> =
+                complaints.0.iter().map(|complaint| format!("{}:{complaint}", path.display())).collect();
+            lines.join("\n")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn refused(error: DocumentError) -> RequestError {
+    match error {
+        DocumentError::ReadOnly { .. } => RequestError::ReadOnly(error.to_string()),
+        DocumentError::Read { .. } | DocumentError::Write { .. } => RequestError::Failed(error.to_string()),
+    }
+}
+
+impl From<SettleError> for RequestError {
+    fn from(error: SettleError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}

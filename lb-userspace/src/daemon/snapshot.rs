@@ -1,0 +1,309 @@
+//! The state of the daemon as the API shows it.
+
+use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
+
+use lb_common::{abi, verdict};
+
+use super::core::Core;
+use crate::{
+    api::view,
+    dataplane::{BackendEntry, Dataplane, DataplaneError, FlowEntry, Tables},
+    health::Now,
+    model::{self, Admin, BackendAddress, Config, HealthCheck, Probe},
+};
+
+/// Connections shown where nobody says how many.
+const CONNECTIONS: usize = 100;
+/// Connections shown at most in one answer.
+const CONNECTIONS_MOST: usize = 10_000;
+
+/// Everything but connections.
+///
+/// # Errors
+/// When the data plane's counters cannot be read.
+pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot, DataplaneError> {
+    let plane = core.plane();
+    let traffic = Sums::of(core.tables(), &plane.traffic()?);
+    let names = verdict::Verdict::names();
+    let verdicts =
+        names.zip(plane.verdicts()?).map(|(name, packets)| view::Verdict { name: name.into(), packets });
+    let counters = view::Counters { verdicts: verdicts.collect() };
+    let fill = plane.fill()?;
+    let Some(loaded) = core.loaded() else {
+        return Ok(view::Snapshot {
+            status: status(core, now, (0, 0, 0), (fill.live, fill.capacity)),
+            services: Vec::new(),
+            pools: Vec::new(),
+            backends: Vec::new(),
+            counters,
+        });
+    };
+    let config = &loaded.document.config;
+    let backends = backends(core, config, &traffic);
+    let usable = backends.iter().filter(|backend| backend.usable).count();
+    let sums = (config.services.len(), usable, backends.len());
+    Ok(view::Snapshot {
+        status: status(core, now, sums, (fill.live, fill.capacity)),
+        services: services(config, &backends, &traffic),
+        pools: pools(core, config, &backends),
+        backends,
+        counters,
+    })
+}
+
+/// The connections that match, sorted by service and client.
+///
+/// # Errors
+/// When the flows cannot be read.
+pub fn connections<D: Dataplane>(
+    core: &Core<D>,
+    filter: &view::ConnectionFilter,
+) -> Result<view::Connections, DataplaneError> {
+    let names = names(core);
+    let tables = core.tables();
+    let mut found = Vec::new();
+    core.plane().flows(&mut |flow| {
+        if let Some(connection) = connection(flow, tables, &names)
+            && matches(&connection, filter, flow)
+        {
+            found.push(connection);
+        }
+    })?;
+    found.sort_by(|a, b| (&a.service, &a.client).cmp(&(&b.service, &b.client)));
+    let total = found.len() as u64;
+    let limit = filter.limit.unwrap_or(CONNECTIONS).min(CONNECTIONS_MOST);
+    let connections = found.into_iter().skip(filter.offset.unwrap_or(0)).take(limit).collect();
+    Ok(view::Connections { connections, total })
+}
+
+fn status<D: Dataplane>(
+    core: &Core<D>,
+    now: Now,
+    (services, backends_usable, backends): (usize, usize, usize),
+    (flows, flow_capacity): (u32, u32),
+) -> view::Status {
+    let around = core.around();
+    let listed = core.loaded().map(|loaded| loaded.document.config.interfaces.as_slice()).unwrap_or_default();
+    let interfaces = listed.iter().filter_map(|name| around.link(name)).map(|link| view::Interface {
+        name: link.name.clone(),
+        mode: match link.xdp {
+            Some(xdp) if xdp.native => "native",
+            Some(_) => "generic",
+            None => "none",
+        }
+        .into(),
+        up: link.up,
+        mtu: link.mtu,
+    });
+    view::Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_seconds: now.uptime.as_secs(),
+        document: core.document_status(),
+        interfaces: interfaces.collect(),
+        alarms: core.alarms(),
+        services,
+        backends_usable,
+        backends,
+        flows,
+        flow_capacity,
+    }
+}
+
+fn services(config: &Config, backends: &[view::Backend], traffic: &Sums) -> Vec<view::Service> {
+    let view = |(name, service): (&String, &model::Service)| {
+        let (usable, all) = count(backends, &service.pool);
+        view::Service {
+            name: name.clone(),
+            listen: service.listen.to_string(),
+            pool: service.pool.clone(),
+            scheduler: match service.scheduler {
+                model::Scheduler::Maglev => "maglev",
+                model::Scheduler::RoundRobin => "round-robin",
+            }
+            .into(),
+            forward: match service.forward {
+                model::Forward::Nat => "nat",
+            }
+            .into(),
+            allow: service.allow.iter().map(ToString::to_string).collect(),
+            deny: service.deny.iter().map(ToString::to_string).collect(),
+            usable,
+            backends: all,
+            traffic: traffic.of_service(service.listen),
+        }
+    };
+    config.services.iter().map(view).collect()
+}
+
+fn pools<D: Dataplane>(core: &Core<D>, config: &Config, backends: &[view::Backend]) -> Vec<view::Pool> {
+    let view = |(name, pool): (&String, &model::Pool)| {
+        let (usable, all) = count(backends, name);
+        let users = config.services.iter().filter(|(_, service)| service.pool == *name);
+        view::Pool {
+            name: name.clone(),
+            health: pool.health.as_ref().map_or_else(|| "none".into(), health),
+            on_unhealthy: match pool.on_unhealthy {
+                model::OnUnhealthy::Keep => "keep",
+                model::OnUnhealthy::Move => "move",
+                model::OnUnhealthy::Reset => "reset",
+            }
+            .into(),
+            panic: match pool.panic {
+                model::Panic::Keep => "keep",
+                model::Panic::Fail => "fail",
+            }
+            .into(),
+            services: users.map(|(name, _)| name.clone()).collect(),
+            usable,
+            backends: all,
+            panicking: core.is_panicking(name),
+        }
+    };
+    config.pools.iter().map(view).collect()
+}
+
+fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Vec<view::Backend> {
+    let mut views = Vec::new();
+    for (name, pool) in &config.pools {
+        for backend in &pool.backends {
+            let hop = match backend.address {
+                BackendAddress::Local => None,
+                BackendAddress::Remote(ip, _) => Some(core.next_hop(ip)),
+            };
+            let (next_hop, no_next_hop) = match hop {
+                Some(Ok(hop)) => {
+                    (Some(format!("{} on {}", mac(hop.mac), core.around().link_name(hop.interface))), None)
+                }
+                Some(Err(why)) => (None, Some(why)),
+                None => (None, None),
+            };
+            let report = core.report(name, backend.address);
+            let (state, usable) = core.state(name, backend.address);
+            let listens = config.services.values().filter(|service| service.pool == *name);
+            let mut sum = view::Traffic::default();
+            for service in listens {
+                sum += traffic.of_backend(service.listen, backend.address);
+            }
+            views.push(view::Backend {
+                pool: name.clone(),
+                address: backend.address.to_string(),
+                state: state.to_string(),
+                usable,
+                weight: backend.weight,
+                deadline: match backend.admin {
+                    Admin::Drain { deadline } => deadline,
+                    _ => None,
+                },
+                failure: report.and_then(|report| report.failure.clone()),
+                latency_ms: report
+                    .and_then(|report| report.latency)
+                    .map(|latency| latency.as_secs_f64() * 1e3),
+                next_hop,
+                no_next_hop,
+                traffic: sum,
+            });
+        }
+    }
+    views
+}
+
+/// Usable backends of a pool, and all.
+fn count(backends: &[view::Backend], pool: &str) -> (usize, usize) {
+    let of_pool = backends.iter().filter(|backend| backend.pool == pool);
+    of_pool.fold((0, 0), |(usable, all), backend| (usable + usize::from(backend.usable), all + 1))
+}
+
+/// A health check in words: "http /healthz every 1s".
+fn health(check: &HealthCheck) -> String {
+    let mut words = match &check.probe {
+        Probe::Tcp => "tcp".to_owned(),
+        Probe::Http { path, tls, .. } => format!("{} {path}", if *tls { "https" } else { "http" }),
+        Probe::Udp { .. } => "udp".to_owned(),
+    };
+    if let Some(port) = check.port {
+        // Writing to a string cannot fail.
+        _ = write!(words, " on port {port}");
+    }
+    _ = write!(words, " every {:?}, rise {}, fall {}", check.interval, check.rise, check.fall);
+    words
+}
+
+/// "02:00:00:00:00:01".
+pub(super) fn mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Traffic by service and by backend of a service.
+struct Sums {
+    services: BTreeMap<model::Listen, view::Traffic>,
+    backends: BTreeMap<(model::Listen, BackendAddress), view::Traffic>,
+}
+
+impl Sums {
+    fn of(tables: &Tables, traffic: &BTreeMap<u32, abi::Traffic>) -> Self {
+        let mut sums = Self { services: BTreeMap::new(), backends: BTreeMap::new() };
+        for (index, entry) in &tables.backends {
+            let Some(service) = tables.services.get(&entry.service) else { continue };
+            let Some(passed) = traffic.get(index) else { continue };
+            let passed = view::Traffic {
+                packets_in: passed.packets_in,
+                bytes_in: passed.bytes_in,
+                packets_out: passed.packets_out,
+                bytes_out: passed.bytes_out,
+                flows: passed.flows,
+            };
+            *sums.services.entry(service.listen).or_default() += passed;
+            *sums.backends.entry((service.listen, address(entry))).or_default() += passed;
+        }
+        sums
+    }
+
+    fn of_service(&self, listen: model::Listen) -> view::Traffic {
+        self.services.get(&listen).copied().unwrap_or_default()
+    }
+
+    fn of_backend(&self, listen: model::Listen, backend: BackendAddress) -> view::Traffic {
+        self.backends.get(&(listen, backend)).copied().unwrap_or_default()
+    }
+}
+
+/// The address of a backend in the tables, as the document writes it.
+pub(super) fn address(entry: &BackendEntry) -> BackendAddress {
+    entry.address.map_or(BackendAddress::Local, |ip| BackendAddress::Remote(ip, entry.port))
+}
+
+/// Names of the services, by where they listen.
+fn names<D: Dataplane>(core: &Core<D>) -> BTreeMap<model::Listen, String> {
+    let services = core.loaded().map(|loaded| &loaded.document.config.services);
+    services.into_iter().flatten().map(|(name, service)| (service.listen, name.clone())).collect()
+}
+
+fn connection(
+    flow: &FlowEntry,
+    tables: &Tables,
+    names: &BTreeMap<model::Listen, String>,
+) -> Option<view::Connection> {
+    let backend = tables.backends.get(&flow.backend).filter(|entry| entry.generation == flow.generation)?;
+    let listen = tables.services.get(&backend.service)?.listen;
+    let target = match backend.address {
+        None => "local".to_owned(),
+        Some(ip) => SocketAddr::new(ip, backend.port.unwrap_or(flow.called_port)).to_string(),
+    };
+    Some(view::Connection {
+        service: names.get(&listen).cloned().unwrap_or_else(|| listen.to_string()),
+        protocol: flow.protocol.to_string(),
+        client: flow.client.to_string(),
+        called: SocketAddr::new(listen.address, flow.called_port).to_string(),
+        source: flow.source.zip(flow.source_port).map(|(ip, port)| SocketAddr::new(ip, port).to_string()),
+        backend: target,
+        state: flow.state.to_string(),
+        idle_ms: u64::try_from(flow.idle.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+fn matches(connection: &view::Connection, filter: &view::ConnectionFilter, flow: &FlowEntry) -> bool {
+    filter.service.as_ref().is_none_or(|service| *service == connection.service)
+        && filter.backend.as_ref().is_none_or(|backend| *backend == connection.backend)
+        && filter.client.as_ref().is_none_or(|client| *client == flow.client.ip().to_string())
+}

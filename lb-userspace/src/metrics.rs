@@ -1,0 +1,236 @@
+//! Prometheus text, at `/metrics` on the document's address.
+//!
+//! Made anew from a [`Snapshot`] at each scrape: the counters are the data plane's own, and nothing is
+//! counted twice.
+
+use std::{net::SocketAddr, sync::atomic::AtomicU64};
+
+use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::{Registry, Unit},
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{
+    request::{Reply, Request},
+    view::{Snapshot, Traffic},
+};
+
+type Labels = Vec<(&'static str, String)>;
+type Counters = Family<Labels, Counter>;
+type Gauges = Family<Labels, Gauge>;
+type Fractions = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// States of a backend: one of them is 1.
+const STATES: [&str; 6] = ["starting", "healthy", "unhealthy", "draining", "drained", "disabled"];
+
+/// Answers scrapes until `stop`.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    daemon: mpsc::Sender<Request>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new().route("/metrics", get(scrape)).with_state(daemon);
+    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+/// Listens on the document's address.
+///
+/// # Errors
+/// When the address is taken or not this host's.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+async fn scrape(State(daemon): State<mpsc::Sender<Request>>) -> impl IntoResponse {
+    use axum::http::StatusCode;
+    let (reply, answer) = Reply::new();
+    if daemon.send(Request::Snapshot(reply)).await.is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the daemon is about to end\n").into_response();
+    }
+    match answer.await {
+        Ok(Ok(snapshot)) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text(&snapshot)).into_response()
+        }
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the daemon is about to end\n").into_response(),
+    }
+}
+
+/// The text for a snapshot.
+pub fn text(snapshot: &Snapshot) -> String {
+    let mut registry = Registry::with_prefix("lobby");
+    daemon(snapshot, &mut registry);
+    verdicts(snapshot, &mut registry);
+    services(snapshot, &mut registry);
+    backends(snapshot, &mut registry);
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    _ = encode(&mut text, &registry);
+    text
+}
+
+fn daemon(snapshot: &Snapshot, registry: &mut Registry) {
+    let status = &snapshot.status;
+    registry.register("build", "Version of the daemon", Info::new(vec![("version", status.version.clone())]));
+
+    let reloads = Counters::default();
+    for (result, times) in [("in_force", status.document.reloads), ("refused", status.document.refusals)] {
+        reloads.get_or_create(&vec![("result", result.into())]).inc_by(times);
+    }
+    registry.register("document_loads", "Documents read, by what became of them", reloads);
+
+    let gauge = |value: i64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value);
+        gauge
+    };
+    let refused = i64::from(status.document.refused.is_some());
+    registry.register("document_refused", "1 while the file as it is now is not in force", gauge(refused));
+    registry.register("alarms", "What needs attention now", gauge(number(status.alarms.len())));
+    registry.register("flows", "Entries of the flow table in use", gauge(status.flows.into()));
+    registry.register("flow_capacity", "Entries of the flow table", gauge(status.flow_capacity.into()));
+
+    let interfaces = Gauges::default();
+    for interface in &status.interfaces {
+        let labels = vec![("interface", interface.name.clone()), ("mode", interface.mode.clone())];
+        interfaces.get_or_create(&labels).set(interface.up.into());
+    }
+    registry.register(
+        "interface_up",
+        "1 for an interface that is up, with how the program runs there",
+        interfaces,
+    );
+}
+
+fn verdicts(snapshot: &Snapshot, registry: &mut Registry) {
+    let packets = Counters::default();
+    for verdict in &snapshot.counters.verdicts {
+        packets.get_or_create(&vec![("verdict", verdict.name.clone())]).inc_by(verdict.packets);
+    }
+    registry.register("packets", "Packets, by what became of them", packets);
+}
+
+fn services(snapshot: &Snapshot, registry: &mut Registry) {
+    let usable = Gauges::default();
+    for service in &snapshot.services {
+        let labels = vec![("service", service.name.clone()), ("pool", service.pool.clone())];
+        usable.get_or_create(&labels).set(number(service.usable));
+    }
+    registry.register("service_usable_backends", "Backends that get new connections", usable);
+    let all = snapshot.services.iter().map(|s| (vec![("service", s.name.clone())], s.traffic));
+    traffic("service", all, registry);
+}
+
+fn backends(snapshot: &Snapshot, registry: &mut Registry) {
+    let states = Gauges::default();
+    let usable = Gauges::default();
+    let latency = Fractions::default();
+    for backend in &snapshot.backends {
+        let labels = || vec![("pool", backend.pool.clone()), ("backend", backend.address.clone())];
+        for state in STATES {
+            let mut labels = labels();
+            labels.push(("state", state.into()));
+            states.get_or_create(&labels).set((backend.state == state).into());
+        }
+        usable.get_or_create(&labels()).set(backend.usable.into());
+        if let Some(milliseconds) = backend.latency_ms {
+            latency.get_or_create(&labels()).set(milliseconds / 1e3);
+        }
+    }
+    registry.register("backend_state", "1 for the state that the backend is in", states);
+    registry.register("backend_usable", "1 for a backend that gets new connections", usable);
+    let help = "How long the last successful probe took";
+    registry.register_with_unit("backend_probe_latency", help, Unit::Seconds, latency);
+    let labels =
+        |b: &crate::api::view::Backend| vec![("pool", b.pool.clone()), ("backend", b.address.clone())];
+    traffic("backend", snapshot.backends.iter().map(|b| (labels(b), b.traffic)), registry);
+}
+
+fn traffic(what: &str, all: impl Iterator<Item = (Labels, Traffic)>, registry: &mut Registry) {
+    let (packets, bytes, flows) = (Counters::default(), Counters::default(), Counters::default());
+    for (labels, traffic) in all {
+        for (direction, its_packets, its_bytes) in
+            [("in", traffic.packets_in, traffic.bytes_in), ("out", traffic.packets_out, traffic.bytes_out)]
+        {
+            let mut labels = labels.clone();
+            labels.push(("direction", direction.into()));
+            packets.get_or_create(&labels).inc_by(its_packets);
+            bytes.get_or_create(&labels).inc_by(its_bytes);
+        }
+        flows.get_or_create(&labels).inc_by(traffic.flows);
+    }
+    registry.register(
+        format!("{what}_packets"),
+        "Packets forwarded: in to backends, out to clients",
+        packets,
+    );
+    let help = "Bytes forwarded, whole frames: in to backends, out to clients";
+    registry.register(format!("{what}_traffic_bytes"), help, bytes);
+    registry.register(format!("{what}_new_flows"), "New flows", flows);
+}
+
+fn number(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let traffic =
+            r#"{"packets_in": 11, "bytes_in": 22, "packets_out": 33, "bytes_out": 44, "flows": 55}"#;
+        let json = format!(
+            r#"{{
+            "status": {{"version": "1.2.3", "pid": 1, "uptime_seconds": 5, "interfaces": [
+                {{"name": "eth0", "mode": "native", "up": true, "mtu": 1500}}], "alarms": ["a", "b"],
+                "services": 1, "backends_usable": 1, "backends": 1, "flows": 7, "flow_capacity": 1024,
+                "document": {{"path": "/lb.toml", "revision": "r", "read_only": null, "since": 1,
+                    "warnings": [], "refused": "bad", "reloads": 3, "refusals": 2}}}},
+            "services": [{{"name": "shop", "listen": "203.0.113.10:80/tcp", "pool": "web", "scheduler": "maglev",
+                "forward": "nat", "allow": [], "deny": [], "usable": 1, "backends": 1, "traffic": {traffic}}}],
+            "pools": [],
+            "backends": [{{"pool": "web", "address": "10.0.0.11:80", "state": "healthy", "usable": true,
+                "weight": 1, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
+                "no_next_hop": null, "traffic": {traffic}}}],
+            "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}]}}
+        }}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn every_figure_has_its_line() {
+        let text = text(&snapshot());
+        for line in [
+            "lobby_build_info{version=\"1.2.3\"} 1",
+            "lobby_document_loads_total{result=\"in_force\"} 3",
+            "lobby_document_loads_total{result=\"refused\"} 2",
+            "lobby_document_refused 1",
+            "lobby_alarms 2",
+            "lobby_flows 7",
+            "lobby_flow_capacity 1024",
+            "lobby_interface_up{interface=\"eth0\",mode=\"native\"} 1",
+            "lobby_packets_total{verdict=\"to_backend\"} 9",
+            "lobby_packets_total{verdict=\"drop_no_port\"} 4",
+            "lobby_service_usable_backends{service=\"shop\",pool=\"web\"} 1",
+            "lobby_service_packets_total{service=\"shop\",direction=\"in\"} 11",
+            "lobby_backend_state{pool=\"web\",backend=\"10.0.0.11:80\",state=\"healthy\"} 1",
+            "lobby_backend_state{pool=\"web\",backend=\"10.0.0.11:80\",state=\"draining\"} 0",
+            "lobby_backend_probe_latency_seconds{pool=\"web\",backend=\"10.0.0.11:80\"} 0.0025",
+            "lobby_backend_traffic_bytes_total{pool=\"web\",backend=\"10.0.0.11:80\",direction=\"out\"} 44",
+            "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
