@@ -19,6 +19,7 @@ use std::{
     net::IpAddr,
 };
 
+pub use self::rings::Rings;
 use crate::{
     dataplane::{Globals, NextHop, Op, Tables},
     health::Verdicts,
@@ -100,13 +101,22 @@ pub enum PlanError {
 /// When the tables are too small. Sizes are those of `before`; the document's matter only when tables
 /// are made.
 pub fn plan(desired: &Desired<'_>, before: &Tables) -> Result<Plan, PlanError> {
+    plan_again(desired, before, &mut Rings::default())
+}
+
+/// The same as [`plan`], and the same result, but rings that `rings` remembers are not built again: with
+/// thousands of services most of a plan's time.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_again(desired: &Desired<'_>, before: &Tables, rings: &mut Rings) -> Result<Plan, PlanError> {
     let mut steps = Steps::default();
     everywhere(desired, before, &mut steps);
     let services = services::assign(desired.config, before, &mut steps)?;
     let sources = sources::lay_out(desired, before, &mut steps)?;
     let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
     rules::write(&services, before, &mut steps)?;
-    rings::write(desired, before, &services, &backends, &mut steps)?;
+    rings::write(desired, before, &services, &backends, rings, &mut steps)?;
     services::lead(desired, before, &services, &mut steps);
     Ok(Plan { ops: steps.in_order(before) })
 }

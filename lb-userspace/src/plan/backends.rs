@@ -8,7 +8,7 @@ use std::{
 use super::{Desired, PlanError, Stage, Steps, services::Placed, sources::Runs};
 use crate::{
     dataplane::{BackendEntry, FlowsOf, Op, SourceRun, Tables},
-    health::Verdict,
+    health::{PoolVerdicts, Verdict},
     model::{Backend, BackendAddress},
 };
 
@@ -52,6 +52,7 @@ pub(super) fn assign(
     let mut fresh = Fresh::of(before);
     let mut indices = Vec::with_capacity(services.len());
     for placed in services {
+        let verdicts = desired.verdicts.get(&placed.service.pool);
         let mut of_service = Vec::with_capacity(backends_of(placed).len());
         for backend in backends_of(placed) {
             let now = known
@@ -68,7 +69,7 @@ pub(super) fn assign(
             };
             let now = now.map(|(_, entry)| entry);
             let (_, address, port) = identity(placed, backend);
-            let verdict = verdict_on(desired, &placed.service.pool, backend);
+            let verdict = verdict_on(verdicts, backend);
             let run = now.map_or_else(SourceRun::default, |now| now.sources);
             let entry = BackendEntry {
                 service: placed.index,
@@ -101,8 +102,8 @@ pub(super) fn takes_part(verdict: Verdict) -> bool {
 }
 
 /// What health says of a backend.
-pub(super) fn verdict_on(desired: &Desired<'_>, pool: &str, backend: &Backend) -> Verdict {
-    let verdict = desired.verdicts.get(pool).and_then(|pool| pool.get(&backend.address));
+pub(super) fn verdict_on(verdicts: Option<&PoolVerdicts>, backend: &Backend) -> Verdict {
+    let verdict = verdicts.and_then(|verdicts| verdicts.get(&backend.address));
     verdict.copied().unwrap_or(Verdict::RESTING)
 }
 

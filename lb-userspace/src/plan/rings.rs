@@ -1,6 +1,9 @@
 //! Each service's ring: built, written to fresh pages, switched to by one store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::{
     Desired, PlanError, Stage, Steps,
@@ -10,8 +13,33 @@ use super::{
 use crate::{
     dataplane::{Op, Ring, Tables, pages_for},
     maglev::{self, Member},
-    model::Scheduler,
+    model::{Backend, Scheduler},
 };
+
+/// Rings of earlier plans and what they were made from, by service. Whether it remembers anything makes
+/// no difference but in time.
+#[derive(Clone, Debug, Default)]
+pub struct Rings(HashMap<u32, (Recipe, Arc<[u32]>)>);
+
+/// All that a ring depends on.
+#[derive(Clone, Debug, PartialEq)]
+struct Recipe {
+    scheduler: Scheduler,
+    size: u32,
+    members: Vec<Member>,
+    /// The index of each member.
+    indices: Vec<u32>,
+}
+
+impl Recipe {
+    fn ring(&self) -> Arc<[u32]> {
+        let positions = match self.scheduler {
+            Scheduler::Maglev => maglev::ring(&self.members, self.size),
+            Scheduler::RoundRobin => maglev::turns(&self.members),
+        };
+        positions.into_iter().filter_map(|position| self.indices.get(position as usize).copied()).collect()
+    }
+}
 
 /// Writes the rings that changed.
 pub(super) fn write(
@@ -19,32 +47,27 @@ pub(super) fn write(
     before: &Tables,
     services: &[Placed<'_>],
     backends: &Indices,
+    rings: &mut Rings,
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
     let mut pages = Pages::of(before);
-    // Services of one pool have the same ring but for the indices.
-    let mut rings: HashMap<(&str, Scheduler, u32), Vec<u32>> = HashMap::new();
+    let mut remembered = std::mem::take(&mut rings.0);
     for (placed, indices) in services.iter().zip(backends) {
-        let service = placed.service;
-        let size = service.ring_size.unwrap_or_else(|| maglev::size_for(indices.len()));
-        let ring = rings.entry((&service.pool, service.scheduler, size)).or_insert_with(|| {
-            let members = members(desired, &service.pool);
-            match service.scheduler {
-                Scheduler::Maglev => maglev::ring(&members, size),
-                Scheduler::RoundRobin => maglev::turns(&members),
-            }
-        });
-        let slots = ring.iter().filter_map(|&position| indices.get(position as usize).copied());
-        let empty = Ring::empty();
-        let now = placed.before.map_or(&empty, |entry| &entry.ring);
-        let round_robin = service.scheduler == Scheduler::RoundRobin;
+        let recipe = recipe(desired, placed, indices);
+        let slots = match remembered.remove(&placed.index) {
+            Some((earlier, slots)) if earlier == recipe => slots,
+            _ => recipe.ring(),
+        };
+        let round_robin = recipe.scheduler == Scheduler::RoundRobin;
         if placed.before.is_some_and(|entry| entry.round_robin != round_robin) {
             steps.add(Stage::Rings, Op::SwitchScheduler { service: placed.index, round_robin });
         }
-        if now.slots.iter().copied().eq(slots.clone()) {
+        rings.0.insert(placed.index, (recipe, Arc::clone(&slots)));
+        let empty = Ring::empty();
+        let now = placed.before.map_or(&empty, |entry| &entry.ring);
+        if Arc::ptr_eq(&now.slots, &slots) || now.slots == slots {
             continue;
         }
-        let slots: std::sync::Arc<[u32]> = slots.collect();
         let first_page = if slots.is_empty() { 0 } else { pages.take(pages_for(slots.len()))? };
         let size = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         if !slots.is_empty() {
@@ -55,14 +78,22 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Who takes part in a pool's rings, and with what weight: all of the pool, in its order.
-fn members(desired: &Desired<'_>, pool: &str) -> Vec<Member> {
-    let backends = desired.config.pools.get(pool).map(|pool| pool.backends.as_slice()).unwrap_or_default();
-    let member = |backend| {
-        let weight = if takes_part(verdict_on(desired, pool, backend)) { backend.weight } else { 0 };
+/// What a service's ring is to be made from: all of its pool, in the document's order; who does not
+/// take part has no weight.
+fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe {
+    let service = placed.service;
+    let pool = desired.config.pools.get(&service.pool);
+    let verdicts = desired.verdicts.get(&service.pool);
+    let member = |backend: &Backend| {
+        let weight = if takes_part(verdict_on(verdicts, backend)) { backend.weight } else { 0 };
         Member { address: backend.address, weight }
     };
-    backends.iter().map(member).collect()
+    Recipe {
+        scheduler: service.scheduler,
+        size: service.ring_size.unwrap_or_else(|| maglev::size_for(indices.len())),
+        members: pool.map(|pool| pool.backends.iter().map(member).collect()).unwrap_or_default(),
+        indices: indices.to_vec(),
+    }
 }
 
 /// Which pages are taken.
