@@ -105,19 +105,13 @@ fn compiler() -> Result<toolchain::Compiler> {
         return Err(missing.into());
     }
     if let Some(rustup) = toolchain::on_path("rustup").or_else(|| in_cargo_home("rustup")) {
-        let ways: [&[&str]; 2] = [
-            &["component", "add", "rust-src"],
-            &["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"],
-        ];
-        for arguments in ways {
-            say(&format!("the sources of core, which BPF is compiled from: rustup {}", arguments.join(" ")));
-            if run(Command::new(&rustup).args(arguments)).is_ok()
-                && let Ok(compiler) = toolchain::compiler()
-            {
-                return Ok(compiler);
-            }
-            say("not to be had that way");
+        say("the sources of core, which BPF is compiled from: rustup component add rust-src");
+        if run(Command::new(rustup).args(["component", "add", "rust-src"])).is_ok()
+            && let Ok(compiler) = toolchain::compiler()
+        {
+            return Ok(compiler);
         }
+        say("not to be had that way");
     }
     for packages in [["rustc-web", "rust-web-src"], ["rustc", "rust-src"]] {
         if apt::has(&packages) && apt::install(&packages, "a Rust compiler with the sources of core").is_ok()
