@@ -8,6 +8,10 @@
 //! index. Everything that has an index is an array that the daemon maps into its memory, so that a
 //! change is one store of one word ([`Shared`]).
 
+pub mod name;
+mod tick;
+
+pub use self::tick::Tick;
 use crate::shared::Shared;
 
 /// Version of the layout of all maps. Pinned beside them; a daemon that finds another one refuses to
@@ -77,132 +81,6 @@ pub const fn address(ip: core::net::IpAddr) -> Address {
     match ip {
         core::net::IpAddr::V4(v4) => mapped(address_v4(v4.octets())),
         core::net::IpAddr::V6(v6) => address_v6(v6.octets()),
-    }
-}
-
-/// Names of the maps: the same as those of the statics in lb-ebpf (a test compares them).
-pub mod name {
-    /// [`super::Config`], one.
-    pub const CONFIG: &str = "CONFIG";
-    /// [`super::ServiceKeyV4`] to the index of a [`super::Service`].
-    pub const SERVICE_KEYS_V4: &str = "SERVICE_KEYS_V4";
-    /// [`super::ServiceKeyV6`] to the index of a [`super::Service`].
-    pub const SERVICE_KEYS_V6: &str = "SERVICE_KEYS_V6";
-    /// IPv4 address to [`super::Vip`].
-    pub const VIPS_V4: &str = "VIPS_V4";
-    /// IPv6 address to [`super::Vip`].
-    pub const VIPS_V6: &str = "VIPS_V6";
-    /// Array of [`super::Service`].
-    pub const SERVICES: &str = "SERVICES";
-    /// Trie of [`super::RuleV4`] to [`super::Action`].
-    pub const RULES_V4: &str = "RULES_V4";
-    /// Trie of [`super::RuleV6`] to [`super::Action`].
-    pub const RULES_V6: &str = "RULES_V6";
-    /// Array of [`super::Page`].
-    pub const PAGES: &str = "PAGES";
-    /// Array of [`super::Backend`].
-    pub const BACKENDS: &str = "BACKENDS";
-    /// Array of u64: where each backend's search for a free port goes on.
-    pub const CURSORS: &str = "CURSORS";
-    /// Array of u64: whose turn it is in each round-robin service.
-    pub const TURNS: &str = "TURNS";
-    /// IPv4 address to the index of a [`super::Source`].
-    pub const SOURCE_KEYS_V4: &str = "SOURCE_KEYS_V4";
-    /// IPv6 address to the index of a [`super::Source`].
-    pub const SOURCE_KEYS_V6: &str = "SOURCE_KEYS_V6";
-    /// Array of [`super::Source`].
-    pub const SOURCES: &str = "SOURCES";
-    /// Array of u64 by interface index: our MAC address there, in the lower six bytes (memory order).
-    pub const INTERFACES: &str = "INTERFACES";
-    /// Array of [`super::Bucket`]: from a client's packet to its flow.
-    pub const BUCKETS: &str = "BUCKETS";
-    /// Array of [`super::Flow`].
-    pub const FLOWS: &str = "FLOWS";
-    /// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`].
-    pub const VERDICTS: &str = "VERDICTS";
-    /// Per-CPU array of [`super::Traffic`], by backend.
-    pub const TRAFFIC: &str = "TRAFFIC";
-    /// Per-CPU array of [`super::Budget`], one: resets left in this second.
-    pub const BUDGET: &str = "BUDGET";
-
-    /// Per-CPU array of u64, one: a place to put a number and take it again.
-    pub const SCRATCH: &str = "SCRATCH";
-
-    /// All of them.
-    pub const ALL: [&str; 22] = [
-        CONFIG,
-        SERVICE_KEYS_V4,
-        SERVICE_KEYS_V6,
-        VIPS_V4,
-        VIPS_V6,
-        SERVICES,
-        RULES_V4,
-        RULES_V6,
-        PAGES,
-        BACKENDS,
-        CURSORS,
-        TURNS,
-        SOURCE_KEYS_V4,
-        SOURCE_KEYS_V6,
-        SOURCES,
-        INTERFACES,
-        BUCKETS,
-        FLOWS,
-        VERDICTS,
-        TRAFFIC,
-        BUDGET,
-        SCRATCH,
-    ];
-    /// Name of the XDP program.
-    pub const PROGRAM: &str = "lobby";
-}
-
-/// Time as the program sees it: nanoseconds since boot shifted right by [`Tick::SHIFT`], so one tick
-/// is 67.1 ms and 32 bits last nine years.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Tick(pub u32);
-
-impl Tick {
-    /// Bits of a nanosecond clock below a tick.
-    pub const SHIFT: u32 = 26;
-
-    /// The tick of a time in nanoseconds since boot.
-    #[inline(always)]
-    pub const fn from_ns(ns: u64) -> Self {
-        Self((ns >> Self::SHIFT) as u32)
-    }
-
-    /// Ticks from `earlier` to `self`; 0 when `earlier` is later (another CPU's clock ran ahead).
-    #[inline(always)]
-    pub const fn since(self, earlier: Self) -> u32 {
-        let ticks = self.0.wrapping_sub(earlier.0);
-        if ticks > u32::MAX / 2 { 0 } else { ticks }
-    }
-
-    /// The tick that comes `ticks` later.
-    #[inline(always)]
-    pub const fn after(self, ticks: u32) -> Self {
-        Self(self.0.wrapping_add(ticks))
-    }
-
-    /// Whether it is `time` or later.
-    #[inline(always)]
-    pub const fn has_reached(self, time: Self) -> bool {
-        // Half of all ticks, four years, lie ahead of any.
-        (self.0.wrapping_sub(time.0) as i32) >= 0
-    }
-
-    /// How many whole ticks a duration in milliseconds takes, at least one.
-    pub const fn in_ms(ms: u64) -> u32 {
-        let ticks = (ms * 1_000_000) >> Self::SHIFT;
-        if ticks == 0 {
-            1
-        } else if ticks > (u32::MAX / 4) as u64 {
-            u32::MAX / 4
-        } else {
-            ticks as u32
-        }
     }
 }
 
@@ -604,12 +482,11 @@ const _: () = {
 mod pod {
     #![expect(unsafe_code, reason = "aya asks for it of every map type")]
     use super::*;
-    // SAFETY (all): `repr(C)`, no padding (sizes asserted above), every bit pattern valid.
-    unsafe impl aya::Pod for ServiceKeyV4 {}
-    unsafe impl aya::Pod for ServiceKeyV6 {}
-    unsafe impl aya::Pod for Vip {}
-    unsafe impl aya::Pod for RuleV4 {}
-    unsafe impl aya::Pod for RuleV6 {}
-    unsafe impl aya::Pod for Traffic {}
-    unsafe impl aya::Pod for Budget {}
+    macro_rules! pod {
+        ($($name:ty),+) => {
+            // SAFETY: `repr(C)`, no padding (sizes asserted above), every bit pattern valid.
+            $(unsafe impl aya::Pod for $name {})+
+        };
+    }
+    pod!(ServiceKeyV4, ServiceKeyV6, Vip, RuleV4, RuleV6, Traffic, Budget);
 }

@@ -27,6 +27,16 @@ unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
 unsafe impl Wire for u8 {}
 unsafe impl Wire for u16 {}
 
+/// Declares headers to be [`Wire`], each with its length, so that padding is noticed.
+macro_rules! wire {
+    ($($name:ty = $length:literal),+ $(,)?) => {$(
+        const _: () = assert!(size_of::<$name>() == $length && align_of::<$name>() <= 2);
+        // SAFETY: made of bytes and 16-bit words only; no padding, as the length says.
+        unsafe impl $crate::wire::Wire for $name {}
+    )+};
+}
+pub(crate) use wire;
+
 /// Two 16-bit words as one of 32 bits, all in memory order.
 #[inline(always)]
 pub const fn join([first, second]: [u16; 2]) -> u32 {

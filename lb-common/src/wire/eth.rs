@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
-use super::{Frame, Wire, join4, split4};
+use super::{Frame, join4, split4, wire};
 
 /// Ethernet II header (IEEE 802.3 clause 3).
 #[repr(C)]
@@ -26,9 +26,7 @@ pub struct Vlan {
     pub ethertype: u16,
 }
 
-// SAFETY (both): 16-bit words only.
-unsafe impl Wire for Eth {}
-unsafe impl Wire for Vlan {}
+wire! { Eth = 14, Vlan = 4 }
 
 /// EtherType of IPv4, in network order.
 pub const IPV4: u16 = 0x0800_u16.to_be();

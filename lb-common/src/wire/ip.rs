@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
-use super::Wire;
+use super::wire;
 
 /// IPv4 header without options (RFC 791 section 3.1).
 #[repr(C)]
@@ -74,10 +74,7 @@ pub struct Extension {
     pub data: [u8; 6],
 }
 
-// SAFETY (all): bytes and 16-bit words, which begin at even offsets.
-unsafe impl Wire for Ipv4 {}
-unsafe impl Wire for Ipv6 {}
-unsafe impl Wire for Extension {}
+wire! { Ipv4 = 20, Ipv6 = 40, Extension = 8 }
 
 /// Protocol numbers (IANA) that matter here, beside TCP and UDP.
 pub mod protocol {

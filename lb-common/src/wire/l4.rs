@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
-use super::Wire;
+use super::wire;
 
 /// TCP header without options (RFC 9293 section 3.1).
 #[repr(C)]
@@ -60,6 +60,4 @@ impl Udp {
     pub const LEN: usize = 8;
 }
 
-// SAFETY (both): bytes and 16-bit words, which begin at even offsets.
-unsafe impl Wire for Tcp {}
-unsafe impl Wire for Udp {}
+wire! { Tcp = 20, Udp = 8 }

@@ -3,6 +3,7 @@
 //! Arrays are mapped into memory ([`mapped`]) and changed by single stores; hash maps and tries, which
 //! only lead to indices, are changed by system calls, each of which is atomic for packets.
 
+mod live;
 mod mapped;
 mod program;
 mod read;
@@ -33,7 +34,7 @@ use crate::{
     model::Limits,
 };
 
-pub use self::program::remove_pins;
+pub use self::{live::Ran, program::remove_pins};
 
 /// Why the data plane could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,9 @@ pub struct KernelDataplane {
     sources: Mapped<abi::Source>,
     interfaces: Mapped<Shared<u64>>,
     flows: Mapped<abi::Flow>,
+    buckets: Mapped<abi::Bucket>,
+    cursors: Mapped<Shared<u64>>,
+    turns: Mapped<Shared<u64>>,
     service_keys_v4: HashMap<MapData, ServiceKeyV4, u32>,
     service_keys_v6: HashMap<MapData, ServiceKeyV6, u32>,
     vips_v4: HashMap<MapData, AddressV4, Vip>,
@@ -131,7 +135,9 @@ impl KernelDataplane {
         let (sources, _) = memory(&mut program, name::SOURCES)?;
         let (interfaces, _) = memory(&mut program, name::INTERFACES)?;
         let (flows, flow_count) = memory(&mut program, name::FLOWS)?;
-        let buckets = data(program.take_map(name::BUCKETS)?).and_then(|map| program::entries(&map))?;
+        let (buckets, bucket_count) = memory(&mut program, name::BUCKETS)?;
+        let (cursors, _) = memory(&mut program, name::CURSORS)?;
+        let (turns, _) = memory(&mut program, name::TURNS)?;
         let rules = program.take_map(name::RULES_V4)?;
         let rule_count = match &rules {
             Map::LpmTrie(map) => program::entries(map)?,
@@ -153,6 +159,9 @@ impl KernelDataplane {
             sources,
             interfaces,
             flows,
+            buckets,
+            cursors,
+            turns,
             service_keys_v4: typed(&mut program, name::SERVICE_KEYS_V4)?,
             service_keys_v6: typed(&mut program, name::SERVICE_KEYS_V6)?,
             vips_v4: typed(&mut program, name::VIPS_V4)?,
@@ -167,7 +176,7 @@ impl KernelDataplane {
         };
         let config = plane.config();
         config.flow_mask.set(flow_count - 1);
-        config.bucket_mask.set(buckets - 1);
+        config.bucket_mask.set(bucket_count - 1);
         Ok(plane)
     }
 

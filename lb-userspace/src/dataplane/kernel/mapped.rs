@@ -22,6 +22,7 @@ unsafe impl Words for abi::Page {}
 unsafe impl Words for abi::Backend {}
 unsafe impl Words for abi::Source {}
 unsafe impl Words for abi::Flow {}
+unsafe impl Words for abi::Bucket {}
 unsafe impl Words for Shared<u64> {}
 
 /// The values of an array map.

@@ -10,14 +10,14 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
     programs::{
-        Xdp, XdpMode,
+        TestRun as _, TestRunOptions, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         xdp::{XdpLink, XdpLinkId},
     },
 };
 use lb_common::abi::{LAYOUT_VERSION, name};
 
-use super::OpenError;
+use super::{OpenError, live::Ran};
 use crate::{daemon::plane::Notice, dataplane::MAX_SOURCES, model::Limits};
 
 /// The object that `build.rs` made.
@@ -227,6 +227,21 @@ impl Program {
             return Ok(None);
         }
         XdpLink::try_from(link).map(Some).map_err(|error| failed(&error))
+    }
+
+    /// Runs the program on one frame.
+    pub(super) fn run_once(&mut self, frame: &[u8]) -> Result<Ran, String> {
+        let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+        let mut out = vec![0; frame.len()];
+        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..Default::default() };
+        let result = program.test_run(options).map_err(|error| root_cause(&error))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Ran { action: result.return_value, frame: out })
+    }
+
+    pub(super) fn verified_instructions(&mut self) -> Result<Option<u32>, String> {
+        let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+        program.info().map(|info| info.verified_instruction_count()).map_err(|error| root_cause(&error))
     }
 
     /// Takes everything away.

@@ -1,0 +1,75 @@
+//! Names of the maps: the same as those of the statics in lb-ebpf (a test compares them).
+
+/// [`super::Config`], one.
+pub const CONFIG: &str = "CONFIG";
+/// [`super::ServiceKeyV4`] to the index of a [`super::Service`].
+pub const SERVICE_KEYS_V4: &str = "SERVICE_KEYS_V4";
+/// [`super::ServiceKeyV6`] to the index of a [`super::Service`].
+pub const SERVICE_KEYS_V6: &str = "SERVICE_KEYS_V6";
+/// IPv4 address to [`super::Vip`].
+pub const VIPS_V4: &str = "VIPS_V4";
+/// IPv6 address to [`super::Vip`].
+pub const VIPS_V6: &str = "VIPS_V6";
+/// Array of [`super::Service`].
+pub const SERVICES: &str = "SERVICES";
+/// Trie of [`super::RuleV4`] to [`super::Action`].
+pub const RULES_V4: &str = "RULES_V4";
+/// Trie of [`super::RuleV6`] to [`super::Action`].
+pub const RULES_V6: &str = "RULES_V6";
+/// Array of [`super::Page`].
+pub const PAGES: &str = "PAGES";
+/// Array of [`super::Backend`].
+pub const BACKENDS: &str = "BACKENDS";
+/// Array of u64: where each backend's search for a free port goes on.
+pub const CURSORS: &str = "CURSORS";
+/// Array of u64: whose turn it is in each round-robin service.
+pub const TURNS: &str = "TURNS";
+/// IPv4 address to the index of a [`super::Source`].
+pub const SOURCE_KEYS_V4: &str = "SOURCE_KEYS_V4";
+/// IPv6 address to the index of a [`super::Source`].
+pub const SOURCE_KEYS_V6: &str = "SOURCE_KEYS_V6";
+/// Array of [`super::Source`].
+pub const SOURCES: &str = "SOURCES";
+/// Array of u64 by interface index: our MAC address there, in the lower six bytes (memory order).
+pub const INTERFACES: &str = "INTERFACES";
+/// Array of [`super::Bucket`]: from a client's packet to its flow.
+pub const BUCKETS: &str = "BUCKETS";
+/// Array of [`super::Flow`].
+pub const FLOWS: &str = "FLOWS";
+/// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`].
+pub const VERDICTS: &str = "VERDICTS";
+/// Per-CPU array of [`super::Traffic`], by backend.
+pub const TRAFFIC: &str = "TRAFFIC";
+/// Per-CPU array of [`super::Budget`], one: resets left in this second.
+pub const BUDGET: &str = "BUDGET";
+
+/// Per-CPU array of u64, one: a place to put a number and take it again.
+pub const SCRATCH: &str = "SCRATCH";
+
+/// All of them.
+pub const ALL: [&str; 22] = [
+    CONFIG,
+    SERVICE_KEYS_V4,
+    SERVICE_KEYS_V6,
+    VIPS_V4,
+    VIPS_V6,
+    SERVICES,
+    RULES_V4,
+    RULES_V6,
+    PAGES,
+    BACKENDS,
+    CURSORS,
+    TURNS,
+    SOURCE_KEYS_V4,
+    SOURCE_KEYS_V6,
+    SOURCES,
+    INTERFACES,
+    BUCKETS,
+    FLOWS,
+    VERDICTS,
+    TRAFFIC,
+    BUDGET,
+    SCRATCH,
+];
+/// Name of the XDP program.
+pub const PROGRAM: &str = "lobby";
