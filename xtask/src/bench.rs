@@ -1,4 +1,4 @@
-//! Measures the packet path in the kernel.
+//! Measures: the packet path in the kernel, and the daemon's own work.
 
 use anyhow::{Result, bail};
 
@@ -10,7 +10,7 @@ use crate::{root, setup};
 /// # Errors
 ///
 /// Something could not be had, or the benchmark failed.
-pub fn run(arguments: &[String]) -> Result<()> {
+pub fn packets(arguments: &[String]) -> Result<()> {
     setup::build()?;
     let build =
         crate::cargo().args(["build", "--release", "--package", "benches", "--bin", "packets"]).status()?;
@@ -24,6 +24,19 @@ pub fn run(arguments: &[String]) -> Result<()> {
         .status()?;
     if !status.success() {
         bail!("the benchmark failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs the criterion benches of rings, plans and documents.
+///
+/// # Errors
+///
+/// Something could not be had, or a bench failed.
+pub fn control() -> Result<()> {
+    setup::build()?;
+    if !crate::cargo().args(["bench", "--package", "benches", "--bench", "control"]).status()?.success() {
+        bail!("the benches failed");
     }
     Ok(())
 }

@@ -52,6 +52,9 @@ enum Command {
     Lab(Lab),
     /// Measure the packet path in the kernel
     Bench {
+        /// Instead, measure the daemon's own work: rings, plans and documents
+        #[arg(long)]
+        control: bool,
         /// For the benchmark itself; `-- --help` tells them
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -128,7 +131,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return root::myself("for network namespaces", &std::env::args_os().skip(1).collect::<Vec<_>>());
         }
         Command::Lab(lab) => self::lab(lab)?,
-        Command::Bench { arguments } => bench::run(&arguments)?,
+        Command::Bench { control: true, .. } => bench::control()?,
+        Command::Bench { control: false, arguments } => bench::packets(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }
