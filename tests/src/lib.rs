@@ -1,0 +1,6 @@
+//! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
+//! one of everything ([`world`]), and random numbers that can be had again ([`random`]).
+
+pub mod packets;
+pub mod random;
+pub mod world;
