@@ -138,6 +138,8 @@ fn tell(
     }
     usable(SERVERS)?;
     (2..SERVERS).for_each(|added| servers.set(added, State::Serving));
+    // Long enough to see the new ones take their share of those who come again.
+    std::thread::sleep(3 * ROUND);
     customers.finish()?;
     display.say("500 customers come at once. There are ten servers.");
     let rounds_with_ten = rounds(customers, 500)?;
