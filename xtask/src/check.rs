@@ -3,7 +3,7 @@
 mod counts;
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader, Read, Write},
     path::Path,
     process::{Command, Stdio},
@@ -62,7 +62,7 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests.
+/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests, demos.
 ///
 /// # Errors
 ///

@@ -153,11 +153,13 @@ impl Screen {
         }
         let lines = picture(&servers, customers, self.per_round, self.colours);
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut out = over(*drawn);
+        // Lines that are too long for the terminal are cut, not wrapped: else the way back up would be wrong.
+        let mut out = over(*drawn) + "\x1b[?7l";
         for line in &lines {
             // Erases to the end of the line, in case it was longer.
             let _ = writeln!(out, "{line}\x1b[K");
         }
+        out += "\x1b[?7h";
         *drawn = lines.len();
         print(&out);
     }
