@@ -19,11 +19,9 @@ use crate::model::{Limits, Listen, Protocol};
 /// Tables in memory.
 #[derive(Clone, Debug)]
 pub struct MemoryDataplane {
-    /// All but the rings' slots, which are in `pages` as in the kernel.
     tables: Tables,
-    /// Where each service's ring is: first page, number of slots.
-    rings: BTreeMap<u32, (u32, u32)>,
-    /// What was written to each page, be it in use or not.
+    /// What was written to each page, be it in use or not. A ring is read from here when a service is
+    /// switched to it; from then on its pages cannot be written, so it stays true.
     pages: BTreeMap<u32, Vec<u32>>,
     /// Live flows, for whoever plays the part of the packets.
     pub live: Vec<FlowEntry>,
@@ -43,18 +41,13 @@ impl MemoryDataplane {
     pub fn from_tables(tables: &Tables) -> Self {
         let mut memory = Self {
             tables: tables.clone(),
-            rings: BTreeMap::new(),
             pages: BTreeMap::new(),
             live: Vec::new(),
             passed: BTreeMap::new(),
             counted: vec![0; Verdict::COUNTERS],
         };
-        for (&index, service) in &tables.services {
-            memory.write_pages(service.ring.first_page, &service.ring.slots);
-            memory.rings.insert(index, (service.ring.first_page, count(&service.ring.slots)));
-        }
-        for service in memory.tables.services.values_mut() {
-            service.ring = Ring::empty();
+        for Ring { first_page, slots } in tables.services.values().map(|service| &service.ring) {
+            memory.write_pages(*first_page, slots);
         }
         memory
     }
@@ -65,13 +58,6 @@ impl MemoryDataplane {
             page_slots.resize(PAGE_SLOTS, NO_BACKEND);
             self.pages.insert(page, page_slots);
         }
-    }
-
-    fn slots(&self, service: u32) -> impl Iterator<Item = u32> + '_ {
-        let (first, size) = self.rings.get(&service).copied().unwrap_or_default();
-        (first..first + pages_for(size as usize))
-            .flat_map(|page| self.pages.get(&page).into_iter().flatten().copied())
-            .take(size as usize)
     }
 
     fn service(&mut self, index: u32) -> Result<&mut ServiceEntry, DataplaneError> {
@@ -101,27 +87,18 @@ impl MemoryDataplane {
         if pages.end > self.tables.limits.ring_pages {
             return Err(misfit(format!("page {} is beyond the last", pages.end)));
         }
-        self.service(service)?;
-        let before = self.rings.insert(service, (first_page, slots));
-        let undo = |this: &mut Self, why| {
-            match before {
-                Some(before) => this.rings.insert(service, before),
-                None => this.rings.remove(&service),
-            };
-            Err(misfit(why))
-        };
-        if self.slots(service).count() != slots as usize {
-            return undo(self, format!("a page of {pages:?} was never written"));
+        let written = pages.clone().filter_map(|page| self.pages.get(&page)).flatten();
+        let ring: Arc<[u32]> = written.take(slots as usize).copied().collect();
+        if ring.len() != slots as usize {
+            return Err(misfit(format!("a page of {pages:?} was never written")));
         }
-        let stray = self.slots(service).find(|&slot| {
-            slot != NO_BACKEND && self.tables.backends.get(&slot).is_none_or(|b| b.service != service)
-        });
-        match stray {
-            Some(slot) => {
-                undo(self, format!("a slot of service {service} leads to backend {slot}, not its own"))
-            }
-            None => Ok(()),
+        let its_own = |slot: u32| self.tables.backends.get(&slot).is_some_and(|b| b.service == service);
+        if let Some(slot) = ring.iter().find(|&&slot| slot != NO_BACKEND && !its_own(slot)) {
+            return Err(misfit(format!("a slot of service {service} leads to backend {slot}, not its own")));
         }
+        let first_page = if slots == 0 { 0 } else { first_page };
+        self.service(service)?.ring = Ring { first_page, slots: ring };
+        Ok(())
     }
 
     fn write_backend(&mut self, index: u32, backend: &BackendEntry) -> Result<(), DataplaneError> {
@@ -152,7 +129,7 @@ impl MemoryDataplane {
     }
 
     fn leads_to(&self, backend: u32) -> bool {
-        self.rings.keys().any(|&service| self.slots(service).any(|slot| slot == backend))
+        self.tables.services.values().any(|service| service.ring.slots.contains(&backend))
     }
 
     fn remove_service(&mut self, index: u32) -> Result<(), DataplaneError> {
@@ -163,7 +140,6 @@ impl MemoryDataplane {
             return Err(misfit(format!("service {index} is still led to")));
         }
         self.tables.services.remove(&index);
-        self.rings.remove(&index);
         Ok(())
     }
 
@@ -192,12 +168,7 @@ impl MemoryDataplane {
 
 impl Dataplane for MemoryDataplane {
     fn tables(&self) -> Result<Tables, DataplaneError> {
-        let mut tables = self.tables.clone();
-        for (&index, service) in &mut tables.services {
-            let (first_page, _) = self.rings.get(&index).copied().unwrap_or_default();
-            service.ring = Ring { first_page, slots: self.slots(index).collect::<Arc<[u32]>>() };
-        }
-        Ok(tables)
+        Ok(self.tables.clone())
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
@@ -233,9 +204,8 @@ impl Dataplane for MemoryDataplane {
             }
             Op::WritePages { first_page, ref slots } => {
                 let pages = first_page..first_page + pages_for(slots.len());
-                let taken = self.rings.iter().find(|&(_, &(first, size))| {
-                    first < pages.end && pages.start < first + pages_for(size as usize)
-                });
+                let clashes = |ring: std::ops::Range<u32>| ring.start < pages.end && pages.start < ring.end;
+                let taken = tables.services.iter().find(|(_, service)| clashes(service.ring.pages()));
                 if let Some((service, _)) = taken {
                     return Err(misfit(format!("pages {pages:?} are in use by service {service}")));
                 }
@@ -298,10 +268,6 @@ impl Dataplane for MemoryDataplane {
         self.live.iter().for_each(visit);
         Ok(())
     }
-}
-
-fn count(slots: &[u32]) -> u32 {
-    u32::try_from(slots.len()).unwrap_or(u32::MAX)
 }
 
 fn below(index: u32, limit: u32, what: &str) -> Result<(), DataplaneError> {
