@@ -160,7 +160,7 @@ fn tee(from: impl Read, mut to: impl Write) -> Counts {
 }
 
 fn heading(name: &str, command: &Command) {
-    let words: Vec<OsString> =
-        std::iter::once("cargo".into()).chain(command.get_args().map(Into::into)).collect();
-    println!("── {name}: {}", words.join(std::ffi::OsStr::new(" ")).to_string_lossy());
+    let program = Path::new(command.get_program()).file_name().map(OsString::from);
+    let words: Vec<_> = program.into_iter().chain(command.get_args().map(OsString::from)).collect();
+    println!("── {name}: {}", words.join(OsStr::new(" ")).to_string_lossy());
 }
