@@ -10,7 +10,10 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use tracing::{info, warn};
 
-use crate::netlink::{Netlink, surroundings::Surroundings};
+use crate::netlink::{
+    Netlink,
+    surroundings::{HostAddress, Surroundings},
+};
 
 /// An address on an interface, by its index.
 pub type Placed = (u32, IpAddr);
@@ -20,12 +23,15 @@ pub type Placed = (u32, IpAddr);
 pub struct Changes {
     /// Addresses to put, and where.
     pub add: BTreeSet<Placed>,
-    /// Addresses to take away: ours, and no longer wanted.
+    /// Addresses that are there already and marked as Lobby's, of which nothing was remembered: from now
+    /// on they are.
+    pub adopt: BTreeSet<Placed>,
+    /// Addresses to take away: put before, and no longer wanted.
     pub remove: BTreeSet<Placed>,
 }
 
-/// What to put and to take away. `put` is what an earlier run remembers to have put, for kernels that do
-/// not keep the mark.
+/// What to put and to take away. `put` is what was put before, by this daemon or the one before it. A
+/// mark alone is no reason to take an address away: another daemon, for other interfaces, may have put it.
 pub fn changes(
     wanted: &BTreeSet<IpAddr>,
     interfaces: &[String],
@@ -34,20 +40,25 @@ pub fn changes(
 ) -> Changes {
     let loopback = surroundings.links.values().find(|link| link.loopback).map(|link| link.index);
     let first = interfaces.iter().find_map(|name| surroundings.link(name)).map(|link| link.index);
-    let there: BTreeSet<Placed> = surroundings
-        .addresses
-        .iter()
-        .filter(|a| a.ours || put.contains(&(a.interface, a.address)))
-        .map(|a| (a.interface, a.address))
-        .collect();
+    let found = |of_lobby: fn(&HostAddress, &BTreeSet<Placed>) -> bool| -> BTreeSet<Placed> {
+        let addresses = surroundings.addresses.iter().filter(|a| of_lobby(a, put));
+        addresses.map(|a| (a.interface, a.address)).collect()
+    };
+    let remembered = found(|a, put| put.contains(&(a.interface, a.address)));
+    let marked = found(|a, put| a.ours && !put.contains(&(a.interface, a.address)));
     let desired: BTreeSet<Placed> = wanted
         .iter()
         .filter(|&&address| !is_hosts_own(address, put, surroundings))
         .filter_map(|&address| Some((if address.is_ipv4() { loopback? } else { first? }, address)))
         .collect();
     Changes {
-        add: desired.difference(&there).copied().collect(),
-        remove: there.difference(&desired).copied().collect(),
+        add: desired
+            .iter()
+            .filter(|place| !remembered.contains(place) && !marked.contains(place))
+            .copied()
+            .collect(),
+        adopt: desired.intersection(&marked).copied().collect(),
+        remove: remembered.difference(&desired).copied().collect(),
     }
 }
 
@@ -63,6 +74,7 @@ pub fn shared(
 /// Carries out the changes and keeps `put` true. What fails is logged and tried again with the next
 /// change of the network; packets to an address that a router sends here do not need it.
 pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netlink) {
+    put.extend(&changes.adopt);
     for &(interface, address) in &changes.add {
         match netlink.add_address(interface, address).await {
             Ok(()) => {
@@ -84,16 +96,14 @@ pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netl
 }
 
 fn is_hosts_own(address: IpAddr, put: &BTreeSet<Placed>, surroundings: &Surroundings) -> bool {
-    let host = |a: &&crate::netlink::surroundings::HostAddress| {
-        a.address == address && !a.ours && !put.contains(&(a.interface, a.address))
-    };
-    surroundings.addresses.iter().any(|a| host(&a))
+    let host = |a: &HostAddress| a.address == address && !a.ours && !put.contains(&(a.interface, a.address));
+    surroundings.addresses.iter().any(host)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::surroundings::{HostAddress, Link};
+    use crate::netlink::surroundings::Link;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -139,20 +149,22 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_marked_or_remembered_as_ours_is_taken_away() {
+    fn only_what_is_remembered_is_taken_away() {
         let found =
             surroundings(&[(1, "203.0.113.10", true), (1, "203.0.113.11", false), (2, "10.0.0.2", false)]);
         let put = [(1, ip("203.0.113.11"))].into();
         let changes = changes(&BTreeSet::new(), &listed(), &put, &found);
-        assert_eq!(changes.remove, [(1, ip("203.0.113.10")), (1, ip("203.0.113.11"))].into());
-        assert!(changes.add.is_empty());
+        assert_eq!(changes, Changes { remove: put, ..Changes::default() });
     }
 
     #[test]
-    fn what_is_there_is_not_put_again() {
+    fn what_is_there_is_not_put_again_but_remembered() {
         let found = surroundings(&[(1, "203.0.113.10", true)]);
         let wanted = [ip("203.0.113.10")].into();
-        assert_eq!(changes(&wanted, &listed(), &BTreeSet::new(), &found), Changes::default());
+        let place: BTreeSet<_> = [(1, ip("203.0.113.10"))].into();
+        let unknown = changes(&wanted, &listed(), &BTreeSet::new(), &found);
+        assert_eq!(unknown, Changes { adopt: place.clone(), ..Changes::default() });
+        assert_eq!(changes(&wanted, &listed(), &place, &found), Changes::default());
         assert!(shared(&wanted, &BTreeSet::new(), &found).is_empty());
     }
 }

@@ -23,7 +23,6 @@ use std::{
     hash::{BuildHasher, RandomState},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use anyhow::Context;
@@ -38,13 +37,16 @@ use self::{
     lock::Lock,
     plane::Plane,
     record::{Record, RecordFile},
-    serve::{Clock, Daemon, End, ReloadError, Signals, located},
+    serve::{Clock, Daemon, End, Signals, located, lock_interfaces},
 };
 use crate::{
     addresses,
     api::{self, request, view::Done},
     config::{Complaints, Document},
-    dataplane::memory::MemoryDataplane,
+    dataplane::{
+        kernel::{KernelDataplane, remove_pins},
+        memory::MemoryDataplane,
+    },
     model::Limits,
     netlink::{Netlink, watch::start as watch},
     probe::Prober,
@@ -76,12 +78,6 @@ pub enum RunError {
     Other(#[from] anyhow::Error),
 }
 
-impl From<ReloadError> for RunError {
-    fn from(error: ReloadError) -> Self {
-        Self::Other(error.into())
-    }
-}
-
 /// Runs the daemon until it is told to end.
 ///
 /// # Errors
@@ -95,11 +91,16 @@ pub fn run(options: &Options) -> Result<(), RunError> {
         .context("cannot start the runtime")?;
     let outcome = runtime.block_on(async {
         if options.memory {
-            start(options, |limits| Ok(MemoryDataplane::new(limits))).await
+            start(options, |limits| {
+                Ok(Opened { plane: MemoryDataplane::new(limits), adopted: false, lock: None })
+            })
+            .await
         } else {
-            start(options, |limits| open(&options.bpffs, limits)).await
+            start(options, |limits| open(options, limits)).await
         }
     });
+    // Only if nothing is in it.
+    _ = fs::remove_dir(&options.run_dir);
     // Probes that are under way are of no use any more.
     runtime.shutdown_background();
     outcome
@@ -107,7 +108,7 @@ pub fn run(options: &Options) -> Result<(), RunError> {
 
 async fn start<P: Plane>(
     options: &Options,
-    open: impl FnOnce(Limits) -> anyhow::Result<P>,
+    open: impl FnOnce(Limits) -> anyhow::Result<Opened<P>>,
 ) -> Result<(), RunError> {
     let clock = Clock::start();
     // Signals from the first moment on: a SIGTERM during the start ends it in order too.
@@ -123,7 +124,7 @@ async fn start<P: Plane>(
         .mode(0o700)
         .create(&options.run_dir)
         .with_context(|| format!("cannot make the run directory {}", options.run_dir.display()))?;
-    let run_lock = Lock::run_dir(&options.run_dir).context("cannot start")?;
+    let _run = Lock::run_dir(&options.run_dir).context("cannot start")?;
     raise_file_limit();
     let record_file = RecordFile::new(&options.run_dir);
     let record = record_file.read().context("cannot start")?;
@@ -137,7 +138,12 @@ async fn start<P: Plane>(
         return Err(mistakes(Complaints(complaints)));
     }
 
-    let plane = open(document.config.settings.limits)?;
+    let names = document.config.interfaces.iter().filter_map(|name| around.link(name));
+    let interfaces = names.map(|link| (link.name.clone(), link.index)).collect();
+    let mut locks = std::collections::BTreeMap::new();
+    lock_interfaces(&interfaces, &mut locks).context("cannot start")?;
+
+    let Opened { plane, adopted, lock: _pins } = open(document.config.settings.limits)?;
     let random = || RandomState::new().hash_one(std::process::id());
     let mut core = Core::new(plane, path.display().to_string(), [random(), random()], random())
         .context("cannot read the tables")?;
@@ -154,7 +160,7 @@ async fn start<P: Plane>(
         watch,
         record,
         record_file,
-        locks: std::collections::BTreeMap::new(),
+        locks,
         prober,
         answers,
         requests,
@@ -166,12 +172,18 @@ async fn start<P: Plane>(
         last_seen: text.clone(),
         last_census: std::time::Duration::ZERO,
         unattached: None,
+        attached: None,
     };
-    daemon.load(&text).await?;
-    daemon.attached().map_err(|why| anyhow::anyhow!(why))?;
-
-    let listener = api::listen(&options.run_dir)
-        .with_context(|| format!("cannot listen in {}", options.run_dir.display()))?;
+    let listener = match begin(&mut daemon, &text, &options.run_dir).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            // What was there before goes on as it was; what was made just now is taken away again.
+            if !adopted && let Err(error) = take_down(&mut daemon).await {
+                warn!("{error:#}");
+            }
+            return Err(error.into());
+        }
+    };
     let serving = tokio::spawn(api::serve(listener, asking, stop.clone()));
     for warning in &daemon.core.document_status().warnings {
         warn!("{warning}");
@@ -198,13 +210,25 @@ async fn start<P: Plane>(
     daemon.tasks.wait().await;
     _ = serving.await;
     _ = fs::remove_file(options.run_dir.join(api::SOCKET));
-    for (_, lock) in std::mem::take(&mut daemon.locks) {
-        lock.remove();
-    }
-    run_lock.remove();
-    // Only if nothing else is in it.
-    _ = fs::remove_dir(&options.run_dir);
     Ok(outcome?)
+}
+
+/// A data plane, whether an earlier daemon made it, and the lock of what is pinned.
+struct Opened<P> {
+    plane: P,
+    adopted: bool,
+    lock: Option<Lock>,
+}
+
+/// Puts the document in force for the first time, and listens.
+async fn begin<P: Plane>(
+    daemon: &mut Daemon<P>,
+    text: &str,
+    run_dir: &Path,
+) -> anyhow::Result<tokio::net::UnixListener> {
+    daemon.load(text).await.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
+    daemon.is_attached().map_err(|why| anyhow::anyhow!(why))?;
+    api::listen(run_dir).with_context(|| format!("cannot listen in {}", run_dir.display()))
 }
 
 /// Leaves everything as it is, or takes it down.
@@ -215,15 +239,22 @@ async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) 
         );
         return Ok(());
     }
+    take_down(daemon).await?;
+    info!("the data plane is down");
+    Ok(())
+}
+
+/// Takes down everything that this daemon looks after.
+async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
     // The follower of neighbours must not keep any while they are being released.
-    daemon.stop.cancel();
+    daemon.watch.follower.abort();
+    _ = (&mut daemon.watch.follower).await;
     let down = daemon.core.plane_mut().take_down().map_err(|why| anyhow::anyhow!(why));
     let record =
         Record { addresses: daemon.record.addresses.clone(), neighbours: daemon.watch.kept.borrow().clone() };
     let cleaned = clean(&daemon.netlink, record, &daemon.record_file).await;
     down.context("the data plane is not down")?;
     cleaned?;
-    info!("the data plane is down");
     Ok(())
 }
 
@@ -232,17 +263,17 @@ async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) 
 /// # Errors
 /// When something of it cannot be removed, or a daemon looks after it.
 pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
-    let lock = if run_dir.is_dir() { Some(Lock::run_dir(run_dir)?) } else { None };
-    let plane = take_down_pinned(bpffs)?;
+    let run = if run_dir.is_dir() { Some(Lock::run_dir(run_dir)?) } else { None };
+    let _pins = if bpffs.is_dir() { Some(Lock::pins(bpffs)?) } else { None };
+    let plane = remove_pins(bpffs)
+        .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
     let netlink = Netlink::open()?;
     let record_file = RecordFile::new(run_dir);
     let record = record_file.read()?;
     let placed = clean(&netlink, record, &record_file).await?;
-    if let Some(lock) = lock {
-        _ = fs::remove_file(run_dir.join(api::SOCKET));
-        lock.remove();
-        _ = fs::remove_dir(run_dir);
-    }
+    _ = fs::remove_file(run_dir.join(api::SOCKET));
+    drop(run);
+    _ = fs::remove_dir(run_dir);
     Ok(match (plane, placed) {
         (false, 0) => "there is nothing to take down".to_owned(),
         _ => "the data plane is down: programs, tables and addresses are gone".to_owned(),
@@ -275,11 +306,16 @@ fn raise_file_limit() {
     }
 }
 
-fn open(_bpffs: &Path, limits: Limits) -> anyhow::Result<MemoryDataplane> {
-    let _ = Arc::new(());
-    Ok(MemoryDataplane::new(limits))
-}
-
-fn take_down_pinned(_bpffs: &Path) -> anyhow::Result<bool> {
-    Ok(false)
+/// The data plane in the kernel: what an earlier daemon pinned, else a new one. One that is to end with
+/// this process is not pinned, so that not even a crash leaves it behind.
+fn open(options: &Options, limits: Limits) -> anyhow::Result<Opened<KernelDataplane>> {
+    let adopted = options.bpffs.join("lobby").exists();
+    if options.ephemeral && !adopted {
+        return Ok(Opened { plane: KernelDataplane::open(None, limits)?, adopted, lock: None });
+    }
+    if bpffs::ensure(&options.bpffs)? {
+        info!(path = %options.bpffs.display(), "mounted a BPF file system");
+    }
+    let lock = Lock::pins(&options.bpffs).context("cannot start")?;
+    Ok(Opened { plane: KernelDataplane::open(Some(&options.bpffs), limits)?, adopted, lock: Some(lock) })
 }

@@ -27,7 +27,9 @@ pub struct LogLevelError(String);
 /// # Errors
 /// When the level cannot be understood.
 pub fn start(format: LogFormat, level: &str) -> Result<(), LogLevelError> {
-    let filter = EnvFilter::try_new(level).map_err(|_| LogLevelError(level.to_owned()))?;
+    // The netlink library warns of each message that comes after nobody listens any more.
+    let filter = EnvFilter::try_new(format!("netlink_proto=error,{level}"))
+        .map_err(|_| LogLevelError(level.to_owned()))?;
     let terminal =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder =

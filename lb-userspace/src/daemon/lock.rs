@@ -1,8 +1,8 @@
-//! One daemon at a time: for a run directory, and for an interface.
+//! One daemon at a time: for a run directory, for an interface, and for pinned tables.
 //!
 //! The locks are `flock`s on files, so they end with the process however it ends. Those of interfaces
-//! are in a directory that all run directories share, by network namespace and interface index, since
-//! two daemons with different run directories would fight over one interface.
+//! and of pinned tables are in a directory that all run directories share, since two daemons with
+//! different run directories would fight over them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,10 +13,14 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
+/// Directory of the locks that all daemons of a host share.
+const SHARED: &str = "/run/lock/lobby";
+
 /// Held by a daemon while it runs.
 #[derive(Debug)]
 pub struct Lock {
-    file: Flock<File>,
+    /// Held until dropped.
+    _file: Flock<File>,
     path: PathBuf,
 }
 
@@ -55,19 +59,30 @@ impl Lock {
     /// # Errors
     /// When another process has it, or the file cannot be made.
     pub fn interface(name: &str, index: u32) -> Result<Self, LockError> {
-        let directory = Path::new("/run/lock/lobby");
-        let failed = |source| LockError::File { path: directory.to_owned(), source };
-        std::fs::create_dir_all(directory).map_err(failed)?;
-        let namespace = std::fs::metadata("/proc/self/ns/net").map_err(failed)?.ino();
-        Self::take(directory.join(format!("{namespace}-{index}")), format!("the interface {name}"))
+        let own = Path::new("/proc/self/ns/net");
+        let namespace =
+            std::fs::metadata(own).map_err(|source| LockError::File { path: own.into(), source })?.ino();
+        Self::shared(&format!("interface-{namespace}-{index}"), format!("the interface {name}"))
     }
 
-    /// Frees the lock and removes its file.
-    pub fn remove(self) {
-        // While it is still held, so that nobody's fresh file is removed. If it cannot be removed an
-        // empty file stays, which hinders nobody.
-        _ = std::fs::remove_file(&self.path);
-        drop(self.file);
+    /// Locks what is pinned in a BPF file system, which must be there.
+    ///
+    /// # Errors
+    /// When another process has it, or the file cannot be made.
+    pub fn pins(bpffs: &Path) -> Result<Self, LockError> {
+        let found =
+            std::fs::metadata(bpffs).map_err(|source| LockError::File { path: bpffs.into(), source })?;
+        Self::shared(
+            &format!("pins-{}-{}", found.dev(), found.ino()),
+            format!("the tables pinned below {}", bpffs.display()),
+        )
+    }
+
+    fn shared(name: &str, what: String) -> Result<Self, LockError> {
+        let directory = Path::new(SHARED);
+        std::fs::create_dir_all(directory)
+            .map_err(|source| LockError::File { path: directory.into(), source })?;
+        Self::take(directory.join(name), what)
     }
 
     fn take(path: PathBuf, what: String) -> Result<Self, LockError> {
@@ -101,9 +116,21 @@ impl Lock {
                 .and_then(|()| file.rewind())
                 .and_then(|()| writeln!(file, "{}", std::process::id()));
             return match written {
-                Ok(()) => Ok(Self { file, path }),
+                Ok(()) => Ok(Self { _file: file, path }),
                 Err(source) => Err(LockError::File { path, source }),
             };
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still held, so that nobody's fresh file is removed. If it cannot be removed a file
+        // stays, which hinders nobody.
+        _ = std::fs::remove_file(&self.path);
+        // The shared directory goes with its last file; a run directory is its owner's to remove.
+        if let Some(directory) = self.path.parent().filter(|directory| *directory == Path::new(SHARED)) {
+            _ = std::fs::remove_dir(directory);
         }
     }
 }
@@ -120,8 +147,6 @@ mod tests {
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
         assert!(error.contains("lb status"), "{error}");
         drop(lock);
-        let lock = Lock::run_dir(directory.path()).unwrap();
-        lock.remove();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         Lock::run_dir(directory.path()).unwrap();
     }

@@ -2,7 +2,7 @@
 //! message; whoever has finished something, too.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -67,6 +67,8 @@ pub(super) struct Daemon<P> {
     pub(super) last_census: Duration,
     /// Why an interface of the document is not attached.
     pub(super) unattached: Option<String>,
+    /// The interfaces that are attached, by name; `None`: not known.
+    pub(super) attached: Option<BTreeMap<String, u32>>,
 }
 
 /// How the loop ended.
@@ -191,7 +193,6 @@ impl<P: Plane> Daemon<P> {
         if self.core.answer(answer, self.clock.now()) {
             self.settle();
         }
-        // Others that have come in meanwhile are heard before the next plan.
     }
 
     /// Brings the tables up to date. What fails is logged, shown as an alarm, and tried again with the
@@ -245,26 +246,13 @@ impl<P: Plane> Daemon<P> {
         let names = loaded.document.config.interfaces.iter();
         let there = names.filter_map(|name| self.core.around().link(name));
         let wanted: BTreeMap<String, u32> = there.map(|link| (link.name.clone(), link.index)).collect();
-        if wanted.values().copied().collect::<BTreeSet<_>>() == self.locks.keys().copied().collect() {
+        if self.attached.as_ref() == Some(&wanted) {
             return Ok(());
         }
-        for (name, &index) in &wanted {
-            if let std::collections::btree_map::Entry::Vacant(place) = self.locks.entry(index) {
-                place.insert(Lock::interface(name, index).map_err(|error: LockError| error.to_string())?);
-            }
-        }
+        lock_interfaces(&wanted, &mut self.locks).map_err(|error| error.to_string())?;
         let attached = self.core.plane_mut().attach(&wanted);
-        for index in self
-            .locks
-            .keys()
-            .copied()
-            .filter(|index| !wanted.values().any(|i| i == index))
-            .collect::<Vec<_>>()
-        {
-            if let Some(lock) = self.locks.remove(&index) {
-                lock.remove();
-            }
-        }
+        self.attached = attached.is_ok().then(|| wanted.clone());
+        self.locks.retain(|index, _| wanted.values().any(|wanted| wanted == index));
         for notice in attached? {
             if notice.native {
                 info!(interface = notice.interface, "attached, native");
@@ -280,7 +268,7 @@ impl<P: Plane> Daemon<P> {
     }
 
     /// Whether the document's interfaces are attached, those that are there.
-    pub(super) fn attached(&self) -> Result<(), String> {
+    pub(super) fn is_attached(&self) -> Result<(), String> {
         self.unattached.clone().map_or(Ok(()), Err)
     }
 
@@ -470,6 +458,19 @@ impl<P: Plane> Daemon<P> {
     }
 }
 
+/// Locks interfaces (name and index) that are not locked yet.
+pub(super) fn lock_interfaces(
+    wanted: &BTreeMap<String, u32>,
+    locks: &mut BTreeMap<u32, Lock>,
+) -> Result<(), LockError> {
+    for (name, &index) in wanted {
+        if let Entry::Vacant(place) = locks.entry(index) {
+            place.insert(Lock::interface(name, index)?);
+        }
+    }
+    Ok(())
+}
+
 /// An error of the document with the file's name before each complaint.
 pub(super) fn located(path: &std::path::Path, error: &ReloadError) -> String {
     match error {
@@ -482,6 +483,7 @@ pub(super) fn located(path: &std::path::Path, error: &ReloadError) -> String {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn refused(error: DocumentError) -> RequestError {
     match error {
         DocumentError::ReadOnly { .. } => RequestError::ReadOnly(error.to_string()),

@@ -9,7 +9,7 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -27,6 +27,8 @@ pub struct Watch {
     pub surroundings: watch::Receiver<Arc<Surroundings>>,
     /// The neighbours that the kernel was told to keep resolved.
     pub kept: watch::Receiver<BTreeSet<(u32, IpAddr)>>,
+    /// The task.
+    pub follower: JoinHandle<()>,
 }
 
 /// Looks once, then starts a task that follows until `stop`. `kept` are the neighbours that an earlier
@@ -57,8 +59,8 @@ pub async fn start(
     let (surroundings_in, surroundings_out) = watch::channel(Arc::new(surroundings));
     let (kept_in, kept_out) = watch::channel(kept);
     let follower = Follower { netlink, targets: targets_out, surroundings: surroundings_in, kept: kept_in };
-    tokio::spawn(follower.run(messages.map(|(message, _)| Changed::of(&message)), stop));
-    Ok(Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out })
+    let follower = tokio::spawn(follower.run(messages.map(|(message, _)| Changed::of(&message)), stop));
+    Ok(Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out, follower })
 }
 
 /// How much must be looked at again.
@@ -147,23 +149,19 @@ impl Follower {
     /// Tells the kernel which neighbours to keep resolved, and which no longer.
     async fn keep_neighbours(&self) {
         let wanted = wanted_neighbours(&self.surroundings.borrow());
-        let mut kept = self.kept.borrow().clone();
-        for &(interface, address) in wanted.difference(&kept.clone()) {
+        let kept = self.kept.borrow().clone();
+        // Each is noted at once: whoever ends this task must know all that is to be released.
+        for &(interface, address) in wanted.difference(&kept) {
             match self.netlink.keep_resolved(interface, address).await {
-                Ok(()) => _ = kept.insert((interface, address)),
+                Ok(()) => self.kept.send_modify(|kept| _ = kept.insert((interface, address))),
                 Err(error) => warn!("{error}; its packets wait until something else makes the kernel ask"),
             }
         }
-        for &(interface, address) in kept.clone().difference(&wanted) {
+        for &(interface, address) in kept.difference(&wanted) {
             match self.netlink.release(interface, address).await {
-                Ok(()) => _ = kept.remove(&(interface, address)),
+                Ok(()) => self.kept.send_modify(|kept| _ = kept.remove(&(interface, address))),
                 Err(error) => warn!("{error}"),
             }
         }
-        self.kept.send_if_modified(|before| {
-            let modified = *before != kept;
-            *before = kept;
-            modified
-        });
     }
 }
