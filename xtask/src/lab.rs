@@ -48,12 +48,13 @@ pub const SKIPPED_VARIABLE: &str = "LOBBY_SKIPPED_TESTS";
 ///
 /// When it cannot, and `CI` is `true`: there, what is not tested is not known to work.
 pub fn possible(test: &str) -> bool {
+    use std::io::Write as _;
     let Err(error) = Namespace::new("probe") else { return true };
     let reason = format!("{test}: no network namespaces without root's rights ({error:#})");
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{reason}");
-    eprintln!("skipped: {reason}");
+    // Not by eprintln, which the test runner keeps to itself.
+    let _ = writeln!(std::io::stderr(), "skipped: {reason}");
     if let Some(list) = std::env::var_os(SKIPPED_VARIABLE) {
-        use std::io::Write as _;
         let file = std::fs::File::options().append(true).create(true).open(list);
         // The line above has told it already.
         let _ = file.and_then(|mut file| writeln!(file, "{reason}"));
