@@ -133,7 +133,9 @@ fn a_next_hop_is_resolved_and_followed() {
 #[test]
 #[ignore = "needs root"]
 fn addresses_are_put_and_taken_away_again_and_nothing_else_is() {
-    in_namespace(|_peer| async {
+    in_namespace(|peer| async move {
+        // The peer's namespace, and with it the pair, lasts as long as this.
+        let _peer = peer;
         let netlink = Netlink::open().unwrap();
         let none = BTreeSet::new();
         let before = netlink.survey(&none).await.unwrap();
