@@ -58,7 +58,9 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     }
     if !root::is_root() {
         let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-        arguments.push("--built".into());
+        if !options.built {
+            arguments.push("--built".into());
+        }
         return root::myself("for network namespaces and XDP programs", &arguments);
     }
     let directory = tempfile::Builder::new().prefix("lobby-demo-").tempdir()?;
