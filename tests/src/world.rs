@@ -1,0 +1,270 @@
+//! Tables with one of everything that a packet can meet, made by the same operations that a plan is made
+//! of.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::abi::{Action, NO_BACKEND};
+use lb_userspace::{
+    dataplane::{
+        BackendEntry, Dataplane, DataplaneError, Firewall, FlowsOf, Globals, NextHop, Op, RuleSet,
+        SourceEntry, SourceRun, VipEntry,
+    },
+    model::{Idle, Limits, Listen, Network, PortRange, Protocol},
+};
+
+/// MAC address of every backend's next hop.
+pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
+/// Our MAC address towards backends.
+pub const BACK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+/// Interface that packets come in by: loopback, as `BPF_PROG_TEST_RUN` has it.
+pub const INGRESS: u32 = 1;
+/// Another interface, by which some backends are reached.
+pub const OTHER_INTERFACE: u32 = 2;
+
+/// Sizes that are soon full.
+pub const LIMITS: Limits = Limits { flows: 1024, services: 64, backends: 64, ring_pages: 64, rules: 64 };
+
+/// VIP of most services.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// VIP with services on all ports.
+pub const VIP_ALL_PORTS: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+/// VIP that is the host's own address too.
+pub const VIP_SHARED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 16);
+/// The IPv6 VIP.
+pub const VIP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10);
+
+/// Ports of services on [`VIP`] and, where the family is of no account, on [`VIP_V6`].
+pub mod port {
+    /// Maglev over three backends, TCP and UDP, both families.
+    pub const WEB: u16 = 80;
+    /// Round robin, TCP.
+    pub const TURNS: u16 = 81;
+    /// No backend, TCP and UDP.
+    pub const EMPTY: u16 = 82;
+    /// This host, TCP.
+    pub const LOCAL: u16 = 83;
+    /// 198.51.100.0/24 and 2001:db8:51::/48 allowed, 198.51.100.128/25 and 2001:db8:51:8000::/49 denied, and
+    /// all others.
+    pub const FIREWALL: u16 = 84;
+    /// Its backend's flows can be cut ([`super::set_flows`]), TCP and UDP.
+    pub const CUT: u16 = 85;
+    /// No next hop, TCP.
+    pub const UNREACHABLE: u16 = 86;
+    /// Backends with four source ports between them, UDP.
+    pub const FEW_PORTS: u16 = 87;
+    /// A ring whose pages do not exist, TCP.
+    pub const BROKEN: u16 = 88;
+    /// Its backend is reached by another interface, TCP.
+    pub const ELSEWHERE: u16 = 89;
+}
+
+/// Source ports of most backends.
+pub const PORTS: PortRange = PortRange { low: 20000, high: 20999 };
+
+const SOURCE_V4: u32 = 0;
+const SOURCE_V6: u32 = 2;
+const SOURCE_FEW: u32 = 3;
+
+/// Address of the backends' network.
+pub fn backend_v4(last: u8) -> IpAddr {
+    Ipv4Addr::new(10, 2, 0, last).into()
+}
+
+/// Address of the backends' network.
+pub fn backend_v6(last: u16) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, last).into()
+}
+
+/// The way to a backend.
+pub fn next_hop(interface: u32) -> NextHop {
+    NextHop { interface, own_mac: BACK_MAC, mac: BACKEND_MAC }
+}
+
+/// Fills empty tables, and gives back the backends of the services on [`port::CUT`]. Time-outs are short
+/// enough to pass within a test.
+///
+/// # Errors
+/// When the tables cannot be written.
+pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, DataplaneError> {
+    set_globals(plane, 100_000)?;
+    plane.apply(&Op::SetInterface { index: OTHER_INTERFACE, mac: BACK_MAC })?;
+    let sources = [
+        (SOURCE_V4, IpAddr::from([10, 2, 0, 1]), PORTS),
+        (SOURCE_V4 + 1, IpAddr::from([10, 2, 0, 2]), PORTS),
+        (SOURCE_V6, backend_v6(1), PORTS),
+        (SOURCE_FEW, IpAddr::from([10, 2, 0, 3]), PortRange { low: 20000, high: 20003 }),
+    ];
+    for (index, address, ports) in sources {
+        plane.apply(&Op::WriteSource { index, source: SourceEntry { address, ports } })?;
+    }
+    let mut rules = RuleSet::new();
+    for (text, prefix, action) in [
+        ("198.51.100.0", 24, Action::Allow),
+        ("198.51.100.128", 25, Action::Deny),
+        ("2001:db8:51::", 48, Action::Allow),
+        ("2001:db8:51:8000::", 49, Action::Deny),
+    ] {
+        let address = text.parse().expect("an address");
+        rules.insert(Network { address, prefix }, action);
+    }
+    plane.apply(&Op::WriteRules { set: 1, rules })?;
+
+    let mut cut = Vec::new();
+    let mut builder = Builder { plane, services: 0, backends: 0, pages: 0 };
+    let (v4, v6) = (IpAddr::from(VIP), IpAddr::from(VIP_V6));
+    let three_v4: Vec<_> = (11..14).map(|last| remote(backend_v4(last), Some(8080))).collect();
+    let three_v6: Vec<_> = (11..14).map(|last| remote(backend_v6(last), Some(8080))).collect();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
+            builder.service(listen(vip, port::WEB, protocol), three)?;
+            builder.service(listen(vip, port::EMPTY, protocol), &[])?;
+            let firewall = builder.service(listen(vip, port::FIREWALL, protocol), three)?;
+            let rules = Firewall { rule_set: Some(1), deny_others: true };
+            builder.plane.apply(&Op::SwitchFirewall { service: firewall, firewall: rules })?;
+            let index = builder.backends;
+            let service = builder.service(listen(vip, port::CUT, protocol), &three[..1])?;
+            cut.push((index, BackendEntry { service, ..three[0].clone() }));
+        }
+        let few = BackendEntry {
+            sources: SourceRun { first: SOURCE_FEW, count: 1 },
+            ..remote(backend_v4(20), Some(5353))
+        };
+        builder.service(listen(v4, port::FEW_PORTS, protocol), &[few])?;
+        let all = Listen { address: VIP_ALL_PORTS.into(), port: None, protocol };
+        builder.service(all, &[remote(backend_v4(15), None), remote(backend_v4(16), None)])?;
+        builder.service(listen(VIP_SHARED.into(), port::WEB, protocol), &three_v4)?;
+    }
+    for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
+        let turns = builder.service(listen(vip, port::TURNS, Protocol::Tcp), three)?;
+        builder.plane.apply(&Op::SwitchScheduler { service: turns, round_robin: true })?;
+        let local = BackendEntry { address: None, port: None, next_hop: None, ..three[0].clone() };
+        builder.service(listen(vip, port::LOCAL, Protocol::Tcp), &[local])?;
+        let unreachable = BackendEntry { next_hop: None, ..three[0].clone() };
+        builder.service(listen(vip, port::UNREACHABLE, Protocol::Tcp), &[unreachable])?;
+        let elsewhere = BackendEntry { next_hop: Some(next_hop(OTHER_INTERFACE)), ..three[0].clone() };
+        builder.service(listen(vip, port::ELSEWHERE, Protocol::Tcp), &[elsewhere])?;
+        let broken = builder.service(listen(vip, port::BROKEN, Protocol::Tcp), &[])?;
+        builder.plane.apply(&Op::SwitchRing { service: broken, first_page: 1 << 20, slots: 100 })?;
+    }
+    for (address, shared) in [(v4, false), (v6, false), (VIP_SHARED.into(), true)] {
+        builder.plane.apply(&Op::SetVip { address, vip: VipEntry { shared, ..VipEntry::default() } })?;
+    }
+    Ok(cut)
+}
+
+/// Writes what holds for all packets.
+///
+/// # Errors
+/// When the tables cannot be written.
+pub fn set_globals(plane: &mut impl Dataplane, resets_per_second: u32) -> Result<(), DataplaneError> {
+    let tick = |count: u64| Duration::from_nanos(count << lb_common::abi::Tick::SHIFT);
+    let idle = Idle {
+        half_open: tick(4),
+        established: tick(12),
+        closing: tick(6),
+        closed: tick(2),
+        udp: tick(6),
+        port_rest: tick(2),
+    };
+    plane.apply(&Op::SetGlobals(Globals {
+        hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+        idle,
+        resets_per_second,
+        same_interface_tx: true,
+    }))
+}
+
+/// Changes what becomes of the flows of the backends that [`fill`] gave back, and whether they are
+/// believed dead.
+///
+/// # Errors
+/// When the tables cannot be written.
+pub fn set_flows(
+    plane: &mut impl Dataplane,
+    backends: &[(u32, BackendEntry)],
+    flows: FlowsOf,
+    dead: bool,
+) -> Result<(), DataplaneError> {
+    for (index, backend) in backends {
+        plane.apply(&Op::WriteBackend {
+            index: *index,
+            backend: BackendEntry { flows, dead, ..backend.clone() },
+        })?;
+    }
+    Ok(())
+}
+
+fn listen(address: IpAddr, port: u16, protocol: Protocol) -> Listen {
+    Listen { address, port: Some(port), protocol }
+}
+
+fn remote(address: IpAddr, port: Option<u16>) -> BackendEntry {
+    let sources = match address {
+        IpAddr::V4(_) => SourceRun { first: SOURCE_V4, count: 2 },
+        IpAddr::V6(_) => SourceRun { first: SOURCE_V6, count: 1 },
+    };
+    BackendEntry {
+        service: 0,
+        address: Some(address),
+        port,
+        generation: 1,
+        next_hop: Some(next_hop(INGRESS)),
+        sources,
+        flows: FlowsOf::Keep,
+        dead: false,
+    }
+}
+
+/// Gives out indices.
+struct Builder<'a, D> {
+    plane: &'a mut D,
+    services: u32,
+    backends: u32,
+    pages: u32,
+}
+
+impl<D: Dataplane> Builder<'_, D> {
+    /// Makes a service of these backends; its index.
+    fn service(&mut self, listen: Listen, backends: &[BackendEntry]) -> Result<u32, DataplaneError> {
+        let service = self.services;
+        self.services += 1;
+        self.plane.apply(&Op::WriteService { index: service, listen, round_robin: false })?;
+        let first = self.backends;
+        for backend in backends {
+            let backend = BackendEntry { service, ..backend.clone() };
+            self.plane.apply(&Op::WriteBackend { index: self.backends, backend })?;
+            self.backends += 1;
+        }
+        let mut slots: Vec<u32> = (first..self.backends).cycle().take(backends.len() * 5).collect();
+        if slots.is_empty() {
+            // Both ways of having no backend: no slots, or slots without one.
+            slots = if service.is_multiple_of(2) { Vec::new() } else { vec![NO_BACKEND; 7] };
+        }
+        let first_page = self.pages;
+        self.pages += 1;
+        let count = u32::try_from(slots.len()).expect("few slots");
+        if count > 0 {
+            self.plane.apply(&Op::WritePages { first_page, slots: Arc::from(slots) })?;
+        }
+        self.plane.apply(&Op::SwitchRing { service, first_page, slots: count })?;
+        match listen.port {
+            Some(_) => self.plane.apply(&Op::SetKey { listen, service })?,
+            None => {
+                let vip = match listen.protocol {
+                    Protocol::Tcp => VipEntry { any_tcp: Some(service), ..VipEntry::default() },
+                    // The TCP service of the address was made before.
+                    Protocol::Udp => {
+                        let before = self.plane.tables()?.vips.get(&listen.address).copied();
+                        VipEntry { any_udp: Some(service), ..before.unwrap_or_default() }
+                    }
+                };
+                self.plane.apply(&Op::SetVip { address: listen.address, vip })?;
+            }
+        }
+        Ok(service)
+    }
+}

@@ -1,0 +1,436 @@
+//! The same packets through the decision on the host and through the loaded program: the same verdict, the
+//! same bytes, the same tables, over sequences in which flows are opened, answered, ended, expire and are
+//! replaced.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{self, Flow, Tick},
+    datapath::decide,
+    sim::{MemTables, SliceFrame},
+    verdict::{DropReason, ResetReason, Verdict},
+};
+use lb_userspace::dataplane::{Dataplane as _, FlowsOf, kernel::KernelDataplane};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use tests::{
+    packets::{self, Spec, flag},
+    random::Random,
+    world::{self, BACKEND_MAC, INGRESS, LIMITS, VIP, VIP_ALL_PORTS, VIP_SHARED, VIP_V6, port},
+};
+
+const PACKETS: u32 = 200_000;
+/// Packets that each verdict must have at least.
+const OFTEN: u64 = 500;
+
+/// Verdicts that one CPU and whole tables cannot provoke; they have fixtures on the host.
+fn is_out_of_reach(name: &str) -> bool {
+    name == DropReason::Race.name()
+}
+
+fn nanoseconds() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock that Linux has");
+    Duration::from(now).as_nanos() as u64
+}
+
+/// The tick, at a moment from which it lasts for ten milliseconds at least.
+fn steady_tick() -> Tick {
+    loop {
+        let now = nanoseconds();
+        let left = (1 << Tick::SHIFT) - (now & ((1 << Tick::SHIFT) - 1));
+        if left > 10_000_000 {
+            return Tick::from_ns(now);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The program and the host's copy, side by side.
+struct Both {
+    kernel: KernelDataplane,
+    host: MemTables,
+    counted: Vec<u64>,
+    /// Packets during which the tick changed: nobody can say which one the program saw.
+    unclear: u32,
+}
+
+impl Both {
+    fn new(kernel: KernelDataplane) -> Self {
+        let host = kernel.copy().expect("tables can be read");
+        let counted = kernel.verdicts().expect("counters can be read");
+        Self { kernel, host, counted, unclear: 0 }
+    }
+
+    /// The host begins anew from what the kernel has.
+    fn align(&mut self) {
+        let budget = self.host.budget.get();
+        self.host = self.kernel.copy().expect("tables can be read");
+        self.host.budget.set(budget);
+    }
+
+    /// Runs both; the verdict and the frame afterwards, if they can be compared.
+    fn run(&mut self, frame: &[u8]) -> Option<(Verdict, Vec<u8>)> {
+        let now = steady_tick();
+        let ran = self.kernel.run_once(frame).expect("the program can be run");
+        let clear = Tick::from_ns(nanoseconds()) == now;
+        let counted = self.kernel.verdicts().expect("counters can be read");
+        let before = std::mem::replace(&mut self.counted, counted);
+        if !clear {
+            self.unclear += 1;
+            self.align();
+            return None;
+        }
+        let mut mine = SliceFrame(frame.to_vec());
+        let verdict = decide(&mut mine, &self.host, INGRESS, now);
+        mine.settle(verdict);
+
+        let steps: Vec<u64> = self.counted.iter().zip(&before).map(|(now, before)| now - before).collect();
+        let mut expected = vec![0; Verdict::COUNTERS];
+        expected[verdict.counter()] = 1;
+        assert_eq!(steps, expected, "the host says {verdict:?} of {frame:02x?}");
+        assert_eq!(ran.action, action(verdict), "{verdict:?} of {frame:02x?}");
+        assert_eq!(ran.frame, mine.0, "{verdict:?} of {frame:02x?}");
+        Some((verdict, mine.0))
+    }
+
+    /// Compares what packets change in the tables.
+    fn compare_tables(&self) {
+        let kernel = self.kernel.copy().expect("tables can be read");
+        for (index, (theirs, mine)) in kernel.flows.iter().zip(&self.host.flows).enumerate() {
+            assert_eq!(format!("{theirs:?}"), format!("{mine:?}"), "flow {index}");
+        }
+        for (index, (theirs, mine)) in kernel.buckets.iter().zip(&self.host.buckets).enumerate() {
+            assert_eq!(format!("{theirs:?}"), format!("{mine:?}"), "bucket {index}");
+        }
+        assert_eq!(kernel.cursors, self.host.cursors);
+        assert_eq!(kernel.turns, self.host.turns);
+    }
+}
+
+/// What XDP is told of a verdict, on the interface that [`INGRESS`] is (`enum xdp_action`).
+fn action(verdict: Verdict) -> u32 {
+    const XDP_DROP: u32 = 1;
+    const XDP_PASS: u32 = 2;
+    const XDP_TX: u32 = 3;
+    const XDP_REDIRECT: u32 = 4;
+    match verdict {
+        Verdict::ToBackend { interface } | Verdict::ToClient { interface } if interface != INGRESS => {
+            XDP_REDIRECT
+        }
+        Verdict::ToBackend { .. } | Verdict::ToClient { .. } | Verdict::Reset { .. } => XDP_TX,
+        Verdict::Pass(_) => XDP_PASS,
+        Verdict::Drop(_) => XDP_DROP,
+    }
+}
+
+/// Makes packets: of few clients to all services, and replies to flows that there are.
+struct Maker {
+    random: Random,
+    /// Clients whose UDP flows to the same service belong into one bucket, more than it has ways.
+    crowd: Vec<(IpAddr, u16)>,
+}
+
+/// Clients as in [`Maker::crowd`]: found by opening flows in a copy of the tables.
+fn crowd(fresh: impl Fn() -> MemTables) -> Vec<(IpAddr, u16)> {
+    let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
+    for port in 1024..u16::MAX {
+        let client = (IpAddr::from([198, 51, 100, 77]), port);
+        let tables = fresh();
+        let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), self::port::WEB)).build());
+        let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
+        assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
+        let used = |bucket: &abi::Bucket| bucket.ways.iter().any(|way| way.get() != 0);
+        let bucket = tables.buckets.iter().position(used).expect("the flow is in a bucket");
+        let clients = found.entry(bucket).or_default();
+        clients.push(client);
+        if clients.len() > 2 * abi::WAYS {
+            return clients.clone();
+        }
+    }
+    panic!("no bucket is crowded")
+}
+
+impl Maker {
+    fn client(&mut self, v6: bool) -> (IpAddr, u16) {
+        let random = &mut self.random;
+        let port = 40000 + random.below(12) as u16;
+        let address = if v6 {
+            let network = random.of(&[0x51_u16, 0x51, 0x52]);
+            let half = random.of(&[0_u16, 0x8000]);
+            Ipv6Addr::new(0x2001, 0xdb8, network, half, 0, 0, 0, random.below(6) as u16).into()
+        } else {
+            let third = random.of(&[100_u8, 100, 101]);
+            Ipv4Addr::new(198, 51, third, random.of(&[1, 2, 3, 4, 129, 130])).into()
+        };
+        (address, port)
+    }
+
+    fn called(&mut self, v6: bool) -> (IpAddr, u16) {
+        let random = &mut self.random;
+        let ports = [
+            port::WEB,
+            port::WEB,
+            port::WEB,
+            port::WEB,
+            port::WEB,
+            port::WEB,
+            port::TURNS,
+            port::TURNS,
+            port::TURNS,
+            port::EMPTY,
+            port::EMPTY,
+            port::EMPTY,
+            port::EMPTY,
+            port::LOCAL,
+            port::FIREWALL,
+            port::FIREWALL,
+            port::CUT,
+            port::CUT,
+            port::CUT,
+            port::UNREACHABLE,
+            port::UNREACHABLE,
+            port::FEW_PORTS,
+            port::FEW_PORTS,
+            port::BROKEN,
+            port::ELSEWHERE,
+            port::ELSEWHERE,
+            9999,
+        ];
+        let port = random.of(&ports);
+        if v6 {
+            return (VIP_V6.into(), port);
+        }
+        match random.below(40) {
+            0..=3 => (VIP_ALL_PORTS.into(), 1000 + random.below(5) as u16),
+            4..=6 => (VIP_SHARED.into(), random.of(&[port::WEB, port::WEB, 22])),
+            7 => (Ipv4Addr::new(192, 0, 2, 1).into(), port),
+            _ => (VIP.into(), port),
+        }
+    }
+
+    fn from_client(&mut self) -> Spec {
+        if self.random.percent(5) {
+            let client = self.crowd[self.random.below(self.crowd.len() as u64) as usize];
+            return Spec::udp(client, (VIP.into(), port::WEB));
+        }
+        let v6 = self.random.percent(40);
+        let (source, destination) = (self.client(v6), self.called(v6));
+        let mut spec = if self.random.percent(65) {
+            let flags = self.random.of(&[
+                flag::SYN,
+                flag::SYN,
+                flag::SYN,
+                flag::ACK,
+                flag::ACK,
+                flag::ACK | flag::FIN,
+                flag::RST,
+                flag::SYN | flag::ACK,
+                0,
+                flag::FIN,
+            ]);
+            Spec::tcp(source, destination, flags)
+        } else {
+            Spec::udp(source, destination)
+        };
+        self.vary(&mut spec);
+        spec
+    }
+
+    /// A reply to a random flow of the table, or near one; `None` if the place that was looked at is empty.
+    fn from_backend(&mut self, host: &MemTables) -> Option<Spec> {
+        let start = self.random.below(u64::from(LIMITS.flows)) as usize;
+        let flow = host
+            .flows
+            .iter()
+            .cycle()
+            .skip(start)
+            .take(64)
+            .find(|flow| flow.guard.get() & 3 == Flow::LIVE && flow.flags.get() & Flow::LOCAL == 0)?;
+        let flags = flow.flags.get();
+        let backend = &host.backends[flow.backend[0].get() as usize];
+        let source = &host.sources[flow.source.get() as usize];
+        let address =
+            |words: &[lb_common::shared::Shared<u64>; 2]| abi::ip_addr([words[0].get(), words[1].get()]);
+        let port = |raw: u16| u16::from_be(raw);
+        let backend_port = if backend.port.get() == 0 { flow.ports[1].get() } else { backend.port.get() };
+        let mut from = (address(&backend.address), port(backend_port));
+        let mut to = (address(&source.address), port(flow.ports[2].get()));
+        match self.random.below(25) {
+            0 => from.1 ^= 1,
+            1 => to.1 ^= 1,
+            _ => {}
+        }
+        if from.0.is_ipv4() != to.0.is_ipv4() {
+            return None;
+        }
+        let mut spec = if flags & Flow::UDP != 0 {
+            Spec::udp(from, to)
+        } else {
+            let flags = self.random.of(&[
+                flag::SYN | flag::ACK,
+                flag::SYN | flag::ACK,
+                flag::ACK,
+                flag::ACK,
+                flag::ACK | flag::FIN,
+                flag::RST,
+            ]);
+            Spec::tcp(from, to, flags)
+        };
+        spec.mac = BACKEND_MAC;
+        self.vary(&mut spec);
+        if self.random.percent(70) {
+            spec.vlan = (flow.flags.get() & Flow::TAGGED != 0).then_some(200);
+        }
+        Some(spec)
+    }
+
+    fn vary(&mut self, spec: &mut Spec) {
+        let random = &mut self.random;
+        spec.numbers =
+            (random.next() as u32, if spec.tcp.is_some_and(|f| f & flag::ACK != 0) { 7 } else { 0 });
+        let length = random.below(60) as usize;
+        spec.payload = (0..length).map(|_| random.next() as u8).collect();
+        if random.percent(10) {
+            spec.vlan = Some(100 + random.below(3) as u16);
+        }
+        if random.percent(10) {
+            spec.options =
+                if spec.source.0.is_ipv4() { 4 * random.below(11) as u8 } else { random.below(4) as u8 };
+        }
+        if random.percent(3) {
+            spec.ttl = random.below(3) as u8;
+        }
+        spec.no_checksum = random.percent(20);
+    }
+
+    /// Damages a frame.
+    fn spoil(&mut self, frame: &mut Vec<u8>) {
+        let random = &mut self.random;
+        let l3 = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
+        match random.below(12) {
+            0 => frame.truncate(14 + random.below(frame.len() as u64 - 13) as usize),
+            // The network header: version, lengths, fragment bits, protocol.
+            1 | 2 if frame.len() > l3 + 10 => {
+                let at = l3 + random.below(10) as usize;
+                frame[at] = random.next() as u8;
+            }
+            3 if frame.len() > l3 + 10 && frame[l3] >> 4 == 4 => {
+                // The first fragment, or a later one.
+                frame[l3 + 6] = random.of(&[0x20, 0x20, 0x00]);
+                frame[l3 + 7] = random.of(&[0x00, 0x00, 0x10]);
+            }
+            4 | 9 | 10 if frame.len() > l3 + 10 => {
+                let protocol = random.of(&[1_u8, 58, 1, 58, 47, 132, 44, 43, 0, 60]);
+                let at = if frame[l3] >> 4 == 4 { l3 + 9 } else { l3 + 6 };
+                frame[at] = protocol;
+            }
+            5 => frame[0] |= 1,
+            6 => {
+                frame[12] = random.next() as u8;
+                frame[13] = random.next() as u8;
+            }
+            7 | 8 if frame.len() > l3 + 33 => {
+                // Version or header length; data offset of TCP, or a part of the length of UDP.
+                let udp = frame[l3 + 9] == abi::UDP;
+                let at = random.of(&[l3, l3 + if udp { 24 } else { 32 }]);
+                frame[at] = random.of(&[0x41, 0x35, 0x10, 0xf0]);
+            }
+            _ => {
+                let at = random.below(frame.len() as u64) as usize;
+                frame[at] ^= 1 << random.below(8);
+            }
+        }
+    }
+}
+
+#[test]
+fn host_and_kernel_decide_alike() {
+    if !xtask::lab::possible("host_and_kernel_decide_alike") {
+        return;
+    }
+    // Budgets and counters are per CPU.
+    let mut cpus = CpuSet::new();
+    cpus.set(0).expect("a first CPU");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("this thread may choose its CPU");
+    let seed = Random::seed(20_261_123);
+    println!("seed {seed}");
+
+    let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
+    let cut = world::fill(&mut kernel).expect("the tables can be filled");
+    let mut both = Both::new(kernel);
+    let fresh = || both.kernel.copy().expect("tables can be read");
+    let mut maker = Maker { random: Random::new(seed), crowd: crowd(fresh) };
+    let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
+    let (mut compared, mut rewritten) = (0_u64, 0_u64);
+
+    for number in 0..PACKETS {
+        if number % 500 == 0 {
+            both.compare_tables();
+            let flows = maker.random.of(&[FlowsOf::Keep, FlowsOf::Cut, FlowsOf::Forget, FlowsOf::Keep]);
+            let dead = maker.random.percent(30);
+            world::set_flows(&mut both.kernel, &cut, flows, dead).expect("backends can be written");
+            // Seldom enough for all, or hardly any.
+            let resets = maker.random.of(&[3, 100_000, 100_000, 100_000, 100_000, 100_000, 100_000, 100_000]);
+            world::set_globals(&mut both.kernel, resets).expect("the configuration can be written");
+            both.align();
+        }
+        let reply = if maker.random.percent(58) { maker.from_backend(&both.host) } else { None };
+        let spec = reply.unwrap_or_else(|| maker.from_client());
+        let mut frame = spec.build();
+        let spoiled = maker.random.percent(13);
+        if spoiled {
+            maker.spoil(&mut frame);
+        }
+        let Some((verdict, out)) = both.run(&frame) else { continue };
+        compared += 1;
+        *tally.entry(verdict.name()).or_default() += 1;
+        if let Verdict::ToBackend { .. } | Verdict::ToClient { .. } | Verdict::Reset { .. } = verdict {
+            rewritten += 1;
+            if !spoiled {
+                check(&spec, verdict, &out);
+            }
+        }
+    }
+    both.compare_tables();
+    println!("{compared} packets alike, {} unclear, {rewritten} rewritten: {tally:#?}", both.unclear);
+    assert!(compared >= 100_000, "{compared} packets compared");
+    assert!(rewritten * 100 >= compared * 60, "{rewritten} of {compared} reached a rewrite");
+    let seldom: Vec<_> = Verdict::names()
+        .filter(|name| !is_out_of_reach(name) && tally.get(name).copied().unwrap_or(0) < OFTEN)
+        .map(|name| (name, tally.get(name).copied().unwrap_or(0)))
+        .collect();
+    assert!(seldom.is_empty(), "met less than {OFTEN} times: {seldom:?}");
+}
+
+/// An independent look at what became of an undamaged packet.
+fn check(spec: &Spec, verdict: Verdict, out: &[u8]) {
+    let seen = packets::read(out).expect("a packet like the one before");
+    assert!(seen.checksums, "{spec:?} became {seen:?}");
+    match verdict {
+        Verdict::ToBackend { .. } => {
+            assert_eq!((seen.payload, seen.tcp, seen.ttl), (spec.payload.clone(), spec.tcp, spec.ttl - 1));
+            assert_eq!(seen.macs, (world::BACK_MAC, BACKEND_MAC));
+            assert!((world::PORTS.low..=world::PORTS.high).contains(&seen.source.1));
+        }
+        Verdict::ToClient { .. } => {
+            assert_eq!((seen.payload, seen.tcp, seen.ttl), (spec.payload.clone(), spec.tcp, spec.ttl - 1));
+        }
+        Verdict::Reset { reason, .. } => {
+            assert!(seen.tcp.is_some_and(|flags| flags & flag::RST != 0), "{seen:?}");
+            assert_eq!((seen.source, seen.destination), (spec.destination, spec.source));
+            if reason == ResetReason::NoBackend {
+                // RFC 9293 section 3.10.7.1: without ACK, the sequence number is zero and SYN counts.
+                let length = u32::try_from(spec.payload.len()).expect("short") + 1;
+                assert_eq!(seen.numbers, (0, spec.numbers.0.wrapping_add(length)));
+            }
+        }
+        Verdict::Pass(_) | Verdict::Drop(_) => {}
+    }
+}
