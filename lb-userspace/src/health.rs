@@ -17,7 +17,7 @@ use std::{
 
 pub use self::{machine::Health, schedule::Schedule};
 use crate::{
-    dataplane::{FlowsOf, Tables},
+    dataplane::{BackendEntry, FlowsOf, Tables},
     model::{BackendAddress, Config},
 };
 
@@ -129,6 +129,10 @@ pub enum Event {
 pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
     let by_listen: BTreeMap<_, _> =
         tables.services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
+    let mut by_service: BTreeMap<u32, Vec<(u32, &BackendEntry)>> = BTreeMap::new();
+    for (&index, entry) in &tables.backends {
+        by_service.entry(entry.service).or_default().push((index, entry));
+    }
     let mut verdicts = Verdicts::new();
     for service in config.services.values() {
         let Some((index, pool)) = by_listen.get(&service.listen).zip(config.pools.get(&service.pool)) else {
@@ -140,12 +144,24 @@ pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
             .map(|entry| entry.ring.slots.iter().copied().collect())
             .unwrap_or_default();
         let of_pool = verdicts.entry(service.pool.clone()).or_default();
-        for (number, entry) in tables.backends.iter().filter(|(_, entry)| entry.service == *index) {
-            let address =
-                entry.address.map_or(BackendAddress::Local, |ip| BackendAddress::Remote(ip, entry.port));
-            if pool.backends.iter().any(|backend| backend.address == address) {
+        let entries: BTreeMap<_, _> = by_service
+            .get(index)
+            .into_iter()
+            .flatten()
+            .map(|&(number, entry)| ((entry.address, entry.port), (number, entry)))
+            .collect();
+        for backend in &pool.backends {
+            let identity = match backend.address {
+                BackendAddress::Local => (None, None),
+                BackendAddress::Remote(ip, port) => (Some(ip), port),
+            };
+            if let Some((number, entry)) = entries.get(&identity) {
                 let usable = led.contains(number);
-                of_pool.entry(address).or_insert(Verdict { usable, dead: entry.dead, flows: entry.flows });
+                of_pool.entry(backend.address).or_insert(Verdict {
+                    usable,
+                    dead: entry.dead,
+                    flows: entry.flows,
+                });
             }
         }
     }

@@ -35,11 +35,12 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             }
         }
     }
+    let used: BTreeSet<&String> = config.services.values().map(|service| &service.pool).collect();
     for (name, pool) in &config.pools {
         for backend in &pool.backends {
             not_a_vip(name, backend, &vips, places, sink);
         }
-        if config.services.values().all(|service| service.pool != *name) {
+        if !used.contains(name) {
             let message = format!("no service uses pool \"{name}\"");
             sink.complaints.push(places.pool(name).warning(message, "name it in a service, or remove it"));
         }
