@@ -171,7 +171,6 @@ async fn start<P: Plane>(
         clock,
         last_seen: text.clone(),
         last_census: std::time::Duration::ZERO,
-        unattached: None,
         attached: None,
     };
     let listener = match begin(&mut daemon, &text, &options.run_dir).await {
@@ -227,7 +226,9 @@ async fn begin<P: Plane>(
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
     daemon.load(text).await.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
-    daemon.is_attached().map_err(|why| anyhow::anyhow!(why))?;
+    if let Some(why) = daemon.core.unattached() {
+        anyhow::bail!("{why}");
+    }
     api::listen(run_dir).with_context(|| format!("cannot listen in {}", run_dir.display()))
 }
 

@@ -1,13 +1,10 @@
 //! Netlink in network namespaces of the tests' own. They need root: `cargo test -p lb-userspace --test
 //! netlink -- --ignored`.
 
-use std::{
-    collections::BTreeSet,
-    net::IpAddr,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+#[path = "support/namespace.rs"]
+mod namespace;
+
+use std::{collections::BTreeSet, net::IpAddr, process::Command, sync::Arc, time::Duration};
 
 use lb_userspace::{
     addresses,
@@ -17,64 +14,15 @@ use lb_userspace::{
         watch,
     },
 };
-use nix::sched::{CloneFlags, unshare};
+use namespace::{Peer, ip};
 use tokio_util::sync::CancellationToken;
 
-/// Runs `test` in a thread with a new network namespace: `lb0` (10.7.0.1/24, 2001:db8:7::1/64) is joined
-/// to `peer`, which lives in a namespace of its own and has the .2 and ::2, MAC 02:00:00:00:00:02.
-fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(Peer) -> F + Send + 'static) {
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("needs root");
-        // Holds the peer's namespace open until it is dropped.
-        let holder = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
-        let peer = Peer { holder };
-        ip("link set lo up");
-        ip("link add lb0 type veth peer name peer");
-        // The holder leaves our namespace some time after its start.
-        let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
-        while std::fs::read_link(format!("/proc/{}/ns/net", peer.holder.id())).unwrap() == own {
-            std::thread::yield_now();
-        }
-        ip(&format!("link set peer netns {}", peer.holder.id()));
-        ip("address add 10.7.0.1/24 dev lb0");
-        ip("address add 2001:db8:7::1/64 dev lb0 nodad");
-        ip("link set lb0 up");
-        peer.ip("link set peer address 02:00:00:00:00:02");
-        peer.ip("address add 10.7.0.2/24 dev peer");
-        peer.ip("address add 2001:db8:7::2/64 dev peer nodad");
-        peer.ip("link set peer up");
+/// Runs `test` on a runtime in a namespace.
+fn in_namespace<F: Future<Output = ()>>(test: impl FnOnce(&Peer) -> F + Send + 'static) {
+    namespace::in_namespace(move |peer| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), test(peer)).await.unwrap() });
     });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-struct Peer {
-    holder: std::process::Child,
-}
-
-impl Peer {
-    fn ip(&self, arguments: &str) {
-        let pid = self.holder.id().to_string();
-        run(Command::new("nsenter").args(["--net", "-t", &pid, "ip"]).args(arguments.split(' ')));
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        drop(self.holder.stdin.take());
-        _ = self.holder.wait();
-    }
-}
-
-fn ip(arguments: &str) {
-    run(Command::new("ip").args(arguments.split(' ')));
-}
-
-fn run(command: &mut Command) {
-    assert!(command.status().unwrap().success(), "{command:?}");
 }
 
 fn address(text: &str) -> IpAddr {
@@ -88,7 +36,7 @@ async fn until(watch: &mut watch::Watch, what: impl Fn(&Surroundings) -> bool) -
 #[test]
 #[ignore = "needs root"]
 fn a_next_hop_is_resolved_and_followed() {
-    in_namespace(|peer| async move {
+    in_namespace(|_| async {
         let netlink = Netlink::open().unwrap();
         let targets: BTreeSet<_> =
             [address("10.7.0.2"), address("2001:db8:7::2"), address("192.0.2.9")].into();
@@ -112,8 +60,7 @@ fn a_next_hop_is_resolved_and_followed() {
         let s = until(&mut watch, |s| s.next_hop(address("192.0.2.9")).is_ok()).await;
         assert_eq!(s.next_hop(address("192.0.2.9")).unwrap(), hop);
 
-        // The neighbour gets another MAC address and says so by asking for us.
-        peer.ip("link set peer address 02:00:00:00:00:03");
+        // The neighbour gets another MAC address.
         ip("neigh change 10.7.0.2 lladdr 02:00:00:00:00:03 dev lb0 nud reachable");
         until(&mut watch, |s| s.next_hop(address("10.7.0.2")).is_ok_and(|hop| hop.mac == [2, 0, 0, 0, 0, 3]))
             .await;
@@ -133,9 +80,7 @@ fn a_next_hop_is_resolved_and_followed() {
 #[test]
 #[ignore = "needs root"]
 fn addresses_are_put_and_taken_away_again_and_nothing_else_is() {
-    in_namespace(|peer| async move {
-        // The peer's namespace, and with it the pair, lasts as long as this.
-        let _peer = peer;
+    in_namespace(|_| async {
         let netlink = Netlink::open().unwrap();
         let none = BTreeSet::new();
         let before = netlink.survey(&none).await.unwrap();

@@ -28,6 +28,9 @@ use crate::{
     probe::Answer,
 };
 
+/// How many alarms of one kind are worth reading.
+const ALARMS_OF_A_KIND: usize = 10;
+
 /// A document in force.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -96,6 +99,12 @@ pub struct Core<D> {
     refusals: u64,
     /// The last attempt to settle did not succeed.
     unsettled: Option<String>,
+    /// An interface of the document is not attached.
+    unattached: Option<String>,
+    /// Somebody waits for flows to end; found out whenever tables or health change.
+    wants_census: bool,
+    /// The second for which time was last passed on.
+    passed: u64,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -123,6 +132,9 @@ impl<D: Dataplane> Core<D> {
             reloads: 0,
             refusals: 0,
             unsettled: None,
+            unattached: None,
+            wants_census: false,
+            passed: 0,
         })
     }
 }
@@ -231,6 +243,18 @@ impl<D: Dataplane> Core<D> {
         self.read_only = why;
     }
 
+    /// Remembers whether an interface of the document is not attached, and why; says whether that is new.
+    pub fn set_unattached(&mut self, why: Option<String>) -> bool {
+        let new = self.unattached != why;
+        self.unattached = why;
+        new
+    }
+
+    /// Why an interface of the document is not attached.
+    pub fn unattached(&self) -> Option<&str> {
+        self.unattached.as_deref()
+    }
+
     /// The surroundings have changed.
     pub fn set_around(&mut self, around: Arc<Surroundings>) {
         self.ways = self.loaded.as_ref().map(|l| Ways::of(&l.document.config, &around)).unwrap_or_default();
@@ -261,6 +285,11 @@ impl<D: Dataplane> Core<D> {
 
     /// Time has passed: deadlines of drains may have. Says whether the tables must change.
     pub fn pass_time(&mut self, now: Now) -> bool {
+        // Deadlines are whole seconds: once for each is enough.
+        if self.passed == now.epoch {
+            return false;
+        }
+        self.passed = now.epoch;
         tell(&self.health.pass_time(now))
     }
 
@@ -281,6 +310,7 @@ impl<D: Dataplane> Core<D> {
     pub fn settle(&mut self) -> Result<usize, SettleError> {
         let outcome = self.try_settle();
         self.unsettled = outcome.as_ref().err().map(ToString::to_string);
+        self.wants_census = self.is_census_wanted();
         outcome
     }
 
@@ -327,6 +357,10 @@ impl<D: Dataplane> Core<D> {
 
     /// Whether [`Core::census`] could change anything: a backend drains, or is gone from the document.
     pub fn wants_census(&self) -> bool {
+        self.wants_census
+    }
+
+    fn is_census_wanted(&self) -> bool {
         self.health.states().any(|(_, _, state)| state == State::Draining) || !self.gone().is_empty()
     }
 
@@ -355,6 +389,7 @@ impl<D: Dataplane> Core<D> {
         for (key, flows) in left {
             changed |= tell(&self.health.note_connections(&key, flows, now));
         }
+        self.wants_census = self.is_census_wanted();
         Ok(changed)
     }
 }
@@ -399,6 +434,7 @@ impl<D: Dataplane> Core<D> {
         if let Some(why) = &self.unsettled {
             alarms.push(format!("the tables are not as they should be: {why}"));
         }
+        alarms.extend(self.unattached.clone());
         let Some(loaded) = &self.loaded else { return alarms };
         let config = &loaded.document.config;
         if config.settings.limits != self.tables.limits {
@@ -416,7 +452,10 @@ impl<D: Dataplane> Core<D> {
         for (name, kept) in self.health.all_failed() {
             alarms.push(all_failed(name, kept.len()));
         }
-        alarms.extend(self.ways.none.values().cloned());
+        alarms.extend(self.ways.none.values().take(ALARMS_OF_A_KIND).cloned());
+        if let Some(more) = self.ways.none.len().checked_sub(ALARMS_OF_A_KIND).filter(|more| *more > 0) {
+            alarms.push(format!("{more} more backends have no next hop; `lb backend list` shows all"));
+        }
         alarms
     }
 

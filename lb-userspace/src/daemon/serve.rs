@@ -65,8 +65,6 @@ pub(super) struct Daemon<P> {
     /// The text of the file when it was last looked at, in force or not.
     pub(super) last_seen: String,
     pub(super) last_census: Duration,
-    /// Why an interface of the document is not attached.
-    pub(super) unattached: Option<String>,
     /// The interfaces that are attached, by name; `None`: not known.
     pub(super) attached: Option<BTreeMap<String, u32>>,
 }
@@ -184,13 +182,21 @@ impl<P: Plane> Daemon<P> {
         }
     }
 
-    fn probed(&mut self, answer: Answer<Key>) {
-        let shown = match &answer.outcome {
-            Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
-            Err(error) => error.to_string(),
-        };
-        debug!(pool = answer.key.pool, backend = %answer.key.backend, "probe: {shown}");
-        if self.core.answer(answer, self.clock.now()) {
+    /// Takes in an answer, and all others that are there by now: one plan for all of them.
+    fn probed(&mut self, first: Answer<Key>) {
+        let now = self.clock.now();
+        let mut changed = false;
+        let mut next = Some(first);
+        while let Some(answer) = next {
+            let shown = match &answer.outcome {
+                Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
+                Err(error) => error.to_string(),
+            };
+            debug!(pool = answer.key.pool, backend = %answer.key.backend, "probe: {shown}");
+            changed |= self.core.answer(answer, now);
+            next = self.answers.try_recv().ok();
+        }
+        if changed {
             self.settle();
         }
     }
@@ -210,11 +216,7 @@ impl<P: Plane> Daemon<P> {
         self.core.set_around(around);
         self.place_addresses().await;
         self.settle();
-        let before = self.unattached.take();
-        self.unattached = self.attach().err();
-        if let Some(why) = self.unattached.as_ref().filter(|why| before.as_ref() != Some(why)) {
-            error!("{why}");
-        }
+        self.attach();
     }
 
     /// Puts the addresses that the document wants, and takes away those that it does not.
@@ -241,7 +243,17 @@ impl<P: Plane> Daemon<P> {
     }
 
     /// Leads the packets of the document's interfaces, those that are there, to the program.
-    pub(super) fn attach(&mut self) -> Result<(), String> {
+    /// What fails is logged, shown as an alarm, and tried again with the next change of the network.
+    fn attach(&mut self) {
+        let failure = self.try_attach().err();
+        if self.core.set_unattached(failure)
+            && let Some(why) = self.core.unattached()
+        {
+            error!("{why}");
+        }
+    }
+
+    fn try_attach(&mut self) -> Result<(), String> {
         let Some(loaded) = self.core.loaded() else { return Ok(()) };
         let names = loaded.document.config.interfaces.iter();
         let there = names.filter_map(|name| self.core.around().link(name));
@@ -265,11 +277,6 @@ impl<P: Plane> Daemon<P> {
             }
         }
         Ok(())
-    }
-
-    /// Whether the document's interfaces are attached, those that are there.
-    pub(super) fn is_attached(&self) -> Result<(), String> {
-        self.unattached.clone().map_or(Ok(()), Err)
     }
 
     fn remember(&self) {
@@ -345,10 +352,7 @@ impl<P: Plane> Daemon<P> {
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
         self.place_addresses().await;
         self.settle();
-        self.unattached = self.attach().err();
-        if let Some(why) = &self.unattached {
-            error!("{why}");
-        }
+        self.attach();
         self.serve_metrics().await;
         self.on_time();
     }

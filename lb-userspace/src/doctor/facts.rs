@@ -45,6 +45,8 @@ pub struct Facts {
     pub features: BTreeMap<String, BTreeSet<String>>,
     /// Driver of each interface that has one.
     pub drivers: BTreeMap<String, String>,
+    /// Names of BPF programs, by their number; empty without the rights to see them.
+    pub programs: BTreeMap<u32, String>,
     /// Links, addresses, routes, neighbours.
     pub around: Surroundings,
     /// The document, if there is one to look at.
@@ -97,6 +99,7 @@ impl Facts {
             ports: HostPorts::read(),
             features: features().await,
             drivers: names.iter().filter_map(|name| Some((name.clone(), driver(name)?))).collect(),
+            programs: programs(),
             around,
             document,
             reached,
@@ -182,6 +185,11 @@ async fn features() -> BTreeMap<String, BTreeSet<String>> {
     }
     connection.abort();
     found
+}
+
+fn programs() -> BTreeMap<u32, String> {
+    let loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+    loaded.filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned()))).collect()
 }
 
 fn driver(interface: &str) -> Option<String> {

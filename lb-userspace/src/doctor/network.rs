@@ -5,8 +5,9 @@ use crate::{
     config::{Document, Severity},
     daemon::checks,
     model::BackendAddress,
-    netlink::surroundings::Link,
+    netlink::surroundings::{AttachedXdp, Link},
 };
+use lb_common::abi;
 
 /// The largest MTU of an interface whose peer, or driver, runs a plain XDP program natively: a page of
 /// 4096 bytes, less headroom (256), the kernel's trailer (320) and an Ethernet header (14).
@@ -56,7 +57,18 @@ fn complaints(document: &Document, facts: &Facts) -> Vec<Finding> {
 fn interface(link: &Link, facts: &Facts) -> Vec<Finding> {
     let subject = format!("interface {}", link.name);
     let mut findings = Vec::new();
+    let foreign =
+        |xdp: &AttachedXdp| facts.programs.get(&xdp.program).is_some_and(|name| name != abi::name::PROGRAM);
     match link.xdp {
+        Some(xdp) if foreign(&xdp) => findings.push(Finding::bad(
+            Verdict::Problem,
+            &subject,
+            format!(
+                "another XDP program is attached: {} (number {})",
+                facts.programs[&xdp.program], xdp.program
+            ),
+            format!("if nobody needs it: `ip link set {} xdp off`", link.name),
+        )),
         Some(xdp) if xdp.native => {
             findings.push(Finding::good(&subject, "the program runs in the driver (native)"));
         }
@@ -194,7 +206,7 @@ fn backends(document: &Document, facts: &Facts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::surroundings::{AttachedXdp, Route, Surroundings};
+    use crate::netlink::surroundings::{Route, Surroundings};
     use std::net::IpAddr;
 
     fn document() -> Document {
@@ -287,6 +299,17 @@ pool = "web"
             (finding.verdict, finding.subject.as_str()),
             (Verdict::Problem, "backend 10.0.0.11:8080 of web")
         );
+    }
+
+    #[test]
+    fn a_foreign_program_is_named() {
+        let mut facts = facts();
+        facts.programs.insert(7, "lobby".into());
+        assert_eq!(wrong(&facts), []);
+        facts.programs.insert(7, "katran".into());
+        let finding = only(&facts);
+        assert_eq!(finding.verdict, Verdict::Problem);
+        assert!(finding.message.contains("katran"), "{finding:?}");
     }
 
     #[test]
