@@ -1,6 +1,8 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
-//! one of everything ([`world`]), and random numbers that can be had again ([`random`]).
+//! one of everything ([`world`]), Lobby at work in a lab ([`stage`]), and random numbers that can be had
+//! again ([`random`]).
 
 pub mod packets;
 pub mod random;
+pub mod stage;
 pub mod world;

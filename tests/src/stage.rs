@@ -1,0 +1,242 @@
+//! Lobby at work in a lab: its daemon in the balancer's namespace, real servers and real clients around it.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+use xtask::lab::{Lab, LabOptions, Namespace, Proc, VIP, VIP_V6};
+
+/// How long anything may take to come about.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A lab, a document and a daemon.
+pub struct Stage {
+    /// The networks.
+    pub lab: Lab,
+    /// The daemon, while one runs.
+    pub daemon: Option<Proc>,
+    /// What the servers said, and the document.
+    directory: TempDir,
+    servers: Vec<Proc>,
+}
+
+impl Stage {
+    /// A lab with a daemon on this document.
+    ///
+    /// # Errors
+    /// When the lab cannot be made, or the daemon does not get ready.
+    pub fn new(options: LabOptions, document: &str) -> Result<Self> {
+        let mut stage = Self::without_daemon(options, document)?;
+        stage.start()?;
+        Ok(stage)
+    }
+
+    /// A lab with a document and no daemon yet.
+    ///
+    /// # Errors
+    /// When the lab cannot be made.
+    pub fn without_daemon(options: LabOptions, document: &str) -> Result<Self> {
+        let stage = Self {
+            lab: Lab::new(options)?,
+            daemon: None,
+            directory: tempfile::tempdir()?,
+            servers: Vec::new(),
+        };
+        stage.write(document)?;
+        Ok(stage)
+    }
+
+    /// Where the document is.
+    pub fn document(&self) -> PathBuf {
+        self.directory.path().join("lobby.toml")
+    }
+
+    /// A directory of the stage's own.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes the document, as an editor does: whole, and renamed into place.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, document: &str) -> Result<()> {
+        let draft = self.directory.path().join("lobby.toml.new");
+        fs::write(&draft, document)?;
+        fs::rename(draft, self.document()).context("the document cannot be put in place")
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// When it ends, or does not answer in time.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts the daemon with more arguments.
+    ///
+    /// # Errors
+    /// When it ends, or does not answer in time.
+    pub fn start_with(&mut self, arguments: &[&str]) -> Result<()> {
+        let log = fs::File::options().create(true).append(true).open(self.log_path())?;
+        let mut command = self.lab.balancer.command(lb());
+        command.args(["run", "--config"]).arg(self.document()).args(arguments);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let daemon = self.daemon.insert(Proc::start(command)?);
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = daemon.child().try_wait()? {
+                bail!("lb run ended with {status}:\n{}", self.log());
+            }
+            if run(&self.lab.balancer, &lb(), &["status", "--json"])?.status.success() {
+                return Ok(());
+            }
+            ensure!(begun.elapsed() < PATIENCE, "lb run does not answer:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("lb.log")
+    }
+
+    /// What the daemon has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Runs `lb` beside the daemon; what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with all that it said.
+    pub fn lb(&self, arguments: &[&str]) -> Result<String> {
+        let output = run(&self.lab.balancer, &lb(), arguments)?;
+        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "lb {arguments:?}: {}\n{out}{error}\n{}", output.status, self.log());
+        Ok(out.into_owned())
+    }
+
+    /// Runs `lb` with `--json` and reads its answer.
+    ///
+    /// # Errors
+    /// When it fails, or answers something else.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = self.lb(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("lb {arguments:?} said {text}"))
+    }
+
+    /// Waits until something is so.
+    ///
+    /// # Errors
+    /// When it does not come about, or cannot be found out.
+    pub fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        let begun = Instant::now();
+        while !holds(self)? {
+            ensure!(begun.elapsed() < PATIENCE, "{what} does not come about:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Starts nginx on a backend, on port 8080 of all its addresses. It answers `/` with `backend N`, N from
+    /// one, and `/healthz` and the files of [`Stage::directory`] besides.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn nginx(&mut self, backend: usize) -> Result<()> {
+        let place = &self.lab.backends[backend];
+        let prefix = self.directory.path().join(place.name());
+        fs::create_dir_all(&prefix)?;
+        let configuration = format!(
+            "daemon off; pid nginx.pid; error_log stderr; worker_processes 1;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{ access_log off; default_type application/octet-stream; keepalive_requests 1000000;\n\
+             client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
+             server {{ listen 8080 backlog=4096; listen [::]:8080 backlog=4096; root {};\n\
+             location = / {{ return 200 \"backend {}\\n\"; }} location = /healthz {{ return 200 \"ok\\n\"; }} }} }}\n",
+            self.directory.path().display(),
+            backend + 1
+        );
+        fs::write(prefix.join("nginx.conf"), configuration)?;
+        let mut command = place.command("nginx");
+        command.arg("-p").arg(&prefix).args(["-c", "nginx.conf"]);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(prefix.join("error.log"))?);
+        self.servers.push(Proc::start(command)?);
+        place.wait_for_tcp(SocketAddr::new(self.lab.backend_v4(backend).into(), 8080))
+    }
+
+    /// The server started last but `back`.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn server(&mut self, number: usize) -> &mut Proc {
+        &mut self.servers[number]
+    }
+
+    /// Asks for a path by curl from the client; the body.
+    ///
+    /// # Errors
+    /// When curl fails, with what it said.
+    pub fn curl(&self, vip: IpAddr, path: &str) -> Result<String> {
+        let url = format!("http://{}{path}", SocketAddr::new(vip, 80));
+        let output = run(
+            &self.lab.client,
+            Path::new("curl"),
+            &["--silent", "--show-error", "--max-time", "10", "--globoff", &url],
+        )?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "curl {url}: {} {error}\n{}", output.status, self.diagnosis());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Both VIPs that the lab's document may use.
+    pub const VIPS: [IpAddr; 2] = [IpAddr::V4(VIP), IpAddr::V6(VIP_V6)];
+
+    /// Fails if a packet with a wrong checksum has arrived anywhere.
+    ///
+    /// # Errors
+    /// When one has.
+    pub fn checksums_were_right(&self) -> Result<()> {
+        for place in self.lab.places() {
+            let errors = place.tcp_in_csum_errors()?;
+            ensure!(errors == 0, "{errors} segments with wrong checksums at {}", place.name());
+        }
+        Ok(())
+    }
+
+    /// What helps to understand a failure.
+    pub fn diagnosis(&self) -> String {
+        let counters = self.lb(&["counters"]).unwrap_or_else(|error| error.to_string());
+        format!("{counters}\n{}\n{}", self.log(), self.lab.diagnosis())
+    }
+}
+
+/// The daemon's and command line's program, beside this test.
+///
+/// # Panics
+/// When the test does not run from cargo's target directory.
+pub fn lb() -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    let path = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").join("lb");
+    assert!(path.exists(), "{} is not built; `cargo xtask test` builds it", path.display());
+    path
+}
+
+/// Runs a program in a namespace to its end.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run(place: &Namespace, program: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command: Command = place.command(program);
+    command.args(arguments).stdin(Stdio::null()).output().with_context(|| format!("{}", program.display()))
+}
