@@ -1,5 +1,5 @@
 //! The daemon as a process, on tables in memory, in network namespaces of the tests' own. They need
-//! root: `cargo test -p lb-userspace --test daemon -- --ignored`.
+//! root's rights, and are skipped, by name, without.
 
 #[path = "support/namespace.rs"]
 mod namespace;
@@ -127,7 +127,6 @@ fn addresses() -> String {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn edits_by_command_keep_comments_and_two_at_once_lose_nothing() {
     in_namespace(|_| {
         let directory = directory(DOCUMENT);
@@ -164,7 +163,6 @@ fn edits_by_command_keep_comments_and_two_at_once_lose_nothing() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn every_change_has_its_command() {
     in_namespace(|_| {
         let directory = directory(DOCUMENT);
@@ -205,7 +203,6 @@ fn every_change_has_its_command() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn edits_by_hand_are_picked_up_and_bad_ones_are_refused_and_shown() {
     in_namespace(|_| {
         let directory = directory(DOCUMENT);
@@ -259,7 +256,6 @@ fn edits_by_hand_are_picked_up_and_bad_ones_are_refused_and_shown() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn a_read_only_document_refuses_edits_with_the_reason() {
     in_namespace(|_| {
         let directory = directory(DOCUMENT);
@@ -273,7 +269,6 @@ fn a_read_only_document_refuses_edits_with_the_reason() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn a_start_that_cannot_be_says_why_and_touches_nothing() {
     in_namespace(|_| {
         let directory = directory(&DOCUMENT.replace("lb0", "eth9"));
@@ -313,7 +308,6 @@ fn a_start_that_cannot_be_says_why_and_touches_nothing() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn the_end_leaves_everything_and_says_so_and_detach_leaves_nothing() {
     in_namespace(|_| {
         let before = addresses();
@@ -349,7 +343,6 @@ fn the_end_leaves_everything_and_says_so_and_detach_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn detach_cleans_up_after_a_daemon_that_is_gone() {
     in_namespace(|_| {
         let directory = directory(DOCUMENT);
@@ -369,7 +362,6 @@ fn detach_cleans_up_after_a_daemon_that_is_gone() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
     in_namespace(|peer| {
         let document = DOCUMENT.replace(

@@ -1,5 +1,5 @@
-//! Netlink in network namespaces of the tests' own. They need root: `cargo test -p lb-userspace --test
-//! netlink -- --ignored`.
+//! Netlink in network namespaces of the tests' own. They need root's rights, and are
+//! skipped, by name, without.
 
 #[path = "support/namespace.rs"]
 mod namespace;
@@ -34,7 +34,6 @@ async fn until(watch: &mut watch::Watch, what: impl Fn(&Surroundings) -> bool) -
 }
 
 #[test]
-#[ignore = "needs root"]
 fn a_next_hop_is_resolved_and_followed() {
     in_namespace(|_| async {
         let netlink = Netlink::open().unwrap();
@@ -78,7 +77,6 @@ fn a_next_hop_is_resolved_and_followed() {
 }
 
 #[test]
-#[ignore = "needs root"]
 fn addresses_are_put_and_taken_away_again_and_nothing_else_is() {
     in_namespace(|_| async {
         let netlink = Netlink::open().unwrap();
