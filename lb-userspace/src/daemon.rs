@@ -203,7 +203,9 @@ async fn start<P: Plane>(
             outcome.as_ref().map(|()| done).map_err(|e| request::RequestError::Failed(format!("{e:#}"))),
         );
     }
-    // Answers that are under way are finished, then everybody stops.
+    // Who still waits for an answer is told that there will be none; then everybody stops.
+    daemon.requests.close();
+    while daemon.requests.try_recv().is_ok() {}
     stop.cancel();
     daemon.tasks.close();
     daemon.tasks.wait().await;

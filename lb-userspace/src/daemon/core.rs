@@ -377,7 +377,10 @@ impl<D: Dataplane> Core<D> {
             }
         })?;
         self.spent = self.gone().into_iter().filter(|index| !flows.contains_key(index)).collect();
-        let mut left: BTreeMap<Key, u64> = BTreeMap::new();
+        // A backend that no service uses has none.
+        let draining = self.health.states().filter(|(_, _, state)| *state == State::Draining);
+        let mut left: BTreeMap<Key, u64> =
+            draining.map(|(pool, backend, _)| (Key { pool: pool.to_owned(), backend }, 0)).collect();
         let pools = self.pools_of_services();
         for (index, entry) in &self.tables.backends {
             if let Some(&pool) = pools.get(&entry.service) {

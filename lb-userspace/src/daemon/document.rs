@@ -26,7 +26,7 @@ pub enum DocumentError {
         source: io::Error,
     },
     /// Not to be written.
-    #[error("the document {} is read-only: {why}; edit it where it comes from, or `lb apply` another", .path.display())]
+    #[error("the document {} is read-only: {why}; change it where it comes from, and the daemon follows", .path.display())]
     ReadOnly {
         /// The file.
         path: PathBuf,

@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours};
+use super::{Netlink, NetlinkError, neighbour, surroundings::Surroundings, wanted_neighbours};
 
 /// Changes come in flocks (a link that comes up brings addresses, routes, neighbours): how long to
 /// gather them before looking.
@@ -59,7 +59,9 @@ pub async fn start(
     let (surroundings_in, surroundings_out) = watch::channel(Arc::new(surroundings));
     let (kept_in, kept_out) = watch::channel(kept);
     let follower = Follower { netlink, targets: targets_out, surroundings: surroundings_in, kept: kept_in };
-    let follower = tokio::spawn(follower.run(messages.map(|(message, _)| Changed::of(&message)), stop));
+    let known = surroundings_out.clone();
+    let changes = messages.map(move |(message, _)| Changed::of(&message, &known.borrow()));
+    let follower = tokio::spawn(follower.run(changes, stop));
     Ok(Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out, follower })
 }
 
@@ -72,8 +74,14 @@ enum Changed {
 }
 
 impl Changed {
-    fn of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Self {
+    fn of(message: &NetlinkMessage<RouteNetlinkMessage>, known: &Surroundings) -> Self {
         match &message.payload {
+            // Most say only that a neighbour is still where it was: every few seconds, for each of them.
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(message))
+                if neighbour(message).is_some_and(|(key, mac)| known.neighbours.get(&key) == Some(&mac)) =>
+            {
+                Self::Nothing
+            }
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
             ) => Self::Neighbours,
@@ -108,6 +116,9 @@ impl Follower {
                     None => return warn!("the kernel's netlink messages have ended; next hops are no longer followed"),
                 },
             };
+            if changed == Changed::Nothing {
+                continue;
+            }
             let enough = tokio::time::sleep(GATHER);
             let mut enough = std::pin::pin!(enough);
             loop {

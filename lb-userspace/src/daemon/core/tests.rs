@@ -212,6 +212,17 @@ fn a_drain_ends_with_its_connections_or_at_its_deadline() {
 }
 
 #[test]
+fn a_backend_that_no_service_uses_is_drained_at_once() {
+    let mut core = core();
+    let text = format!("{DOCUMENT}\n[pools.spare]\nbackends = [ {{ address = \"10.0.0.13:80\", drain = true }} ]\n");
+    load(&mut core, &text, at(0)).unwrap();
+    assert!(core.wants_census());
+    core.census(at(1)).unwrap();
+    assert_eq!(core.state("spare", "10.0.0.13:80".parse().unwrap()).0, State::Drained);
+    assert!(!core.wants_census());
+}
+
+#[test]
 fn the_entry_of_a_removed_backend_is_freed_once_its_last_flow_is_gone() {
     let mut core = healthy();
     connect(&mut core, "10.0.0.11:80");
