@@ -1,5 +1,5 @@
-//! Builds the XDP programs of `lb-ebpf` for BPF and leaves the object where the library includes it
-//! from: `lobby.bpf.o` in this build's output directory.
+//! Builds the XDP programs of `lb-ebpf` for BPF and leaves the objects where the library includes them
+//! from: `lobby.bpf.o`, and `generator.bpf.o` for the benchmark, in this build's output directory.
 //!
 //! A cargo inside cargo, with a target directory of its own inside the outer one's profile directory,
 //! so that build, clippy and docs make `core` once. Whoever runs this holds the lock of that profile, so
@@ -58,7 +58,7 @@ fn build() -> Result<(), String> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags(&linker))
         // One module: what is called is inlined, whatever crate it comes from.
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
-        .args(["build", "--release", "--package", "lb-ebpf", "--bin", "lobby"])
+        .args(["build", "--release", "--package", "lb-ebpf", "--bins"])
         .args(["--target", TARGET, "-Z", "build-std=core", "--target-dir"])
         .arg(&target_directory);
     if env::var_os("CARGO_FEATURE_TRACE").is_some() {
@@ -74,9 +74,11 @@ fn build() -> Result<(), String> {
             compiler.rustc.display()
         ));
     }
-    let object = target_directory.join(TARGET).join("release/lobby");
-    fs::copy(&object, output.join("lobby.bpf.o"))
-        .map_err(|error| format!("{} cannot be copied: {error}", object.display()))?;
+    for program in ["lobby", "generator"] {
+        let object = target_directory.join(TARGET).join("release").join(program);
+        fs::copy(&object, output.join(program).with_extension("bpf.o"))
+            .map_err(|error| format!("{} cannot be copied: {error}", object.display()))?;
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod bench;
 pub mod datapath;
 pub mod shared;
 #[cfg(feature = "sim")]

@@ -12,12 +12,12 @@ use crate::{root, setup};
 /// Something could not be had, or the benchmark failed.
 pub fn packets(arguments: &[String]) -> Result<()> {
     setup::build()?;
-    let build =
-        crate::cargo().args(["build", "--release", "--package", "benches", "--bin", "packets"]).status()?;
+    // What is measured runs in the kernel, and is always built for release.
+    let build = crate::cargo().args(["build", "--package", "benches", "--bin", "packets"]).status()?;
     if !build.success() {
         bail!("the benchmark did not build");
     }
-    let program = crate::target_directory().join("release/packets");
+    let program = crate::target_directory().join("debug/packets");
     let status = root::command("to load XDP programs", &program.to_string_lossy())?
         .current_dir(crate::workspace())
         .args(arguments)

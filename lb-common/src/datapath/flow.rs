@@ -2,10 +2,10 @@
 //!
 //! A connection is one [`Flow`], one cache line. From the client's side it is found through a
 //! [`Bucket`], whose way holds the tag of the connection's hash and the index of the flow. From the
-//! backend's side it needs no index: the flow of source port `p` towards a backend is number
-//! `base + p`, where `base` is a hash of backend and source address. The port is ours to choose, so a
-//! collision of two such windows only means that another port is taken; each backend has all ports of
-//! each source, and the table fills without a second one beside it.
+//! backend's side it needs no index: where the flow of a source port towards a backend is follows from
+//! port, backend and source address ([`hash::Lane`]). The port is ours to choose, so where two such lanes
+//! cross another port is taken; each backend has all ports of each source, and the table fills without a
+//! second one beside it.
 //!
 //! The guard word owns a flow. Who writes a new connection into it swaps the guard to BUSY, writes the
 //! rest, and stores LIVE with the next count of uses. Who reads checks the guard before and after: a
@@ -146,14 +146,14 @@ pub(crate) fn of_backend<'t, V: Family, T: Tables>(
         return None;
     }
     let source = V::source(tables, packet.destination)?;
-    let base = hash::base_of_backend::<V>(
+    let lane = hash::lane::<V>(
         packet.source,
         packet.source_port(),
         packet.destination,
         packet.protocol,
         config.hash_key[0].get(),
     );
-    let flow = tables.flow(base.wrapping_add(u32::from(port)) & config.flow_mask.get())?;
+    let flow = tables.flow(lane.flow(u32::from(port), config.flow_mask.get()))?;
     let guard = flow.guard.get();
     if !is_live(guard)
         || flow.ports[2].get() != packet.destination_port()
@@ -455,10 +455,10 @@ struct Claim {
 
 /// Takes a flow, and with it a port of one of the backend's sources.
 ///
-/// The cursor of the backend goes round all ports of all its sources, so that the port that was given
-/// out longest ago comes first: the backend has had the most time to forget it. What is free is taken
-/// at once, then what has ended and rested; of what has only just ended, and then of half-open flows,
-/// the first met is the oldest.
+/// The cursor of the backend goes round all ports of one source after the other, so that the port that was
+/// given out longest ago comes first: the backend has had the most time to forget it. What is free or has
+/// rested is taken at once; of what has only just ended, and then of half-open flows, the first met is the
+/// oldest. The cursor moves past what was not free, else it would fall behind ever further.
 #[inline(never)]
 fn claim_flow<V: Family, T: Tables>(
     packet: &Packet<V>,
@@ -477,8 +477,9 @@ fn claim_flow<V: Family, T: Tables>(
 
     let mut best = 0u64;
     let mut port = u32::from(window.first);
+    let mut passed = 0u64;
     for _ in 0..PROBES {
-        let number = window.base.wrapping_add(port) & config.flow_mask.get();
+        let number = window.lane.flow(port, config.flow_mask.get());
         let flow = tables.flow(number).ok_or(DropReason::Tables)?;
         let guard = flow.guard.get();
         let worth = tables.launder(u64::from(worth_of_flow(flow, guard, *context)));
@@ -491,11 +492,13 @@ fn claim_flow<V: Family, T: Tables>(
         if worth >= u64::from(FREE) {
             break;
         }
+        passed += 1;
         port = if port >= u32::from(window.high) { u32::from(window.low) } else { port + 1 };
     }
+    if passed > 0 {
+        let _ = tables.advance_cursor(claim.index, passed);
+    }
     if best == 0 {
-        // The next attempt begins where this one ended.
-        let _ = tables.advance_cursor(claim.index, u64::from(PROBES) - 1);
         return Err(DropReason::NoPort);
     }
     let flow = tables.flow(claim.number).ok_or(DropReason::Tables)?;
@@ -523,9 +526,9 @@ fn worth_of_flow<T>(flow: &Flow, guard: u64, context: Context<'_, T>) -> u8 {
     if !is_live(guard) || context.now.has_reached(flow.expires.get().after(rest)) { FREE } else { rank }
 }
 
-/// The flows among which one is chosen: `base + port` for the ports of one source.
+/// The flows among which one is chosen: those of the ports of one source.
 struct Window {
-    base: u32,
+    lane: hash::Lane,
     source: u32,
     low: u16,
     high: u16,
@@ -546,26 +549,28 @@ impl Window {
         if number == 0 {
             return Err(DropReason::NoPort);
         }
-        let source = first + turn % number;
-        let entry = context.tables.source(source).ok_or(DropReason::Tables)?;
+        let entry = context.tables.source(first).ok_or(DropReason::Tables)?;
+        // All sources of a backend have the same ports.
         let (low, high) = (entry.port_low.get(), entry.port_high.get());
         let ports = u32::from(high.wrapping_sub(low)) + 1;
-        let base = hash::base_of_backend::<V>(
+        let source = first + turn / ports % number;
+        let entry = context.tables.source(source).ok_or(DropReason::Tables)?;
+        let lane = hash::lane::<V>(
             V::narrow(&backend.address),
             port_of(backend, packet.destination_port()),
             V::narrow(&entry.address),
             packet.protocol,
             context.config.hash_key[0].get(),
         );
-        let first = low.wrapping_add((turn / number % ports) as u16);
-        Ok(Self { base, source, low, high, first })
+        let first = low.wrapping_add((turn % ports) as u16);
+        Ok(Self { lane, source, low, high, first })
     }
 
     /// For a flow that is not translated any place will do.
     #[inline(always)]
     fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
         let hash = hash::of_client(packet, config.hash_key[1].get(), config.hash_key[0].get());
-        Self { base: hash as u32, source: 0, low: 0, high: u16::MAX, first: 0 }
+        Self { lane: hash::Lane::at(hash as u32), source: 0, low: 0, high: u16::MAX, first: 0 }
     }
 }
 

@@ -34,7 +34,10 @@ use crate::{
     model::Limits,
 };
 
-pub use self::{live::Ran, program::remove_pins};
+pub use self::{
+    live::Ran,
+    program::{GENERATOR, remove_pins},
+};
 
 /// Why the data plane could not be had.
 #[derive(Debug, thiserror::Error)]

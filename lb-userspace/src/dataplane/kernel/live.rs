@@ -1,7 +1,6 @@
 //! Looking at the live tables with the program's own eyes: a copy that the same decision runs on here, and
 //! a run of the program itself on one frame.
 
-use aya::maps::IterableMap as _;
 use lb_common::{
     abi::{self, INTERFACES, name},
     shared::Shared,
@@ -70,6 +69,14 @@ impl KernelDataplane {
     /// When the kernel refuses, as it does a frame shorter than an Ethernet header.
     pub fn run_once(&mut self, frame: &[u8]) -> Result<Ran, String> {
         self.program.run_once(frame)
+    }
+
+    /// The loaded program, to be tail-called by the packet benchmark's generator ([`super::GENERATOR`]).
+    ///
+    /// # Errors
+    /// When no more descriptors can be had.
+    pub fn program_fd(&mut self) -> Result<aya::programs::ProgramFd, String> {
+        self.program.fd()
     }
 
     /// How many instructions the verifier walked through to accept the program, if the kernel says it

@@ -10,7 +10,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData},
     programs::{
-        TestRun as _, TestRunOptions, Xdp, XdpMode,
+        ProgramFd, TestRun as _, TestRunOptions, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         xdp::{XdpLink, XdpLinkId},
     },
@@ -23,9 +23,12 @@ use crate::{daemon::plane::Notice, dataplane::MAX_SOURCES, model::Limits};
 /// The object that `build.rs` made.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lobby.bpf.o"));
 
-/// Buckets are eight ways wide and there are two ways for each flow, so that they hardly ever fill
-/// before the flows do.
-const FLOWS_PER_BUCKET: u32 = 4;
+/// The object of the packet benchmark's generator.
+pub static GENERATOR: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/generator.bpf.o"));
+
+/// Buckets are eight ways wide, so there are four ways for each flow: a bucket holds too many in one of some
+/// five thousand cases when the table is full, and hardly ever before.
+const FLOWS_PER_BUCKET: u32 = 2;
 
 /// Where a program's objects are pinned.
 #[derive(Clone, Debug)]
@@ -237,6 +240,12 @@ impl Program {
         let result = program.test_run(options).map_err(|error| root_cause(&error))?;
         out.truncate(result.data_size_out as usize);
         Ok(Ran { action: result.return_value, frame: out })
+    }
+
+    pub(super) fn fd(&mut self) -> Result<ProgramFd, String> {
+        let program = xdp(&mut self.ebpf).map_err(|error| error.to_string())?;
+        let fd = program.fd().map_err(|error| root_cause(&error))?;
+        fd.try_clone().map_err(|error| error.to_string())
     }
 
     pub(super) fn verified_instructions(&mut self) -> Result<Option<u32>, String> {

@@ -1,0 +1,136 @@
+//! The generator program, and the orders it is given.
+
+use std::fmt;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, MapData, ProgramArray},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use lb_common::bench::{Order, WORDS};
+use lb_userspace::dataplane::kernel::GENERATOR;
+use tests::packets::{Spec, flag};
+
+use crate::scene::{self, Scene};
+
+/// What the packets are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kind {
+    pub(crate) v6: bool,
+    pub(crate) udp: bool,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [
+        Self { v6: false, udp: false },
+        Self { v6: false, udp: true },
+        Self { v6: true, udp: false },
+        Self { v6: true, udp: true },
+    ];
+
+    /// A packet of the flow with the source address and port zero.
+    fn frame(self, first: bool) -> Vec<u8> {
+        let source = (scene::client(self.v6), 0);
+        let destination = (scene::vip(self.v6), scene::PORT);
+        let mut frame = if self.udp {
+            Spec::udp(source, destination).with_payload(&[0; 18]).build()
+        } else {
+            Spec::tcp(source, destination, if first { flag::SYN } else { flag::ACK })
+                .with_payload(&[0; 10])
+                .build()
+        };
+        frame.resize(8 * WORDS, 0);
+        frame
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", if self.v6 { "v6" } else { "v4" }, if self.udp { "udp" } else { "tcp" })
+    }
+}
+
+/// The loaded generator.
+pub(crate) struct Generator {
+    ebpf: Ebpf,
+    next: ProgramArray<MapData>,
+    order: Array<MapData, [u64; WORDS + 2]>,
+    frame: Vec<u8>,
+}
+
+impl Generator {
+    pub(crate) fn new() -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().load(GENERATOR).context("the generator does not load")?;
+        for name in ["generate", "empty", "floor_v4", "floor_v6"] {
+            xdp(&mut ebpf, name)?.load().with_context(|| format!("{name} does not load"))?;
+        }
+        let next = ebpf.take_map("NEXT").context("no map NEXT")?.try_into()?;
+        let order = ebpf.take_map("ORDER").context("no map ORDER")?.try_into()?;
+        Ok(Self { ebpf, next, order, frame: vec![0; 8 * WORDS] })
+    }
+
+    /// From now on: packets of so many flows, one after the other or at random; the first of each if so.
+    pub(crate) fn order(&mut self, kind: Kind, flows: u64, first: bool) -> Result<()> {
+        self.write(kind, flows, first, first && flows > 0)
+    }
+
+    /// From now on: packets at random of flows that are known.
+    pub(crate) fn order_more(&mut self, kind: Kind, flows: u64) -> Result<()> {
+        self.write(kind, flows, false, false)
+    }
+
+    fn write(&mut self, kind: Kind, flows: u64, first: bool, in_order: bool) -> Result<()> {
+        self.frame = kind.frame(first);
+        let mut value = [0; WORDS + 2];
+        for (word, bytes) in value.iter_mut().zip(self.frame.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(bytes.try_into()?);
+        }
+        let mut flags = 0;
+        for (flag, set) in [(Order::V6, kind.v6), (Order::UDP, kind.udp), (Order::IN_ORDER, in_order)] {
+            flags |= if set { flag } else { 0 };
+        }
+        value[WORDS] = flows;
+        value[WORDS + 1] = u64::from(scene::FIRST_ADDRESS) | u64::from(flags) << 32;
+        self.order.set(0, value, 0)?;
+        Ok(())
+    }
+
+    /// Frames go to a scene's program from now on.
+    pub(crate) fn lead_to(&mut self, scene: &mut Scene) -> Result<()> {
+        Ok(self.next.set(0, &scene.program()?, 0)?)
+    }
+
+    /// Frames go to the floor of a family from now on.
+    pub(crate) fn lead_to_floor(&mut self, v6: bool) -> Result<()> {
+        let floor = xdp(&mut self.ebpf, if v6 { "floor_v6" } else { "floor_v4" })?.fd()?.try_clone()?;
+        Ok(self.next.set(0, &floor, 0)?)
+    }
+
+    /// Runs the generator and what it leads to on so many packets: nanoseconds each.
+    pub(crate) fn run(&mut self, packets: u32) -> Result<f64> {
+        self.run_program("generate", packets)
+    }
+
+    /// Runs the program that does nothing.
+    pub(crate) fn run_empty(&mut self, packets: u32) -> Result<f64> {
+        self.run_program("empty", packets)
+    }
+
+    fn run_program(&mut self, name: &str, packets: u32) -> Result<f64> {
+        const XDP_TX: u32 = 3;
+        let options = TestRunOptions { data_in: Some(&self.frame), repeat: packets, ..Default::default() };
+        let result = xdp(&mut self.ebpf, name)?.test_run(options)?;
+        ensure!(
+            result.return_value == XDP_TX,
+            "{name}: the last packet was not sent: {}",
+            result.return_value
+        );
+        // The kernel says the mean of all runs, in whole nanoseconds.
+        Ok(result.duration.as_nanos() as f64)
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}

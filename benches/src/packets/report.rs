@@ -1,0 +1,82 @@
+//! The figures: a table for people, a file for programs.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::median;
+
+/// All figures of one run of the benchmark. Times are nanoseconds a packet.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    empty_ns: f64,
+    /// Of IPv4.
+    floor_ns: f64,
+    floors: BTreeMap<&'static str, f64>,
+    cases: Vec<Case>,
+}
+
+/// One case, measured several times.
+#[derive(Debug, Serialize)]
+pub(crate) struct Case {
+    name: String,
+    #[serde(skip)]
+    v6: bool,
+    flows: u64,
+    /// Median.
+    total_ns: f64,
+    over_floor_ns: f64,
+    runs: usize,
+    min: f64,
+    max: f64,
+}
+
+impl Case {
+    pub(crate) fn new(name: String, v6: bool, flows: u64, times: &mut [f64]) -> Self {
+        let total_ns = median(times);
+        let (min, max) = (times[0], times[times.len() - 1]);
+        Self { name, v6, flows, total_ns, over_floor_ns: 0.0, runs: times.len(), min, max }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(empty_ns: f64) -> Self {
+        Self { empty_ns, floor_ns: 0.0, floors: BTreeMap::new(), cases: Vec::new() }
+    }
+
+    pub(crate) fn floor(&mut self, v6: bool, floor_ns: f64) {
+        self.floors.insert(if v6 { "v6" } else { "v4" }, floor_ns);
+        if !v6 {
+            self.floor_ns = floor_ns;
+        }
+    }
+
+    pub(crate) fn print_head(&self) {
+        println!(
+            "nanoseconds a packet; empty program {:.0}, floor IPv4 {:.0}, IPv6 {:.0}\n",
+            self.empty_ns, self.floors["v4"], self.floors["v6"]
+        );
+        println!(
+            "{:22} {:>9} {:>7} {:>11} {:>7} {:>7}",
+            "case", "flows", "total", "over floor", "min", "max"
+        );
+    }
+
+    pub(crate) fn add(&mut self, mut case: Case) {
+        case.over_floor_ns = case.total_ns - self.floors[if case.v6 { "v6" } else { "v4" }];
+        println!(
+            "{:22} {:>9} {:>7.0} {:>11.0} {:>7.0} {:>7.0}",
+            case.name, case.flows, case.total_ns, case.over_floor_ns, case.min, case.max
+        );
+        self.cases.push(case);
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(path, serde_json::to_string_pretty(self)? + "\n")
+            .with_context(|| format!("{} cannot be written", path.display()))
+    }
+}

@@ -1,0 +1,155 @@
+//! The program with tables for the benchmark: one service, 64 backends.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use lb_common::verdict::Verdict;
+use lb_userspace::{
+    dataplane::{
+        BackendEntry, Dataplane as _, FlowsOf, Globals, NextHop, Op, SourceEntry, SourceRun, VipEntry,
+        kernel::KernelDataplane,
+    },
+    maglev,
+    model::{Idle, Limits, Listen, PortRange, Protocol},
+};
+use tests::packets::{self, Spec, flag};
+
+use crate::generator::Kind;
+
+/// Flows that the table holds: 256 MiB of them.
+pub(crate) const FLOWS: u32 = 1 << 22;
+/// The service's port.
+pub(crate) const PORT: u16 = 80;
+/// The last four bytes of the first client's address.
+pub(crate) const FIRST_ADDRESS: u32 = 0x0a00_0001;
+
+const BACKENDS: u16 = 64;
+const SOURCES: u16 = 8;
+/// Interface that packets come in by and leave by: loopback, as a test run has it.
+const INTERFACE: u32 = 1;
+/// Verdict counter of packets to backends.
+const FORWARDED: usize = Verdict::ToBackend { interface: 0 }.counter();
+
+/// The service's address.
+pub(crate) fn vip(v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 0x10).into()
+    } else {
+        Ipv4Addr::new(203, 0, 113, 10).into()
+    }
+}
+
+/// A client's address whose last four bytes are zero.
+pub(crate) fn client(v6: bool) -> IpAddr {
+    if v6 { Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 0).into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}
+
+fn inside(v6: bool, last: u16) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, last).into()
+    } else {
+        let [high, low] = last.to_be_bytes();
+        Ipv4Addr::new(10, 2, high, low).into()
+    }
+}
+
+/// The loaded program and its tables.
+pub(crate) struct Scene {
+    plane: KernelDataplane,
+}
+
+impl Scene {
+    pub(crate) fn new(kind: Kind) -> Result<Self> {
+        let limits = Limits { flows: FLOWS, services: 16, backends: 128, ring_pages: 64, rules: 16 };
+        let mut plane = KernelDataplane::open(None, limits)?;
+        let long = Duration::from_secs(3600);
+        let idle = Idle { half_open: long, udp: long, ..Idle::default() };
+        let hash_key = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+        let globals = Globals { hash_key, idle, resets_per_second: 0, same_interface_tx: true };
+        plane.apply(&Op::SetGlobals(globals))?;
+        for source in 0..SOURCES {
+            let ports = PortRange { low: 1024, high: u16::MAX };
+            let source_entry = SourceEntry { address: inside(kind.v6, 1 + source), ports };
+            plane.apply(&Op::WriteSource { index: u32::from(source), source: source_entry })?;
+        }
+        let protocol = if kind.udp { Protocol::Udp } else { Protocol::Tcp };
+        let listen = Listen { address: vip(kind.v6), port: Some(PORT), protocol };
+        plane.apply(&Op::WriteService { index: 0, listen, round_robin: false })?;
+        for backend in 0..BACKENDS {
+            let address = inside(kind.v6, 256 + backend);
+            let hop = NextHop { interface: INTERFACE, own_mac: [2, 0, 0, 0, 9, 1], mac: [2, 0, 0, 0, 9, 9] };
+            let entry = BackendEntry {
+                service: 0,
+                address: Some(address),
+                port: Some(8080),
+                generation: 1,
+                next_hop: Some(hop),
+                sources: SourceRun { first: 0, count: u32::from(SOURCES) },
+                flows: FlowsOf::Keep,
+                dead: false,
+            };
+            plane.apply(&Op::WriteBackend { index: u32::from(backend), backend: entry })?;
+        }
+        let slots: Arc<[u32]> = (0..maglev::LARGE).map(|slot| slot % u32::from(BACKENDS)).collect();
+        let count = u32::try_from(slots.len())?;
+        plane.apply(&Op::WritePages { first_page: 0, slots })?;
+        plane.apply(&Op::SwitchRing { service: 0, first_page: 0, slots: count })?;
+        plane.apply(&Op::SetVip { address: vip(kind.v6), vip: VipEntry::default() })?;
+        plane.apply(&Op::SetKey { listen, service: 0 })?;
+        Ok(Self { plane })
+    }
+
+    /// The program, to be called.
+    pub(crate) fn program(&mut self) -> Result<aya::programs::ProgramFd> {
+        self.plane.program_fd().map_err(|error| anyhow!(error))
+    }
+
+    /// Flows that there are.
+    pub(crate) fn flows(&self) -> Result<u64> {
+        Ok(u64::from(self.plane.fill()?.live))
+    }
+
+    /// Does something that sends so many packets, and fails unless each has gone to a backend.
+    pub(crate) fn forwarding(&self, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        let before = self.plane.verdicts()?;
+        let time = run()?;
+        let after = self.plane.verdicts()?;
+        let sent = after[FORWARDED] - before[FORWARDED];
+        if sent != u64::from(packets) {
+            let names = Verdict::names().zip(before.iter().zip(&after));
+            let became: Vec<_> =
+                names.filter(|(_, (b, a))| a > b).map(|(name, (b, a))| format!("{name} {}", a - b)).collect();
+            anyhow::bail!("of {packets} packets {sent} went to backends: {became:?}");
+        }
+        Ok(time)
+    }
+
+    /// Sends a few packets of known flows by themselves and reads what becomes of them.
+    pub(crate) fn check_sample(&mut self, kind: Kind) -> Result<()> {
+        let source = match client(kind.v6) {
+            IpAddr::V4(_) => IpAddr::from(FIRST_ADDRESS.to_be_bytes()),
+            IpAddr::V6(address) => {
+                let mut octets = address.octets();
+                octets[12..].copy_from_slice(&FIRST_ADDRESS.to_be_bytes());
+                IpAddr::from(octets)
+            }
+        };
+        let destination = (vip(kind.v6), PORT);
+        let from = (source, 1024);
+        let spec =
+            if kind.udp { Spec::udp(from, destination) } else { Spec::tcp(from, destination, flag::ACK) };
+        let ran = self.plane.run_once(&spec.build()).map_err(|error| anyhow!(error))?;
+        let seen =
+            packets::read(&ran.frame).map_err(|error| anyhow!(error)).context("the sample is unreadable")?;
+        ensure!(seen.checksums, "the sample's checksums are wrong: {seen:?}");
+        ensure!(
+            seen.destination.1 == 8080 && seen.ttl == 63 && seen.payload == spec.payload,
+            "the sample: {seen:?}"
+        );
+        Ok(())
+    }
+}

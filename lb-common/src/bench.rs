@@ -1,0 +1,112 @@
+//! What the packet benchmark tells its generator, and the arithmetic that both do.
+
+use crate::{shared::Shared, wire::checksum::Sum};
+
+/// Words of eight bytes in a template: enough for IPv6 and TCP.
+pub const WORDS: usize = 10;
+
+/// Where the second half of an IPv4 source address's frame offset is: the address itself.
+pub const V4_ADDRESS: usize = 26;
+/// Where the IPv4 header's checksum is.
+pub const V4_CHECKSUM: usize = 24;
+/// Where the source port is after IPv4.
+pub const V4_PORTS: usize = 34;
+/// Where the last four bytes of an IPv6 source address are.
+pub const V6_ADDRESS: usize = 34;
+/// Where the source port is after IPv6.
+pub const V6_PORTS: usize = 54;
+
+/// Ports of a client address that flows are counted by.
+const PORTS: u64 = 1 << 14;
+/// The first of them.
+const FIRST_PORT: u16 = 1024;
+
+/// What to generate. The template's source address (its last four bytes), source port and the checksums
+/// that cover them are zero, or rather: the checksums are right for zero.
+#[repr(C)]
+pub struct Order {
+    /// The frame.
+    pub template: [Shared<u64>; WORDS],
+    /// Number of flows; a frame's is drawn at random. Zero: a new one for each frame.
+    pub flows: Shared<u64>,
+    /// The first four bytes that are counted up from.
+    pub first_address: Shared<u32>,
+    /// [`Order::V6`], [`Order::UDP`], [`Order::IN_ORDER`].
+    pub flags: Shared<u32>,
+}
+
+impl Order {
+    /// IPv6.
+    pub const V6: u32 = 1;
+    /// UDP.
+    pub const UDP: u32 = 2;
+    /// Flows one after the other instead of at random.
+    pub const IN_ORDER: u32 = 4;
+
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub fn is_v6(&self) -> bool {
+        self.flags.get() & Self::V6 != 0
+    }
+
+    /// The flow of the frame with this number.
+    #[inline(always)]
+    pub fn flow(&self, number: u64) -> u64 {
+        let flows = self.flows.get();
+        if flows == 0 {
+            return number;
+        }
+        if self.flags.get() & Self::IN_ORDER != 0 {
+            return number % flows;
+        }
+        // Multiplier of Steele and Vigna (2021); the upper half is the random one.
+        let mixed = number.wrapping_mul(0xd134_2543_de82_ef95);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd134_2543_de82_ef95) >> 32;
+        (mixed * flows) >> 32
+    }
+
+    /// Who sends a flow: the last four bytes of the address and the port, network order, and the
+    /// transport's checksum with them.
+    #[inline(always)]
+    pub fn sender(&self, flow: u64) -> (u32, u16, u16) {
+        let address = self.first_address.get().wrapping_add((flow / PORTS) as u32).to_be();
+        let port = (FIRST_PORT + (flow % PORTS) as u16).to_be();
+        let checksum =
+            Sum::default().replace_u32(0, address).replace_u16(0, port).update(self.base_checksum());
+        (address, port, checksum)
+    }
+
+    /// The IPv4 header's checksum with this source address.
+    #[inline(always)]
+    pub fn header_checksum(&self, address: u32) -> u16 {
+        Sum::default().replace_u32(0, address).update(self.word(V4_CHECKSUM))
+    }
+
+    /// Where the transport's checksum is, after IPv4.
+    #[inline(always)]
+    pub fn checksum_at_v4(&self) -> usize {
+        V4_PORTS + if self.flags.get() & Self::UDP != 0 { 6 } else { 16 }
+    }
+
+    /// Where the transport's checksum is, after IPv6.
+    #[inline(always)]
+    pub fn checksum_at_v6(&self) -> usize {
+        V6_PORTS + if self.flags.get() & Self::UDP != 0 { 6 } else { 16 }
+    }
+
+    #[inline(always)]
+    fn base_checksum(&self) -> u16 {
+        match (self.is_v6(), self.flags.get() & Self::UDP != 0) {
+            (false, false) => self.word(V4_PORTS + 16),
+            (false, true) => self.word(V4_PORTS + 6),
+            (true, false) => self.word(V6_PORTS + 16),
+            (true, true) => self.word(V6_PORTS + 6),
+        }
+    }
+
+    /// Two bytes of the template, at an even offset.
+    #[inline(always)]
+    fn word(&self, offset: usize) -> u16 {
+        (self.template[offset / 8].get() >> (offset % 8 * 8)) as u16
+    }
+}
