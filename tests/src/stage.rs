@@ -1,6 +1,7 @@
 //! Lobby at work in a lab: its daemon in the balancer's namespace, real servers and real clients around it.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -15,6 +16,13 @@ use xtask::lab::{Lab, LabOptions, Namespace, Proc, VIP, VIP_V6};
 /// How long anything may take to come about.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Exit code of curl when nobody listens, which a RST tells at once (curl(1)).
+pub const REFUSED: Option<i32> = Some(7);
+/// Exit code of curl when nothing came in its `--max-time`.
+pub const TIMED_OUT: Option<i32> = Some(28);
+/// Exit code of curl when a connection broke.
+pub const RESET: Option<i32> = Some(56);
+
 /// A lab, a document and a daemon.
 pub struct Stage {
     /// The networks.
@@ -23,7 +31,8 @@ pub struct Stage {
     pub daemon: Option<Proc>,
     /// What the servers said, and the document.
     directory: TempDir,
-    servers: Vec<Proc>,
+    /// By the name of their place.
+    servers: BTreeMap<String, Proc>,
 }
 
 impl Stage {
@@ -46,7 +55,7 @@ impl Stage {
             lab: Lab::new(options)?,
             daemon: None,
             directory: tempfile::tempdir()?,
-            servers: Vec::new(),
+            servers: BTreeMap::new(),
         };
         stage.write(document)?;
         Ok(stage)
@@ -146,12 +155,23 @@ impl Stage {
     }
 
     /// Starts nginx on a backend, on port 8080 of all its addresses. It answers `/` with `backend N`, N from
-    /// one, and `/healthz` and the files of [`Stage::directory`] besides.
+    /// one, and the files of [`Stage::directory`] besides; `/fit` too, until [`Stage::fit`] says otherwise.
     ///
     /// # Errors
     /// When it does not listen in time.
     pub fn nginx(&mut self, backend: usize) -> Result<()> {
-        let place = &self.lab.backends[backend];
+        let place = self.lab.backends[backend].clone();
+        self.fit(backend, true)?;
+        self.nginx_at(&place, 8080, &(backend + 1).to_string())?;
+        place.wait_for_tcp(SocketAddr::new(self.lab.backend_v4(backend).into(), 8080))
+    }
+
+    /// Starts nginx anywhere, on a port of all addresses, without waiting for it. It says in a header
+    /// `Backend` and in its answer to `/` which it is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn nginx_at(&mut self, place: &Namespace, port: u16, number: &str) -> Result<()> {
         let prefix = self.directory.path().join(place.name());
         fs::create_dir_all(&prefix)?;
         let configuration = format!(
@@ -159,10 +179,11 @@ impl Stage {
              events {{ worker_connections 4096; }}\n\
              http {{ access_log off; default_type application/octet-stream; keepalive_requests 1000000;\n\
              client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
-             server {{ listen 8080 backlog=4096; listen [::]:8080 backlog=4096; root {};\n\
-             location = / {{ return 200 \"backend {}\\n\"; }} location = /healthz {{ return 200 \"ok\\n\"; }} }} }}\n",
+             server {{ listen {port} backlog=4096; listen [::]:{port} backlog=4096; root {};\n\
+             add_header Backend {number}; location = / {{ return 200 \"backend {number}\\n\"; }}\n\
+             location = /fit {{ root {}; }} }} }}\n",
             self.directory.path().display(),
-            backend + 1
+            prefix.display()
         );
         fs::write(prefix.join("nginx.conf"), configuration)?;
         let mut command = place.command("nginx");
@@ -171,16 +192,41 @@ impl Stage {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(prefix.join("error.log"))?);
-        self.servers.push(Proc::start(command)?);
-        place.wait_for_tcp(SocketAddr::new(self.lab.backend_v4(backend).into(), 8080))
+        self.servers.insert(place.name().to_owned(), Proc::start(command)?);
+        Ok(())
     }
 
-    /// The server started last but `back`.
+    /// Kills the server of a backend, with all its workers.
+    pub fn kill_server(&mut self, backend: usize) {
+        self.servers.remove(self.lab.backends[backend].name());
+    }
+
+    /// Whether nginx on a backend has `/fit`, which health checks may ask for.
     ///
-    /// # Panics
-    /// When there are not so many.
-    pub fn server(&mut self, number: usize) -> &mut Proc {
-        &mut self.servers[number]
+    /// # Errors
+    /// When the file cannot be written or removed.
+    pub fn fit(&self, backend: usize, fit: bool) -> Result<()> {
+        let directory = self.directory.path().join(self.lab.backends[backend].name());
+        fs::create_dir_all(&directory)?;
+        let file = directory.join("fit");
+        if fit {
+            fs::write(file, "fit\n")?
+        } else {
+            fs::remove_file(file)?
+        }
+        Ok(())
+    }
+
+    /// Waits until backends of a pool, in the document's order, are in these states: "healthy" and so on.
+    ///
+    /// # Errors
+    /// When they do not come to be.
+    pub fn until_states(&self, pool: &str, states: &[&str]) -> Result<()> {
+        self.until(&format!("{pool} {states:?}"), |stage| {
+            let list = stage.json(&["backend", "list", "--pool", pool])?;
+            let found = list.as_array().context("a list")?.iter();
+            Ok(found.map(|backend| backend["state"].as_str()).eq(states.iter().copied().map(Some)))
+        })
     }
 
     /// Asks for a path by curl from the client; the body.
@@ -189,14 +235,28 @@ impl Stage {
     /// When curl fails, with what it said.
     pub fn curl(&self, vip: IpAddr, path: &str) -> Result<String> {
         let url = format!("http://{}{path}", SocketAddr::new(vip, 80));
-        let output = run(
-            &self.lab.client,
-            Path::new("curl"),
-            &["--silent", "--show-error", "--max-time", "10", "--globoff", &url],
-        )?;
+        let output = self.try_curl(&["--max-time", "10", &url])?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "curl {url}: {} {error}\n{}", output.status, self.diagnosis());
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs curl at the client, to whatever end.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn try_curl(&self, arguments: &[&str]) -> Result<Output> {
+        let arguments = [&["--silent", "--show-error", "--globoff"], arguments].concat();
+        run(&self.lab.client, Path::new("curl"), &arguments)
+    }
+
+    /// Curl's exit code for `/` of an address: [`REFUSED`], [`TIMED_OUT`] or 0.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn curl_exit(&self, vip: IpAddr, arguments: &[&str]) -> Result<Option<i32>> {
+        let url = format!("http://{}/", SocketAddr::new(vip, 80));
+        Ok(self.try_curl(&[arguments, &[&url]].concat())?.status.code())
     }
 
     /// Both VIPs that the lab's document may use.

@@ -1,34 +1,19 @@
 //! Real clients reach real servers through the program, in every arrangement.
 
-use anyhow::Result;
-use tests::stage::Stage;
-use xtask::lab::{self, LabOptions};
+use std::collections::BTreeSet;
 
-/// A document for the lab's backends, nginx on port 8080 of each.
-fn document(interfaces: &str, network: u8, backends: usize) -> String {
-    let list = |prefix: &str, close: &str| -> String {
-        (0..backends).map(|i| format!("{{ address = \"{prefix}{}{close}:8080\" }}, ", 10 + i)).collect()
-    };
-    format!(
-        "interfaces = [{interfaces}]\n\
-         [pools.web]\nbackends = [{}]\n\
-         [pools.web6]\nbackends = [{}]\n\
-         [services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
-         [services.shop6]\nlisten = \"[2001:db8:113::10]:80/tcp\"\npool = \"web6\"\n",
-        list(&format!("10.{network}.0."), ""),
-        list(&format!("[fd00:{network}::"), "]"),
-    )
-}
+use anyhow::Result;
+use tests::{document::Web, download, stage::Stage};
+use xtask::lab::{self, LabOptions, link};
 
 /// Every backend is reached, over both families, and every checksum is right.
-fn reaches_all(options: LabOptions, document: &str) -> Result<()> {
-    let backends = options.backends;
-    let mut stage = Stage::new(options, document)?;
+fn reaches_all(stage: &mut Stage) -> Result<()> {
+    let backends = stage.lab.options().backends;
     for backend in 0..backends {
         stage.nginx(backend)?;
     }
     for vip in Stage::VIPS {
-        let mut answers = std::collections::BTreeSet::new();
+        let mut answers = BTreeSet::new();
         for _ in 0..20 * backends {
             answers.insert(stage.curl(vip, "/")?);
         }
@@ -37,12 +22,22 @@ fn reaches_all(options: LabOptions, document: &str) -> Result<()> {
     stage.checksums_were_right()
 }
 
+/// The mode in which the program is on each interface.
+fn modes(stage: &Stage) -> Result<Vec<String>> {
+    let status = stage.json(&["status"])?;
+    let interfaces = status["status"]["interfaces"].as_array().expect("a list").clone();
+    Ok(interfaces.iter().map(|interface| interface["mode"].as_str().expect("a word").to_owned()).collect())
+}
+
 #[test]
 fn curl_through_two_interfaces() -> Result<()> {
     if !lab::possible("curl_through_two_interfaces") {
         return Ok(());
     }
-    reaches_all(LabOptions { backends: 3, ..LabOptions::default() }, &document("\"front\", \"back\"", 2, 3))
+    let options = LabOptions { backends: 3, ..LabOptions::default() };
+    let mut stage = Stage::new(options, &Web::of(options).text())?;
+    assert_eq!(modes(&stage)?, ["native", "native"]);
+    reaches_all(&mut stage)
 }
 
 #[test]
@@ -51,5 +46,33 @@ fn curl_through_one_interface() -> Result<()> {
         return Ok(());
     }
     let options = LabOptions { backends: 2, two_interfaces: false, ..LabOptions::default() };
-    reaches_all(options, &document("\"front\"", 1, 2))
+    let mut stage = Stage::new(options, &Web::of(options).text())?;
+    assert_eq!(modes(&stage)?, ["native"]);
+    reaches_all(&mut stage)
+}
+
+/// Where an interface cannot have the program in native mode, it has it in generic mode, and the daemon says so.
+#[test]
+fn curl_in_generic_mode() -> Result<()> {
+    if !lab::possible("curl_in_generic_mode") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let mut stage = Stage::without_daemon(options, &Web::of(options).text())?;
+    // Of veth, native mode asks that its peer sends nothing longer than a page holds.
+    link::set_mtu(&stage.lab.client, "eth0", 4000)?;
+    link::set_mtu(&stage.lab.switch, "lb", 4000)?;
+    stage.start()?;
+    assert_eq!(modes(&stage)?, ["generic", "generic"]);
+    for interface in ["front", "back"] {
+        let said = stage.log().lines().any(|line| line.contains("generic mode") && line.contains(interface));
+        assert!(said, "{interface}: {}", stage.log());
+    }
+    reaches_all(&mut stage)?;
+    // More than one packet each.
+    let content = download::write(&stage, "file", 8 << 20)?;
+    for vip in Stage::VIPS {
+        download::Download::start(&stage, vip, "file", &content)?.finish(content.len())?;
+    }
+    stage.checksums_were_right()
 }
