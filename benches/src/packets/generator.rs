@@ -37,7 +37,7 @@ impl Kind {
             Spec::udp(source, destination).with_payload(&[0; 18]).build()
         } else {
             Spec::tcp(source, destination, if first { flag::SYN } else { flag::ACK })
-                .with_payload(&[0; 10])
+                .with_payload(&[0; 6])
                 .build()
         };
         frame.resize(8 * WORDS, 0);

@@ -24,6 +24,8 @@ use crate::{
 
 /// Ports that are looked at before a new connection is refused.
 const PROBES: u16 = 16;
+/// How far each of the later ones is from the one before.
+const LEAP: u32 = 61;
 
 /// Where a connection belongs, as its client sees it: two independent parts of its hash.
 #[repr(C, align(8))]
@@ -478,7 +480,7 @@ fn claim_flow<V: Family, T: Tables>(
     let mut best = 0u64;
     let mut port = u32::from(window.first);
     let mut passed = 0u64;
-    for _ in 0..PROBES {
+    for probe in 0..PROBES {
         let number = window.lane.flow(port, config.flow_mask.get());
         let flow = tables.flow(number).ok_or(DropReason::Tables)?;
         let guard = flow.guard.get();
@@ -492,8 +494,16 @@ fn claim_flow<V: Family, T: Tables>(
         if worth >= u64::from(FREE) {
             break;
         }
-        passed += 1;
-        port = if port >= u32::from(window.high) { u32::from(window.low) } else { port + 1 };
+        // Two lanes can run beside each other by chance; a leap leaves the other one behind.
+        let step = if probe < PROBES / 2 { 1 } else { LEAP };
+        passed += u64::from(step);
+        port += step;
+        if port > u32::from(window.high) {
+            port -= window.ports;
+        }
+        if port < u32::from(window.low) || port > u32::from(window.high) {
+            port = u32::from(window.low);
+        }
     }
     if passed > 0 {
         let _ = tables.advance_cursor(claim.index, passed);
@@ -532,6 +542,8 @@ struct Window {
     source: u32,
     low: u16,
     high: u16,
+    /// How many ports that is.
+    ports: u32,
     /// Where the search begins.
     first: u16,
 }
@@ -563,14 +575,21 @@ impl Window {
             context.config.hash_key[0].get(),
         );
         let first = low.wrapping_add((turn % ports) as u16);
-        Ok(Self { lane, source, low, high, first })
+        Ok(Self { lane, source, low, high, ports, first })
     }
 
     /// For a flow that is not translated any place will do.
     #[inline(always)]
     fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
         let hash = hash::of_client(packet, config.hash_key[1].get(), config.hash_key[0].get());
-        Self { lane: hash::Lane::at(hash as u32), source: 0, low: 0, high: u16::MAX, first: 0 }
+        Self {
+            lane: hash::Lane::at(hash as u32),
+            source: 0,
+            low: 0,
+            high: u16::MAX,
+            ports: 1 << 16,
+            first: 0,
+        }
     }
 }
 
