@@ -143,7 +143,7 @@ fn limits(mut fields: Fields<'_>, sink: &mut Sink<'_>) -> Limits {
             sink.error(
                 &node.span,
                 format!("flows = {flows} is not a power of two"),
-                format!("write {below} or {above}; a flow takes 80 bytes of memory"),
+                format!("write {below} or {above}; a flow takes 96 bytes of memory"),
             );
         }
         Some(flows)
