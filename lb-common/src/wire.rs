@@ -23,8 +23,9 @@ pub unsafe trait Wire: Copy {}
 
 // SAFETY: an array has no padding of its own.
 unsafe impl<T: Wire, const N: usize> Wire for [T; N] {}
-// SAFETY (both): numbers are valid whatever the bytes are.
+// SAFETY: a number is valid whatever the bytes are.
 unsafe impl Wire for u8 {}
+// SAFETY: a number is valid whatever the bytes are.
 unsafe impl Wire for u16 {}
 
 /// Declares headers to be [`Wire`], each with its length, so that padding is noticed.

@@ -1,6 +1,6 @@
 //! The daemon: sole owner of the state, one event loop.
 //!
-//! [`core`] knows what follows from what and touches nothing; [`serve`] hears of everything that happens
+//! [`core`] knows what follows from what and touches nothing; `serve` hears of everything that happens
 //! and tells it; the other modules here are what they stand on. Start and end are below: a daemon that
 //! ends leaves the data plane forwarding, and the next one takes it over as it is.
 
@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::{
-    checks::{HostPorts, targets},
+    checks::{Host, targets},
     core::Core,
     document::DocumentFile,
     lock::Lock,
@@ -133,7 +133,7 @@ async fn start<P: Plane>(
     let netlink = Netlink::open().context("cannot start")?;
     let stop = CancellationToken::new();
     let around = netlink.survey(&targets(&document.config)).await.context("cannot start")?;
-    let complaints = checks::complaints(&document, &around, &HostPorts::read());
+    let complaints = checks::complaints(&document, &around, &Host::read());
     if complaints.iter().any(|complaint| complaint.severity == crate::config::Severity::Error) {
         return Err(mistakes(Complaints(complaints)));
     }

@@ -1,7 +1,7 @@
 //! From the desired state and the tables as they are to the operations in between: a pure function.
 //!
 //! A restart is the same thing as a reload: compute, compare with what is pinned, apply the difference.
-//! The order of the operations ([`Stage`]) is such that no packet ever sees a half-made table: sources
+//! The order of the operations (`Stage`) is such that no packet ever sees a half-made table: sources
 //! before backends before rings before services before what leads to them; removal the other way round. A
 //! ring and a rule set are written to a fresh place and switched to by one store. Stopped anywhere, the
 //! tables are whole, and the next plan goes on from there.

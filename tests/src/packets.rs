@@ -253,10 +253,9 @@ pub fn read(frame: &[u8]) -> Result<Seen, String> {
     let net = headers.net.as_ref();
     let (ports, tcp, numbers, right) = match &headers.transport {
         Some(TransportHeader::Tcp(tcp)) => {
-            let flags = u8::from(tcp.fin) * flag::FIN
-                | u8::from(tcp.syn) * flag::SYN
-                | u8::from(tcp.rst) * flag::RST
-                | u8::from(tcp.ack) * flag::ACK;
+            let bits =
+                [(tcp.fin, flag::FIN), (tcp.syn, flag::SYN), (tcp.rst, flag::RST), (tcp.ack, flag::ACK)];
+            let flags = bits.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
             let sum = match net {
                 Some(NetHeaders::Ipv4(ip, _)) => tcp.calc_checksum_ipv4(ip, payload),
                 Some(NetHeaders::Ipv6(ip, _)) => tcp.calc_checksum_ipv6(ip, payload),

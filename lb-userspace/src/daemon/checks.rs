@@ -1,14 +1,38 @@
 //! What only this host can tell about a document: interfaces that are not there, backends that packets
 //! would reach past the program, ports that the host gives to its own connections.
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
+
+use lb_common::abi;
 
 use crate::{
     config::{Complaint, Document},
     model::{BackendAddress, Config, PortRange, Probe},
-    netlink::surroundings::Surroundings,
+    netlink::surroundings::{Link, Surroundings},
     probe::check_authorities,
 };
+
+/// What a host has that is not in its surroundings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its own ports.
+    pub ports: HostPorts,
+    /// Names of the BPF programs that are loaded, by their number; empty without the rights to see them.
+    pub programs: BTreeMap<u32, String>,
+}
+
+impl Host {
+    /// As it is now.
+    pub fn read() -> Self {
+        let loaded = aya::programs::loaded_programs().filter_map(Result::ok);
+        let named = loaded.filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())));
+        Self { ports: HostPorts::read(), programs: named.collect() }
+    }
+}
 
 /// The ports that the host gives to its own connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,22 +92,22 @@ pub fn remote(address: BackendAddress) -> Option<IpAddr> {
 
 /// Everything that speaks against a document on this host, and what is only odd. `around` knows the
 /// ways to its [`targets`].
-pub fn complaints(document: &Document, around: &Surroundings, ports: &HostPorts) -> Vec<Complaint> {
+pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Vec<Complaint> {
     let mut complaints = Vec::new();
-    interfaces(document, around, &mut complaints);
+    interfaces(document, around, host, &mut complaints);
     // Without its interfaces, nothing can be said of ways.
     if complaints.is_empty() {
         backends(document, around, &mut complaints);
         vips(document, around, &mut complaints);
     }
-    clashes(document, around, ports, &mut complaints);
+    clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
     complaints.sort();
     complaints.dedup();
     complaints
 }
 
-fn interfaces(document: &Document, around: &Surroundings, complaints: &mut Vec<Complaint>) {
+fn interfaces(document: &Document, around: &Surroundings, host: &Host, complaints: &mut Vec<Complaint>) {
     for name in &document.config.interfaces {
         let place = document.places.interface(name);
         let there: Vec<_> =
@@ -94,6 +118,13 @@ fn interfaces(document: &Document, around: &Surroundings, complaints: &mut Vec<C
             Some(link) if link.mac.is_none() => {
                 complaints.push(place.error(format!("interface {name:?} is no Ethernet"), choice));
             }
+            Some(link) if foreign(link, host).is_some() => {
+                let program = foreign(link, host).unwrap_or_default();
+                complaints.push(place.error(
+                    format!("another XDP program, {program:?}, is on interface {name:?}"),
+                    format!("an interface runs one; if nobody needs that one: `ip link set {name} xdp off`"),
+                ));
+            }
             Some(link) if !link.up => complaints.push(place.warning(
                 format!("interface {name:?} is down"),
                 format!("`ip link set {name} up`; nothing is forwarded until then"),
@@ -101,6 +132,12 @@ fn interfaces(document: &Document, around: &Surroundings, complaints: &mut Vec<C
             Some(_) => {}
         }
     }
+}
+
+/// Name of the program on a link, if it is certainly none of Lobby's.
+fn foreign<'h>(link: &Link, host: &'h Host) -> Option<&'h str> {
+    let name = host.programs.get(&link.xdp?.program)?;
+    (name != abi::name::PROGRAM).then_some(name.as_str())
 }
 
 fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Complaint>) {
@@ -191,7 +228,7 @@ mod tests {
     use super::*;
     use crate::{
         config::Severity,
-        netlink::surroundings::{HostAddress, Link, Route},
+        netlink::surroundings::{AttachedXdp, HostAddress, Route},
     };
 
     const DOCUMENT: &str = r#"interfaces = ["eth0"]
@@ -229,7 +266,9 @@ pool = "web"
 
     fn check(text: &str, around: &Surroundings, ports: &HostPorts) -> Vec<(Severity, usize, String)> {
         let document = Document::parse(text).unwrap();
-        let found = complaints(&document, around, ports);
+        let host =
+            Host { ports: ports.clone(), programs: [(7, "katran".into()), (8, "lobby".into())].into() };
+        let found = complaints(&document, around, &host);
         found.into_iter().map(|c| (c.severity, c.line, c.message)).collect()
     }
 
@@ -250,6 +289,20 @@ pool = "web"
             only(&DOCUMENT.replace("eth0", "eth9"), &around(), &HostPorts::default());
         assert_eq!((severity, line), (Severity::Error, 1));
         assert!(message.contains("eth9"), "{message}");
+    }
+
+    #[test]
+    fn an_interface_with_a_foreign_program_is_refused_and_the_program_named() {
+        let mut around = around();
+        let mut attach = |program| {
+            let eth0 = around.links.get_mut(&2).unwrap();
+            eth0.xdp = Some(AttachedXdp { program, native: true });
+            check(DOCUMENT, &around, &HostPorts::default())
+        };
+        assert!(matches!(&attach(7)[..], [(Severity::Error, 1, message)] if message.contains("katran")));
+        // Ours, from an earlier daemon; and one that these rights do not let us see.
+        assert_eq!(attach(8), []);
+        assert_eq!(attach(9), []);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    checks::{self, HostPorts},
+    checks::{self, Host},
     document::revision,
     snapshot::address,
     ways::Ways,
@@ -175,11 +175,11 @@ impl<D: Dataplane> Core<D> {
         text: &str,
         document: Document,
         around: Arc<Surroundings>,
-        ports: &HostPorts,
+        host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
-        self.consider(&document, &around, ports, now)?;
-        let complaints = checks::complaints(&document, &around, ports);
+        self.consider(&document, &around, host, now)?;
+        let complaints = checks::complaints(&document, &around, host);
         let mut warnings = document.warnings.clone();
         warnings.extend(complaints);
         let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
@@ -206,10 +206,10 @@ impl<D: Dataplane> Core<D> {
         &self,
         document: &Document,
         around: &Surroundings,
-        ports: &HostPorts,
+        host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
-        let complaints = checks::complaints(document, around, ports);
+        let complaints = checks::complaints(document, around, host);
         if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
             return Err(Complaints(complaints).into());
         }

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    checks::{HostPorts, targets},
+    checks::{Host, targets},
     core::{Core, LoadError, SettleError},
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
@@ -327,7 +327,7 @@ impl<P: Plane> Daemon<P> {
     /// Puts a text in force.
     pub(super) async fn load(&mut self, text: &str) -> Result<(), ReloadError> {
         let (document, around) = self.prepare(text).await?;
-        self.core.load(text, document, around, &HostPorts::read(), self.clock.now())?;
+        self.core.load(text, document, around, &Host::read(), self.clock.now())?;
         self.in_force().await;
         Ok(())
     }
@@ -433,13 +433,13 @@ impl<P: Plane> Daemon<P> {
     async fn write(&mut self, text: &str) -> Result<Done, RequestError> {
         let checked = self.prepare(text).await.map_err(|error| self.request_error(error))?;
         let (document, around) = checked;
-        let (ports, now) = (HostPorts::read(), self.clock.now());
-        let considered = self.core.consider(&document, &around, &ports, now);
+        let (host, now) = (Host::read(), self.clock.now());
+        let considered = self.core.consider(&document, &around, &host, now);
         considered.map_err(|error| self.request_error(error.into()))?;
         self.file.write(text).map_err(refused)?;
         self.last_seen = text.to_owned();
         self.core
-            .load(text, document, around, &ports, now)
+            .load(text, document, around, &host, now)
             .map_err(|error| self.request_error(error.into()))?;
         info!(revision = revision(text), "the document is in force");
         self.in_force().await;

@@ -1,6 +1,6 @@
 //! The data plane in the kernel: the maps of lb-ebpf, pinned so that they outlive the daemon.
 //!
-//! Arrays are mapped into memory ([`mapped`]) and changed by single stores; hash maps and tries, which
+//! Arrays are mapped into memory (`mapped`) and changed by single stores; hash maps and tries, which
 //! only lead to indices, are changed by system calls, each of which is atomic for packets.
 
 mod live;

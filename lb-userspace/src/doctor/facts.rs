@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 
 use crate::{
     config::Document,
-    daemon::{bpffs, checks, checks::HostPorts},
+    daemon::{bpffs, checks, checks::Host},
     model::{BackendAddress, Probe, Protocol},
     netlink::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours},
     probe,
@@ -39,14 +39,12 @@ pub struct Facts {
     pub ip_forward: bool,
     /// Reverse path filter of each interface, the larger of its own and that of all: 1 is strict.
     pub rp_filter: BTreeMap<String, u32>,
-    /// The host's own ports.
-    pub ports: HostPorts,
+    /// The host's own ports, and the programs that are loaded.
+    pub host: Host,
     /// Offloads that are on, by interface name; absent: cannot be seen.
     pub features: BTreeMap<String, BTreeSet<String>>,
     /// Driver of each interface that has one.
     pub drivers: BTreeMap<String, String>,
-    /// Names of BPF programs, by their number; empty without the rights to see them.
-    pub programs: BTreeMap<u32, String>,
     /// Links, addresses, routes, neighbours.
     pub around: Surroundings,
     /// The document, if there is one to look at.
@@ -96,10 +94,9 @@ impl Facts {
                 .iter()
                 .map(|name| (name.clone(), rp_filter(name).max(rp_filter("all"))))
                 .collect(),
-            ports: HostPorts::read(),
+            host: Host::read(),
             features: features().await,
             drivers: names.iter().filter_map(|name| Some((name.clone(), driver(name)?))).collect(),
-            programs: programs(),
             around,
             document,
             reached,
@@ -185,11 +182,6 @@ async fn features() -> BTreeMap<String, BTreeSet<String>> {
     }
     connection.abort();
     found
-}
-
-fn programs() -> BTreeMap<u32, String> {
-    let loaded = aya::programs::loaded_programs().filter_map(Result::ok);
-    loaded.filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned()))).collect()
 }
 
 fn driver(interface: &str) -> Option<String> {

@@ -5,9 +5,8 @@ use crate::{
     config::{Document, Severity},
     daemon::checks,
     model::BackendAddress,
-    netlink::surroundings::{AttachedXdp, Link},
+    netlink::surroundings::Link,
 };
-use lb_common::abi;
 
 /// The largest MTU of an interface whose peer, or driver, runs a plain XDP program natively: a page of
 /// 4096 bytes, less headroom (256), the kernel's trailer (320) and an Ethernet header (14).
@@ -43,7 +42,7 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
 
 /// What the daemon too would say about the document.
 fn complaints(document: &Document, facts: &Facts) -> Vec<Finding> {
-    let found = checks::complaints(document, &facts.around, &facts.ports);
+    let found = checks::complaints(document, &facts.around, &facts.host);
     if found.is_empty() {
         return vec![Finding::good("document", "fits this host")];
     }
@@ -57,18 +56,7 @@ fn complaints(document: &Document, facts: &Facts) -> Vec<Finding> {
 fn interface(link: &Link, facts: &Facts) -> Vec<Finding> {
     let subject = format!("interface {}", link.name);
     let mut findings = Vec::new();
-    let foreign =
-        |xdp: &AttachedXdp| facts.programs.get(&xdp.program).is_some_and(|name| name != abi::name::PROGRAM);
     match link.xdp {
-        Some(xdp) if foreign(&xdp) => findings.push(Finding::bad(
-            Verdict::Problem,
-            &subject,
-            format!(
-                "another XDP program is attached: {} (number {})",
-                facts.programs[&xdp.program], xdp.program
-            ),
-            format!("if nobody needs it: `ip link set {} xdp off`", link.name),
-        )),
         Some(xdp) if xdp.native => {
             findings.push(Finding::good(&subject, "the program runs in the driver (native)"));
         }
@@ -206,7 +194,7 @@ fn backends(document: &Document, facts: &Facts) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::surroundings::{Route, Surroundings};
+    use crate::netlink::surroundings::{AttachedXdp, Route, Surroundings};
     use std::net::IpAddr;
 
     fn document() -> Document {
@@ -304,9 +292,9 @@ pool = "web"
     #[test]
     fn a_foreign_program_is_named() {
         let mut facts = facts();
-        facts.programs.insert(7, "lobby".into());
+        facts.host.programs.insert(7, "lobby".into());
         assert_eq!(wrong(&facts), []);
-        facts.programs.insert(7, "katran".into());
+        facts.host.programs.insert(7, "katran".into());
         let finding = only(&facts);
         assert_eq!(finding.verdict, Verdict::Problem);
         assert!(finding.message.contains("katran"), "{finding:?}");
@@ -349,7 +337,7 @@ pool = "web"
     #[test]
     fn port_clashes_come_from_the_documents_check() {
         let mut facts = facts();
-        facts.ports = checks::HostPorts::parse("10000 20000", "");
+        facts.host.ports = checks::HostPorts::parse("10000 20000", "");
         assert_eq!(only(&facts).verdict, Verdict::Problem);
     }
 

@@ -57,7 +57,7 @@ fn core() -> Core<MemoryDataplane> {
 
 fn load(core: &mut Core<MemoryDataplane>, text: &str, now: Now) -> Result<(), String> {
     let document = Document::parse(text).map_err(|complaints| complaints.to_string())?;
-    core.load(text, document, around(), &HostPorts::default(), now).map_err(|error| error.to_string())?;
+    core.load(text, document, around(), &Host::default(), now).map_err(|error| error.to_string())?;
     core.settle().map_err(|error| error.to_string())?;
     Ok(())
 }
@@ -214,7 +214,8 @@ fn a_drain_ends_with_its_connections_or_at_its_deadline() {
 #[test]
 fn a_backend_that_no_service_uses_is_drained_at_once() {
     let mut core = core();
-    let text = format!("{DOCUMENT}\n[pools.spare]\nbackends = [ {{ address = \"10.0.0.13:80\", drain = true }} ]\n");
+    let text =
+        format!("{DOCUMENT}\n[pools.spare]\nbackends = [ {{ address = \"10.0.0.13:80\", drain = true }} ]\n");
     load(&mut core, &text, at(0)).unwrap();
     assert!(core.wants_census());
     core.census(at(1)).unwrap();

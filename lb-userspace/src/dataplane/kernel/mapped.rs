@@ -15,15 +15,13 @@ use lb_common::{abi, shared::Shared};
 /// `repr(C)`, every bit pattern valid, and every field a [`Shared`] word.
 pub(super) unsafe trait Words {}
 
-// SAFETY (all): see their definitions.
-unsafe impl Words for abi::Config {}
-unsafe impl Words for abi::Service {}
-unsafe impl Words for abi::Page {}
-unsafe impl Words for abi::Backend {}
-unsafe impl Words for abi::Source {}
-unsafe impl Words for abi::Flow {}
-unsafe impl Words for abi::Bucket {}
-unsafe impl Words for Shared<u64> {}
+macro_rules! words {
+    ($($name:ty),+) => {
+        // SAFETY: `repr(C)` with nothing but `Shared` words inside, see its definition.
+        $(unsafe impl Words for $name {})+
+    };
+}
+words!(abi::Config, abi::Service, abi::Page, abi::Backend, abi::Source, abi::Flow, abi::Bucket, Shared<u64>);
 
 /// The values of an array map.
 #[derive(Debug)]

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use lb_common::shared::Shared;
 use lb_common::{
     abi::{
         self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Service, ServiceKeyV4, ServiceKeyV6, Tick, Vip,
@@ -193,7 +194,7 @@ impl KernelDataplane {
             table: name::SERVICES,
             what: format!("a ring of {size} slots on page {first_page}"),
         })?;
-        let slots = pages.iter().flat_map(|page| page.slots.iter().map(|slot| slot.get()));
+        let slots = pages.iter().flat_map(|page| page.slots.iter().map(Shared::get));
         let slots: Arc<[u32]> = slots.take(size as usize).collect();
         let beyond = slots.iter().find(|&&slot| slot != NO_BACKEND && slot as usize >= self.backends.len());
         match beyond {

@@ -32,7 +32,7 @@ impl KernelDataplane {
         match *op {
             Op::SetGlobals(ref globals) => self.set_globals(globals),
             Op::SetInterface { index, mac } => {
-                entry(&self.interfaces, index, "interface")?.set(mac_to_word(mac))
+                entry(&self.interfaces, index, "interface")?.set(mac_to_word(mac));
             }
             Op::RemoveInterface { index } => entry(&self.interfaces, index, "interface")?.set(0),
             Op::WriteSource { index, source } => self.write_source(index, source)?,
@@ -74,10 +74,10 @@ impl KernelDataplane {
             },
             Op::RemoveKey { listen } => match key(listen) {
                 EitherKey::V4(key) => {
-                    absent_is_fine(self.service_keys_v4.remove(&key), name::SERVICE_KEYS_V4)?
+                    absent_is_fine(self.service_keys_v4.remove(&key), name::SERVICE_KEYS_V4)?;
                 }
                 EitherKey::V6(key) => {
-                    absent_is_fine(self.service_keys_v6.remove(&key), name::SERVICE_KEYS_V6)?
+                    absent_is_fine(self.service_keys_v6.remove(&key), name::SERVICE_KEYS_V6)?;
                 }
             },
             Op::Settle => wait_for_programs().map_err(|source| DataplaneError::System {
