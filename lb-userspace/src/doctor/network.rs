@@ -58,7 +58,7 @@ fn interface(link: &Link, facts: &Facts) -> Vec<Finding> {
     let mut findings = Vec::new();
     match link.xdp {
         Some(xdp) if xdp.native => {
-            findings.push(Finding::good(&subject, "the program runs in the driver (native)"));
+            findings.push(Finding::good(&subject, "XDP runs in the driver (native)"));
         }
         Some(_) => {
             let driver = facts.drivers.get(&link.name).map_or("its driver", String::as_str);
