@@ -1,5 +1,7 @@
 //! The control plane's heavy work: rings, plans, documents.
 
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,

@@ -140,10 +140,10 @@ struct Maker {
 /// Clients as in [`Maker::crowd`]: found by opening flows in a copy of the tables.
 fn crowd(fresh: impl Fn() -> MemTables) -> Vec<(IpAddr, u16)> {
     let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
-    for port in 1024..u16::MAX {
-        let client = (IpAddr::from([198, 51, 100, 77]), port);
+    for client_port in 1024..u16::MAX {
+        let client = (IpAddr::from([198, 51, 100, 77]), client_port);
         let tables = fresh();
-        let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), self::port::WEB)).build());
+        let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), port::WEB)).build());
         let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
         assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
         let used = |bucket: &abi::Bucket| bucket.ways.iter().any(|way| way.get() != 0);
@@ -215,7 +215,7 @@ impl Maker {
         }
     }
 
-    fn from_client(&mut self) -> Spec {
+    fn call(&mut self) -> Spec {
         if self.random.percent(5) {
             let client = self.crowd[self.random.below(self.crowd.len() as u64) as usize];
             return Spec::udp(client, (VIP.into(), port::WEB));
@@ -244,7 +244,7 @@ impl Maker {
     }
 
     /// A reply to a random flow of the table, or near one; `None` if the place that was looked at is empty.
-    fn from_backend(&mut self, host: &MemTables) -> Option<Spec> {
+    fn reply(&mut self, host: &MemTables) -> Option<Spec> {
         let start = self.random.below(u64::from(LIMITS.flows)) as usize;
         let flow = host
             .flows
@@ -381,8 +381,8 @@ fn host_and_kernel_decide_alike() {
             world::set_globals(&mut both.kernel, resets).expect("the configuration can be written");
             both.align();
         }
-        let reply = if maker.random.percent(58) { maker.from_backend(&both.host) } else { None };
-        let spec = reply.unwrap_or_else(|| maker.from_client());
+        let reply = if maker.random.percent(58) { maker.reply(&both.host) } else { None };
+        let spec = reply.unwrap_or_else(|| maker.call());
         let mut frame = spec.build();
         let spoiled = maker.random.percent(13);
         if spoiled {
