@@ -242,16 +242,22 @@ fn edits_by_hand_are_picked_up_and_bad_ones_are_refused_and_shown() {
             revision(&daemon) == first && daemon.status()["status"]["document"]["refused"].is_null()
         });
 
-        daemon.signal(Signal::SIGHUP);
         let loads = |daemon: &Daemon| daemon.status()["status"]["document"]["reloads"].as_u64().unwrap();
         let before = loads(&daemon);
+        daemon.signal(Signal::SIGHUP);
+        until("SIGHUP has been heard", || loads(&daemon) == before + 1);
         daemon.done(&["reload"]);
-        until("SIGHUP and reload have been heard", || loads(&daemon) >= before + 1);
+        assert_eq!(loads(&daemon), before + 2);
 
         let applied = directory.path().join("other.toml");
         fs::write(&applied, DOCUMENT.replace("# the shop", "# another")).unwrap();
         daemon.done(&["apply", applied.to_str().unwrap()]);
         assert!(daemon.document().starts_with("# another\n"));
+        let before = daemon.document();
+        fs::write(&applied, DOCUMENT.replace("lb0", "eth9")).unwrap();
+        let (code, why) = daemon.fails(&["apply", applied.to_str().unwrap()]);
+        assert!(code == 2 && why.contains("eth9"), "{code} {why}");
+        assert_eq!(daemon.document(), before);
     });
 }
 
