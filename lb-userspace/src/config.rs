@@ -238,7 +238,7 @@ ring_size = 101
             (
                 "flows = 4096",
                 "flows = 5000",
-                "error at 5000: flows = 5000 is not a power of two (write 4096 or 8192; a flow takes 80 bytes of memory)",
+                "error at 5000: flows = 5000 is not a power of two (write 4096 or 8192; a flow takes 96 bytes of memory)",
             ),
             (
                 "flows = 4096",

@@ -343,7 +343,7 @@ pub enum Op {
         /// Backend indices, or [`lb_common::abi::NO_BACKEND`].
         slots: Arc<[u32]>,
     },
-    /// Writes a set of rules that no service leads to.
+    /// Writes a set of rules whose number is free.
     WriteRules {
         /// Number of the set.
         set: u32,

@@ -131,7 +131,7 @@ pub fn mix(word: u64) -> u64 {
 struct Walker {
     position: u32,
     weight: u64,
-    /// For an order that does not depend on the document's.
+    /// Decides among equals, so that nothing depends on the document's order.
     rank: u64,
     /// The slot it comes to next.
     cursor: u32,
@@ -173,7 +173,6 @@ fn walkers(members: &[Member], size: u32) -> Vec<Walker> {
     for walker in walkers.iter_mut().take((slots - given) as usize) {
         walker.quota += 1;
     }
-    walkers.sort_by_key(|walker| walker.rank);
     walkers
 }
 
@@ -296,25 +295,31 @@ mod tests {
 
     /// Measured, worst of ten backends tried, in hundredths of the ring, beyond what the shares ask for:
     ///
-    /// | slots | backends | one added | one removed | weight 1 to 2 |
+    /// | slots | backends | one added | one removed | weight one more |
     /// |---|---|---|---|---|
     /// | 4093 | 10 | 1.7 | 1.3 | 1.2 |
     /// | 4093 | 40 | 2.3 | 2.3 | 2.1 |
     /// | 65521 | 100 | 0.6 | 0.6 | 0.6 |
     /// | 65521 | 1000 | 0.6 | 0.6 | 0.7 |
+    /// | 4093 | 40, weights 1 to 3 | 2.1 | 2.3 | 2.0 |
     #[test]
     fn few_slots_move_without_need() {
-        for (size, count, bound) in
-            [(SMALL, 10, 0.03), (SMALL, 40, 0.03), (LARGE, 100, 0.01), (LARGE, 1000, 0.01)]
-        {
-            let before = equal(count);
+        let uneven = |count| (0..count).map(|number| member(number, (number % 3 + 1) as u16)).collect();
+        for (size, before, bound) in [
+            (SMALL, equal(10), 0.03),
+            (SMALL, equal(40), 0.03),
+            (LARGE, equal(100), 0.01),
+            (LARGE, equal(1000), 0.01),
+            (SMALL, uneven(40), 0.03),
+        ] {
+            let count = before.len() as u32;
             for victim in (0..count).step_by(count as usize / 10) {
                 let mut added = before.clone();
                 added.push(member(count + victim, 1));
                 let mut removed = before.clone();
                 removed.remove(victim as usize);
                 let mut reweighted = before.clone();
-                reweighted[victim as usize].weight = 2;
+                reweighted[victim as usize].weight += 1;
                 for (what, after) in [("add", added), ("remove", removed), ("reweight", reweighted)] {
                     let moved = disruption(&before, &after, size);
                     assert!(moved <= bound, "{what} {victim} of {count} in {size}: {moved}");

@@ -212,10 +212,11 @@ impl Dataplane for MemoryDataplane {
                 self.write_pages(first_page, slots);
             }
             Op::WriteRules { set, ref rules } => {
-                if self.rules_in_force(set) {
-                    return Err(misfit(format!("rule set {set} would change while in force")));
+                // A trie takes rules one by one: what is there already would stay.
+                if tables.rules.contains_key(&set) {
+                    return Err(misfit(format!("rule set {set} is written already")));
                 }
-                self.tables.rules.insert(set, rules.clone());
+                tables.rules.insert(set, rules.clone());
             }
             Op::RemoveRules { set } => {
                 if self.rules_in_force(set) {

@@ -93,7 +93,6 @@ impl Layout {
                 }
                 let first =
                     self.room(count).ok_or(PlanError::Sources { address: list[0], limit: MAX_SOURCES })?;
-                self.entries.retain(|index, _| !(first..first + count).contains(index));
                 (first, BTreeSet::new())
             }
         };
