@@ -1,7 +1,8 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
-//! one of everything ([`world`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
+//! one of everything ([`world`]) for the program and the host side by side ([`both`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
 //! and clients that stay long ([`download`]), and random numbers that can be had again ([`random`]).
 
+pub mod both;
 pub mod document;
 pub mod download;
 pub mod packets;

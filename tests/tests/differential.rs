@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
 };
 
 use lb_common::{
@@ -14,13 +13,9 @@ use lb_common::{
     sim::{MemTables, SliceFrame},
     verdict::{DropReason, ResetReason, Verdict},
 };
-use lb_userspace::dataplane::{Dataplane as _, FlowsOf, kernel::KernelDataplane};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    time::{ClockId, clock_gettime},
-    unistd::Pid,
-};
+use lb_userspace::dataplane::{FlowsOf, kernel::KernelDataplane};
 use tests::{
+    both::Both,
     packets::{self, Spec, flag},
     random::Random,
     world::{self, BACKEND_MAC, INGRESS, LIMITS, VIP, VIP_ALL_PORTS, VIP_SHARED, VIP_V6, port},
@@ -33,101 +28,6 @@ const OFTEN: u64 = 500;
 /// Verdicts that one CPU and whole tables cannot provoke; they have fixtures on the host.
 fn is_out_of_reach(name: &str) -> bool {
     name == DropReason::Race.name()
-}
-
-fn nanoseconds() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("a clock that Linux has");
-    Duration::from(now).as_nanos() as u64
-}
-
-/// The tick, at a moment from which it lasts for ten milliseconds at least.
-fn steady_tick() -> Tick {
-    loop {
-        let now = nanoseconds();
-        let left = (1 << Tick::SHIFT) - (now & ((1 << Tick::SHIFT) - 1));
-        if left > 10_000_000 {
-            return Tick::from_ns(now);
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The program and the host's copy, side by side.
-struct Both {
-    kernel: KernelDataplane,
-    host: MemTables,
-    counted: Vec<u64>,
-    /// Packets during which the tick changed: nobody can say which one the program saw.
-    unclear: u32,
-}
-
-impl Both {
-    fn new(kernel: KernelDataplane) -> Self {
-        let host = kernel.copy().expect("tables can be read");
-        let counted = kernel.verdicts().expect("counters can be read");
-        Self { kernel, host, counted, unclear: 0 }
-    }
-
-    /// The host begins anew from what the kernel has.
-    fn align(&mut self) {
-        let budget = self.host.budget.get();
-        self.host = self.kernel.copy().expect("tables can be read");
-        self.host.budget.set(budget);
-    }
-
-    /// Runs both; the verdict and the frame afterwards, if they can be compared.
-    fn run(&mut self, frame: &[u8]) -> Option<(Verdict, Vec<u8>)> {
-        let now = steady_tick();
-        let ran = self.kernel.run_once(frame).expect("the program can be run");
-        let clear = Tick::from_ns(nanoseconds()) == now;
-        let counted = self.kernel.verdicts().expect("counters can be read");
-        let before = std::mem::replace(&mut self.counted, counted);
-        if !clear {
-            self.unclear += 1;
-            self.align();
-            return None;
-        }
-        let mut mine = SliceFrame(frame.to_vec());
-        let verdict = decide(&mut mine, &self.host, INGRESS, now);
-        mine.settle(verdict);
-
-        let steps: Vec<u64> = self.counted.iter().zip(&before).map(|(now, before)| now - before).collect();
-        let mut expected = vec![0; Verdict::COUNTERS];
-        expected[verdict.counter()] = 1;
-        assert_eq!(steps, expected, "the host says {verdict:?} of {frame:02x?}");
-        assert_eq!(ran.action, action(verdict), "{verdict:?} of {frame:02x?}");
-        assert_eq!(ran.frame, mine.0, "{verdict:?} of {frame:02x?}");
-        Some((verdict, mine.0))
-    }
-
-    /// Compares what packets change in the tables.
-    fn compare_tables(&self) {
-        let kernel = self.kernel.copy().expect("tables can be read");
-        for (index, (theirs, mine)) in kernel.flows.iter().zip(&self.host.flows).enumerate() {
-            assert_eq!(format!("{theirs:?}"), format!("{mine:?}"), "flow {index}");
-        }
-        for (index, (theirs, mine)) in kernel.buckets.iter().zip(&self.host.buckets).enumerate() {
-            assert_eq!(format!("{theirs:?}"), format!("{mine:?}"), "bucket {index}");
-        }
-        assert_eq!(kernel.cursors, self.host.cursors);
-        assert_eq!(kernel.turns, self.host.turns);
-    }
-}
-
-/// What XDP is told of a verdict, on the interface that [`INGRESS`] is (`enum xdp_action`).
-fn action(verdict: Verdict) -> u32 {
-    const XDP_DROP: u32 = 1;
-    const XDP_PASS: u32 = 2;
-    const XDP_TX: u32 = 3;
-    const XDP_REDIRECT: u32 = 4;
-    match verdict {
-        Verdict::ToBackend { interface } | Verdict::ToClient { interface } if interface != INGRESS => {
-            XDP_REDIRECT
-        }
-        Verdict::ToBackend { .. } | Verdict::ToClient { .. } | Verdict::Reset { .. } => XDP_TX,
-        Verdict::Pass(_) => XDP_PASS,
-        Verdict::Drop(_) => XDP_DROP,
-    }
 }
 
 /// Makes packets: of few clients to all services, and replies to flows that there are.
@@ -355,10 +255,6 @@ fn host_and_kernel_decide_alike() {
     if !xtask::lab::possible("host_and_kernel_decide_alike") {
         return;
     }
-    // Budgets and counters are per CPU.
-    let mut cpus = CpuSet::new();
-    cpus.set(0).expect("a first CPU");
-    sched_setaffinity(Pid::from_raw(0), &cpus).expect("this thread may choose its CPU");
     let seed = Random::seed(20_261_123);
     println!("seed {seed}");
 
