@@ -210,9 +210,9 @@ impl Stage {
         fs::create_dir_all(&directory)?;
         let file = directory.join("fit");
         if fit {
-            fs::write(file, "fit\n")?
+            fs::write(file, "fit\n")?;
         } else {
-            fs::remove_file(file)?
+            fs::remove_file(file)?;
         }
         Ok(())
     }
