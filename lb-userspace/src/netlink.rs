@@ -9,6 +9,7 @@ pub mod watch;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
+    sync::Arc,
 };
 
 use futures::TryStreamExt;
@@ -23,6 +24,8 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
 };
+
+use tokio::sync::Mutex;
 
 use surroundings::{AttachedXdp, HostAddress, Link, Mac, Route, Surroundings};
 
@@ -63,6 +66,8 @@ impl NetlinkError {
 #[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
+    /// The kernel lists one thing at a time on a socket, and says EBUSY to who asks for another.
+    listing: Arc<Mutex<()>>,
 }
 
 impl Netlink {
@@ -73,7 +78,7 @@ impl Netlink {
     pub fn open() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, listing: Arc::default() })
     }
 
     /// Everything that matters for the ways to `targets`.
@@ -106,6 +111,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not list them.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let _turn = self.listing.lock().await;
         let links: Vec<_> =
             self.handle.link().get().execute().try_collect().await.map_err(failed("list links"))?;
         Ok(links.iter().map(link).collect())
@@ -116,6 +122,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not list them.
     pub async fn addresses(&self) -> Result<Vec<HostAddress>, NetlinkError> {
+        let _turn = self.listing.lock().await;
         let found: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
         Ok(found.iter().filter_map(host_address).collect())
@@ -152,6 +159,7 @@ impl Netlink {
         if wanted.is_empty() {
             return Ok(BTreeMap::new());
         }
+        let _turn = self.listing.lock().await;
         let found: Vec<_> = self
             .handle
             .neighbours()

@@ -113,3 +113,15 @@ fn addresses_are_put_and_taken_away_again_and_nothing_else_is() {
         assert_eq!(of(&netlink.survey(&none).await.unwrap()), of(&before));
     });
 }
+
+#[test]
+fn many_may_look_at_once() {
+    in_namespace(|_| async {
+        let netlink = Netlink::open().unwrap();
+        let none = BTreeSet::new();
+        let looks = (0..50).map(|_| netlink.survey(&none));
+        for found in futures::future::join_all(looks).await {
+            assert!(found.unwrap().link("lb0").is_some());
+        }
+    });
+}
