@@ -1,7 +1,7 @@
 //! Lobby at work in a lab: its daemon in the balancer's namespace, real servers and real clients around it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -272,6 +272,33 @@ impl Stage {
             ensure!(errors == 0, "{errors} segments with wrong checksums at {}", place.name());
         }
         Ok(())
+    }
+
+    /// All that a daemon may leave behind at the balancer, line by line: programs on interfaces, addresses,
+    /// routes, neighbours that are kept, mounts, pinned objects, and what is in `/run`.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn traces(&self) -> Result<BTreeSet<String>> {
+        // Every system has /run/lock.
+        let script = "ip -details -oneline link | grep -o '^[0-9]*: [^ ]*\\|xdp.*'; \
+                      ip -oneline address | sed 's/ tentative//'; ip -4 route show table all; ip -6 route show table all; \
+                      ip neighbour | grep -o '.*managed\\|.*PERMANENT'; mount | grep bpf; \
+                      find /sys/fs/bpf /run -not -path /run/lock";
+        let output = run(&self.lab.balancer, Path::new("sh"), &["-c", script])?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(text.contains("front"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// What is not as it was, each line with what became of it.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn changed_since(&self, before: &BTreeSet<String>) -> Result<Vec<String>> {
+        let now = self.traces()?;
+        let gone = before.difference(&now).map(|line| format!("gone: {line}"));
+        Ok(gone.chain(now.difference(before).map(|line| format!("new: {line}"))).collect())
     }
 
     /// What helps to understand a failure.
