@@ -43,6 +43,9 @@ use crate::{
 /// How often flows are counted while somebody waits for them to end.
 const CENSUS: Duration = Duration::from_secs(1);
 
+/// Answers to probes that one plan is made for, so that requests get their turn between them.
+const ANSWERS_AT_ONCE: usize = 256;
+
 /// Everything that the daemon has.
 pub(super) struct Daemon<P> {
     pub(super) core: Core<P>,
@@ -182,19 +185,18 @@ impl<P: Plane> Daemon<P> {
         }
     }
 
-    /// Takes in an answer, and all others that are there by now: one plan for all of them.
+    /// Takes in an answer, and others that are there by now: one plan for all of them.
     fn probed(&mut self, first: Answer<Key>) {
         let now = self.clock.now();
         let mut changed = false;
-        let mut next = Some(first);
-        while let Some(answer) = next {
+        let rest: Vec<_> = std::iter::from_fn(|| self.answers.try_recv().ok()).take(ANSWERS_AT_ONCE).collect();
+        for answer in std::iter::once(first).chain(rest) {
             let shown = match &answer.outcome {
                 Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
                 Err(error) => error.to_string(),
             };
             debug!(pool = answer.key.pool, backend = %answer.key.backend, "probe: {shown}");
             changed |= self.core.answer(answer, now);
-            next = self.answers.try_recv().ok();
         }
         if changed {
             self.settle();

@@ -96,8 +96,9 @@ impl Health {
         let Some((check, backend)) = pool.check.as_ref().zip(pool.backends.get_mut(&key.backend)) else {
             return Vec::new();
         };
-        if backend.admin != Admin::Disabled {
-            backend.hear(success, check, now.uptime);
+        // Most say what is known: thousands of them a second must cost nothing.
+        if backend.admin == Admin::Disabled || !backend.hear(success, check, now.uptime) {
+            return Vec::new();
         }
         self.refresh(&key.pool, now)
     }
@@ -281,10 +282,11 @@ impl Backend {
         self
     }
 
-    fn hear(&mut self, success: bool, check: &HealthCheck, now: Duration) {
+    /// Takes in a result; says whether what the probes say has turned.
+    fn hear(&mut self, success: bool, check: &HealthCheck, now: Duration) -> bool {
         if (self.probed == Probed::Good) == success {
             self.against = 0;
-            return;
+            return false;
         }
         self.against += 1;
         let (needed, turned) = match self.probed {
@@ -293,11 +295,13 @@ impl Backend {
             Probed::Bad => (check.rise, Probed::Good),
             Probed::Good => (check.fall, Probed::Bad),
         };
-        if self.against >= needed {
-            self.probed = turned;
-            self.against = 0;
-            self.since = now;
+        if self.against < needed {
+            return false;
         }
+        self.probed = turned;
+        self.against = 0;
+        self.since = now;
+        true
     }
 
     fn state_at(&self, checked: bool, epoch: u64) -> State {
