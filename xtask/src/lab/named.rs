@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Lab, LabOptions, Namespace};
 
+/// Times that a lab is made before it is clear that it cannot be kept.
+const ATTEMPTS: usize = 20;
+
 /// Where it is written down what is up.
 pub const DIRECTORY: &str = "/run/lobby-lab";
 /// Where `ip netns` looks for named network namespaces (ip-netns(8)).
@@ -52,18 +55,27 @@ pub struct Place {
 /// One is up, or root's rights are missing.
 pub fn up(options: LabOptions) -> Result<()> {
     ensure!(!Path::new(DIRECTORY).exists(), "a lab is up; `cargo xtask lab down` takes it down");
-    let lab = Lab::new(options)?;
-    let record = Record {
-        backends: options.backends,
-        interfaces: if options.two_interfaces { 2 } else { 1 },
-        places: lab.places().map(|place| place.name().to_owned()).collect(),
-    };
-    fs::create_dir(DIRECTORY)
-        .with_context(|| format!("{DIRECTORY} cannot be made: root's rights are needed"))?;
-    write_down(&lab, &record).inspect_err(|_| {
+    for attempt in 1.. {
+        let lab = Lab::new(options)?;
+        let record = Record {
+            backends: options.backends,
+            interfaces: if options.two_interfaces { 2 } else { 1 },
+            places: lab.places().map(|place| place.name().to_owned()).collect(),
+        };
+        fs::create_dir(DIRECTORY)
+            .with_context(|| format!("{DIRECTORY} cannot be made: root's rights are needed"))?;
+        let Err(error) = write_down(&lab, &record) else { return Ok(()) };
         // The error that is told is the first one.
         let _ = remove(&record);
-    })
+        // The kernel takes a mount namespace with a lower number than the present one for one that could hold
+        // itself. Numbers are given out in batches for each CPU, so a younger one may be lower: another try,
+        // another number.
+        let unlucky = error.root_cause().downcast_ref() == Some(&nix::Error::EINVAL);
+        if !unlucky || attempt == ATTEMPTS {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Takes down what `up` has built; the ids of processes that still run there, and keep their place alive.
