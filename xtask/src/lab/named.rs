@@ -156,7 +156,12 @@ fn keep(namespace: BorrowedFd<'_>, file: &Path) -> Result<()> {
     let fail = || file.display().to_string();
     fs::File::create_new(file).with_context(fail)?;
     let from = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-    mount(Some(from.as_str()), file, None::<&str>, MsFlags::MS_BIND, None::<&str>).with_context(fail)
+    let kept = mount(Some(from.as_str()), file, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    if kept.is_err() {
+        // A file that nothing is mounted on would be in the way of whoever clears up.
+        fs::remove_file(file).with_context(fail)?;
+    }
+    kept.with_context(fail)
 }
 
 fn remove(record: &Record) -> Result<()> {
