@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
@@ -32,6 +32,9 @@ use surroundings::{AttachedXdp, HostAddress, Link, Mac, Route, Surroundings};
 /// Marks the addresses that Lobby puts on an interface (`IFA_PROTO`, Linux 5.18); `ip address` shows it
 /// as `proto 0x4c`. An 'L', of no meaning to others.
 const ADDRESS_PROTOCOL: u8 = 0x4c;
+
+/// Routes asked for at the same time.
+const ROUTES_AT_ONCE: usize = 64;
 
 /// The kernel would not do or say what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -92,16 +95,15 @@ impl Netlink {
             addresses: self.addresses().await?,
             ..Surroundings::default()
         };
-        for &target in targets {
-            let route = match self.route(target).await {
-                Ok(route) => Ok(route),
-                Err(error) => Err(match error.errno() {
-                    Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
-                    None => error.to_string(),
-                }),
-            };
-            found.routes.insert(target, route);
-        }
+        let routes = targets.clone().into_iter().map(|target| async move {
+            let route = self.route(target).await.map_err(|error| match error.errno() {
+                Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
+                None => error.to_string(),
+            });
+            (target, route)
+        });
+        // Thousands one after the other would take a while; all at once would overrun the socket.
+        found.routes = futures::stream::iter(routes).buffer_unordered(ROUTES_AT_ONCE).collect().await;
         found.neighbours = self.neighbours(&wanted_neighbours(&found)).await?;
         Ok(found)
     }
