@@ -189,7 +189,8 @@ impl<P: Plane> Daemon<P> {
     fn probed(&mut self, first: Answer<Key>) {
         let now = self.clock.now();
         let mut changed = false;
-        let rest: Vec<_> = std::iter::from_fn(|| self.answers.try_recv().ok()).take(ANSWERS_AT_ONCE).collect();
+        let rest: Vec<_> =
+            std::iter::from_fn(|| self.answers.try_recv().ok()).take(ANSWERS_AT_ONCE).collect();
         for answer in std::iter::once(first).chain(rest) {
             let shown = match &answer.outcome {
                 Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
