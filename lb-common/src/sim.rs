@@ -9,6 +9,7 @@ use crate::{
         Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, RuleV4, RuleV6,
         Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip, address_v4, address_v6,
     },
+    datapath::flow,
     shared::Shared,
     tables::Tables,
     verdict::Verdict,
@@ -223,6 +224,12 @@ impl Tables for MemTables {
     }
     fn launder(&self, value: u64) -> u64 {
         value
+    }
+    fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
+        flow::search_ports(self, lane, ports, now)
+    }
+    fn search_ways(&self, bucket: u32, now: u32) -> u64 {
+        flow::search_ways(self, bucket, now)
     }
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
         let mut budget = self.budget.get();

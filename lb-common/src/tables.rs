@@ -63,6 +63,13 @@ pub trait Tables {
     /// The same value, of which the verifier no longer knows what it may be: it would follow each value
     /// of it through the rest of a loop.
     fn launder(&self, value: u64) -> u64;
+    /// [`crate::datapath::flow::search_ports`] on these tables. In BPF a global function, which the verifier
+    /// looks at once, whatever its callers know of its arguments; inlined, the loop would be walked again for
+    /// each way that leads there, and Linux 6.1 would give up.
+    fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64;
+    /// [`crate::datapath::flow::search_ways`] on these tables; a global function for the same reason.
+    fn search_ways(&self, bucket: u32, now: u32) -> u64;
+
     /// Takes one of this second's resets.
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool;
     /// Counts a verdict.

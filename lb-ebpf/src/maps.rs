@@ -15,6 +15,7 @@ use lb_common::{
         Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Page,
         RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
     },
+    datapath::flow,
     shared::Shared,
     tables::Tables,
     verdict::Verdict,
@@ -81,6 +82,20 @@ pub(crate) struct Maps;
 fn add(word: *mut u64, by: u64) -> u64 {
     // SAFETY: a pointer that an array map just gave out, aligned to its 8-byte values.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, by) }
+}
+
+/// A global function: the verifier takes it to give back any number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_ports(lane: u64, ports: u64, now: u32) -> u64 {
+    flow::search_ports(&Maps, lane, ports, now)
+}
+
+/// A global function: the verifier takes it to give back any number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn search_ways(bucket: u32, now: u32) -> u64 {
+    flow::search_ways(&Maps, bucket, now)
 }
 
 impl Tables for Maps {
@@ -203,6 +218,16 @@ impl Tables for Maps {
             word.write_volatile(value);
             word.read_volatile()
         }
+    }
+
+    #[inline(always)]
+    fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
+        search_ports(lane, ports, now)
+    }
+
+    #[inline(always)]
+    fn search_ways(&self, bucket: u32, now: u32) -> u64 {
+        search_ways(bucket, now)
     }
 
     #[inline(always)]

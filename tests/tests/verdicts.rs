@@ -30,7 +30,7 @@ const CLIENT_V6: (IpAddr, u16) = (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 
 
 /// Instructions that the verifier may walk through to accept the program (Linux 6.18); a million is the
 /// kernel's own limit.
-const VERIFIER_BUDGET: u32 = 500_000;
+const VERIFIER_BUDGET: u32 = 100_000;
 
 /// Tables on both sides, and which verdicts were met.
 struct Bench {
@@ -329,6 +329,8 @@ impl Tables for Contended<'_> {
         bucket(index: u32) -> Option<&abi::Bucket>;
         flow(index: u32) -> Option<&abi::Flow>;
         launder(value: u64) -> u64;
+        search_ports(lane: u64, ports: u64, now: u32) -> u64;
+        search_ways(bucket: u32, now: u32) -> u64;
         spend_reset(now: Tick, per_second: u32) -> bool;
         count(verdict: Verdict) -> ();
         count_traffic(backend: u32, more: abi::Traffic) -> ();

@@ -215,7 +215,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
 ) -> Result<Known<'t>, Verdict> {
     let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
     let mut way = Way::default();
-    room(packet, bucket, place.tag, &context, &mut way)?;
+    room(packet, place, &context, &mut way)?;
     let mut claim = Claim { index, ..Claim::default() };
     claim_flow(packet, backend, &context, &mut claim)?;
     let flow = context.tables.flow(claim.number).ok_or(DropReason::Tables)?;
@@ -408,12 +408,12 @@ struct Way {
 #[inline(never)]
 fn room<V: Family, T: Tables>(
     packet: &Packet<V>,
-    bucket: &Bucket,
-    tag: u32,
+    place: Place,
     context: &Context<'_, T>,
     found: &mut Way,
 ) -> Result<(), DropReason> {
-    if let Some((number, holds)) = find(bucket, tag) {
+    let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
+    if let Some((number, holds)) = find(bucket, place.tag) {
         // The connection's own way, from an earlier time; or, once in 500 million, that of another with
         // the same tag, which must not be taken for it.
         let its_own = flow_of_way(holds, context.tables).is_some_and(|flow| is_of_client(packet, flow));
@@ -427,17 +427,31 @@ fn room<V: Family, T: Tables>(
             return Ok(());
         }
     }
-    let mut best = 0u64;
+    let best = context.tables.search_ways(place.bucket, context.now.0);
+    let number = (best as usize).checked_sub(1).ok_or(DropReason::TableFull)? & (WAYS - 1);
+    let holds = bucket.ways[number].get();
+    *found = Way { number, holds };
+    // Judged again: it may hold another by now.
+    if worth_of_way(holds, *context) == 0 { Err(DropReason::Race) } else { Ok(()) }
+}
+
+/// The way of a bucket that is given up first: its number plus one, or zero for none.
+///
+/// Numbers in and a number out, so that the verifier can look at it by itself (see
+/// [`Tables::search_ways`]).
+#[inline(always)]
+pub fn search_ways<T: Tables>(tables: &T, bucket: u32, now: u32) -> u64 {
+    let (Some(bucket), Some(config)) = (tables.bucket(bucket), tables.config()) else { return 0 };
+    let context = Context { tables, config, ingress: 0, now: Tick(now) };
+    let (mut best, mut found) = (0u64, 0u64);
     for (number, way) in bucket.ways.iter().enumerate() {
-        let holds = way.get();
-        let worth = context.tables.launder(worth_of_way(holds, *context));
+        let worth = tables.launder(worth_of_way(way.get(), context));
         if worth > best {
             best = worth;
-            found.number = number;
-            found.holds = holds;
+            found = number as u64 + 1;
         }
     }
-    if best == 0 { Err(DropReason::TableFull) } else { Ok(()) }
+    found
 }
 
 /// A flow taken for a new connection, being written.
@@ -461,7 +475,7 @@ struct Claim {
 /// given out longest ago comes first: the backend has had the most time to forget it. What is free or has
 /// rested is taken at once; of what has only just ended, and then of half-open flows, the first met is the
 /// oldest. The cursor moves past what was not free, else it would fall behind ever further.
-#[inline(never)]
+#[inline(always)]
 fn claim_flow<V: Family, T: Tables>(
     packet: &Packet<V>,
     backend: &Backend,
@@ -477,48 +491,63 @@ fn claim_flow<V: Family, T: Tables>(
     };
     claim.source = window.source;
 
-    let mut best = 0u64;
-    let mut port = u32::from(window.first);
-    let mut passed = 0u64;
+    let Window { lane, low, high, first, .. } = window;
+    let ports = u64::from(low) | u64::from(high) << 16 | u64::from(first) << 32;
+    let found = tables.search_ports(lane.to_word(), ports, context.now.0);
+    let (port, worth, passed) = (found as u16, (found >> 16) as u16, found >> 32);
+    if passed > 0 {
+        let _ = tables.advance_cursor(claim.index, passed);
+    }
+    if worth == 0 {
+        return Err(DropReason::NoPort);
+    }
+    claim.number = lane.flow(u32::from(port), config.flow_mask.get());
+    let flow = tables.flow(claim.number).ok_or(DropReason::Tables)?;
+    let guard = flow.guard.get();
+    claim.guard = busy(guard);
+    claim.port = u32::from(port.to_be());
+    // Judged again: another CPU may have taken it.
+    if worth_of_flow(flow, guard, *context) == 0 || !tables.swap(&flow.guard, guard, claim.guard) {
+        return Err(DropReason::Race);
+    }
+    Ok(())
+}
+
+/// Looks for a port whose flow can be had, in a lane (as [`hash::Lane::to_word`]) among ports given as lowest,
+/// highest and first to be looked at, 16 bits each. What was found: the port, how readily its flow is given
+/// up (zero: none was found), and in the upper 32 bits how far the cursor is to go.
+///
+/// Numbers in and a number out, so that the verifier can look at it by itself (see
+/// [`Tables::search_ports`]).
+#[inline(always)]
+pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u64 {
+    let Some(config) = tables.config() else { return 0 };
+    let context = Context { tables, config, ingress: 0, now: Tick(now) };
+    let lane = hash::Lane::from_word(lane);
+    let (low, high) = (ports as u32 & 0xffff, (ports >> 16) as u32 & 0xffff);
+    let (mut port, mut passed) = ((ports >> 32) as u32 & 0xffff, 0u32);
+    let (mut best, mut found) = (0u64, 0u32);
     for probe in 0..PROBES {
-        let number = window.lane.flow(port, config.flow_mask.get());
-        let flow = tables.flow(number).ok_or(DropReason::Tables)?;
-        let guard = flow.guard.get();
-        let worth = tables.launder(u64::from(worth_of_flow(flow, guard, *context)));
+        let Some(flow) = tables.flow(lane.flow(port, config.flow_mask.get())) else { return 0 };
+        let worth = tables.launder(u64::from(worth_of_flow(flow, flow.guard.get(), context)));
         if worth > best {
             best = worth;
-            claim.number = number;
-            claim.guard = guard;
-            claim.port = port;
+            found = port;
         }
         if worth >= u64::from(FREE) {
             break;
         }
         // Two lanes can run beside each other by chance; a leap leaves the other one behind.
         let step = if probe < PROBES / 2 { 1 } else { LEAP };
-        passed += u64::from(step);
+        passed += step;
         port += step;
-        if port > u32::from(window.high) {
-            port -= window.ports;
+        if port > high {
+            // Round again; a lane may be shorter than a leap.
+            port = low + (port - high - 1);
+            port = if port > high { low } else { port };
         }
-        if port < u32::from(window.low) || port > u32::from(window.high) {
-            port = u32::from(window.low);
-        }
     }
-    if passed > 0 {
-        let _ = tables.advance_cursor(claim.index, passed);
-    }
-    if best == 0 {
-        return Err(DropReason::NoPort);
-    }
-    let flow = tables.flow(claim.number).ok_or(DropReason::Tables)?;
-    let busy = busy(claim.guard);
-    if !tables.swap(&flow.guard, claim.guard, busy) {
-        return Err(DropReason::Race);
-    }
-    claim.guard = busy;
-    claim.port = u32::from((claim.port as u16).to_be());
-    Ok(())
+    u64::from(found & 0xffff) | best << 16 | u64::from(passed) << 32
 }
 
 /// A flow that nobody has, or whose port has rested.
@@ -542,8 +571,6 @@ struct Window {
     source: u32,
     low: u16,
     high: u16,
-    /// How many ports that is.
-    ports: u32,
     /// Where the search begins.
     first: u16,
 }
@@ -575,21 +602,14 @@ impl Window {
             context.config.hash_key[0].get(),
         );
         let first = low.wrapping_add((turn % ports) as u16);
-        Ok(Self { lane, source, low, high, ports, first })
+        Ok(Self { lane, source, low, high, first })
     }
 
     /// For a flow that is not translated any place will do.
     #[inline(always)]
     fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
         let hash = hash::of_client(packet, config.hash_key[1].get(), config.hash_key[0].get());
-        Self {
-            lane: hash::Lane::at(hash as u32),
-            source: 0,
-            low: 0,
-            high: u16::MAX,
-            ports: 1 << 16,
-            first: 0,
-        }
+        Self { lane: hash::Lane::at(hash as u32), source: 0, low: 0, high: u16::MAX, first: 0 }
     }
 }
 

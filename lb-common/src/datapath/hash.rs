@@ -26,6 +26,18 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// As one number.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.base as u64 | (self.stride as u64) << 32
+    }
+
+    /// The opposite of [`Lane::to_word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { base: word as u32, stride: (word >> 32) as u32 }
+    }
+
     /// Places side by side.
     #[inline(always)]
     pub const fn at(base: u32) -> Self {
