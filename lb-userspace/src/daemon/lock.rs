@@ -108,7 +108,7 @@ impl Lock {
     pub fn interface(name: &str, index: u32) -> Result<Self, LockError> {
         let what = format!("the interface {name}");
         let named = SocketAddr::from_abstract_name(format!("lobby/interface/{index}"));
-        match named.and_then(|address| Ok((UnixListener::bind_addr(&address), address))) {
+        match named.map(|address| (UnixListener::bind_addr(&address), address)) {
             Ok((Ok(listener), _)) => Ok(Self { _held: Held::Name(listener), path: None }),
             Ok((Err(error), address)) if error.kind() == io::ErrorKind::AddrInUse => {
                 let pid = owner(&address).map(|pid| pid.to_string());
