@@ -1,9 +1,13 @@
 //! Real clients reach real servers through the program, in every arrangement.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Result;
-use tests::{document::Web, download, stage::Stage};
+use tests::{
+    document::Web,
+    download,
+    stage::{Stage, run},
+};
 use xtask::lab::{self, LabOptions, link};
 
 /// Every backend is reached, over both families, and every checksum is right.
@@ -22,11 +26,13 @@ fn reaches_all(stage: &mut Stage) -> Result<()> {
     stage.checksums_were_right()
 }
 
-/// The mode in which the program is on each interface.
+/// The mode in which the program is on each of the balancer's interfaces, as ip-link(8) says: `xdp`, which is
+/// native, or `xdpgeneric`.
 fn modes(stage: &Stage) -> Result<Vec<String>> {
-    let status = stage.json(&["status"])?;
-    let interfaces = status["status"]["interfaces"].as_array().expect("a list").clone();
-    Ok(interfaces.iter().map(|interface| interface["mode"].as_str().expect("a word").to_owned()).collect())
+    let output = run(&stage.lab.balancer, Path::new("ip"), &["-oneline", "link"])?;
+    let text = String::from_utf8(output.stdout)?;
+    let modes = text.lines().filter_map(|line| line.split(' ').find(|word| word.starts_with("xdp")));
+    Ok(modes.map(str::to_owned).collect())
 }
 
 #[test]
@@ -36,7 +42,7 @@ fn curl_through_two_interfaces() -> Result<()> {
     }
     let options = LabOptions { backends: 3, ..LabOptions::default() };
     let mut stage = Stage::new(options, &Web::of(options).text())?;
-    assert_eq!(modes(&stage)?, ["native", "native"]);
+    assert_eq!(modes(&stage)?, ["xdp", "xdp"]);
     reaches_all(&mut stage)
 }
 
@@ -47,7 +53,7 @@ fn curl_through_one_interface() -> Result<()> {
     }
     let options = LabOptions { backends: 2, two_interfaces: false, ..LabOptions::default() };
     let mut stage = Stage::new(options, &Web::of(options).text())?;
-    assert_eq!(modes(&stage)?, ["native"]);
+    assert_eq!(modes(&stage)?, ["xdp"]);
     reaches_all(&mut stage)
 }
 
@@ -63,7 +69,7 @@ fn curl_in_generic_mode() -> Result<()> {
     link::set_mtu(&stage.lab.client, "eth0", 4000)?;
     link::set_mtu(&stage.lab.switch, "lb", 4000)?;
     stage.start()?;
-    assert_eq!(modes(&stage)?, ["generic", "generic"]);
+    assert_eq!(modes(&stage)?, ["xdpgeneric", "xdpgeneric"]);
     for interface in ["front", "back"] {
         let said = stage.log().lines().any(|line| line.contains("generic mode") && line.contains(interface));
         assert!(said, "{interface}: {}", stage.log());
