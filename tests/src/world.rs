@@ -2,12 +2,18 @@
 //! of.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::abi::{Action, NO_BACKEND};
+use lb_common::{
+    abi::{Action, Bucket, Flow, NO_BACKEND, Tick, WAYS},
+    datapath::decide,
+    sim::{MemTables, SliceFrame},
+    verdict::Verdict,
+};
 use lb_userspace::{
     dataplane::{
         BackendEntry, Dataplane, DataplaneError, Firewall, FlowsOf, Globals, NextHop, Op, RuleSet,
@@ -15,6 +21,8 @@ use lb_userspace::{
     },
     model::{Idle, Limits, Listen, Network, PortRange, Protocol},
 };
+
+use crate::packets::Spec;
 
 /// MAC address of every backend's next hop.
 pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -161,7 +169,7 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, Data
 /// # Errors
 /// When the tables cannot be written.
 pub fn set_globals(plane: &mut impl Dataplane, resets_per_second: u32) -> Result<(), DataplaneError> {
-    let tick = |count: u64| Duration::from_nanos(count << lb_common::abi::Tick::SHIFT);
+    let tick = |count: u64| Duration::from_nanos(count << Tick::SHIFT);
     let idle = Idle {
         half_open: tick(4),
         established: tick(12),
@@ -196,6 +204,31 @@ pub fn set_flows(
         })?;
     }
     Ok(())
+}
+
+/// Clients whose UDP flows to [`VIP`], [`port::WEB`], belong into one bucket, more than it has ways: found by
+/// opening a flow for one after the other in a copy of the tables without any.
+///
+/// # Panics
+/// When there are none, which the size of the tables makes impossible.
+pub fn crowd(mut tables: MemTables) -> Vec<(IpAddr, u16)> {
+    let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
+    for client_port in 1024..u16::MAX {
+        let client = (IpAddr::from([198, 51, 100, 77]), client_port);
+        tables.flows.fill_with(Flow::default);
+        tables.buckets.fill_with(Bucket::default);
+        let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), port::WEB)).build());
+        let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
+        assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
+        let used = |bucket: &Bucket| bucket.ways.iter().any(|way| way.get() != 0);
+        let bucket = tables.buckets.iter().position(used).expect("the flow is in a bucket");
+        let clients = found.entry(bucket).or_default();
+        clients.push(client);
+        if clients.len() > 2 * WAYS {
+            return clients.clone();
+        }
+    }
+    panic!("no bucket is crowded")
 }
 
 fn listen(address: IpAddr, port: u16, protocol: Protocol) -> Listen {

@@ -8,9 +8,8 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Flow, Tick},
-    datapath::decide,
-    sim::{MemTables, SliceFrame},
+    abi::{self, Flow},
+    sim::MemTables,
     verdict::{DropReason, ResetReason, Verdict},
 };
 use lb_userspace::dataplane::{FlowsOf, kernel::KernelDataplane};
@@ -18,7 +17,7 @@ use tests::{
     both::Both,
     packets::{self, Spec, flag},
     random::Random,
-    world::{self, BACKEND_MAC, INGRESS, LIMITS, VIP, VIP_ALL_PORTS, VIP_SHARED, VIP_V6, port},
+    world::{self, BACKEND_MAC, LIMITS, VIP, VIP_ALL_PORTS, VIP_SHARED, VIP_V6, port},
 };
 
 const PACKETS: u32 = 200_000;
@@ -35,26 +34,6 @@ struct Maker {
     random: Random,
     /// Clients whose UDP flows to the same service belong into one bucket, more than it has ways.
     crowd: Vec<(IpAddr, u16)>,
-}
-
-/// Clients as in [`Maker::crowd`]: found by opening flows in a copy of the tables.
-fn crowd(fresh: impl Fn() -> MemTables) -> Vec<(IpAddr, u16)> {
-    let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
-    for client_port in 1024..u16::MAX {
-        let client = (IpAddr::from([198, 51, 100, 77]), client_port);
-        let tables = fresh();
-        let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), port::WEB)).build());
-        let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
-        assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
-        let used = |bucket: &abi::Bucket| bucket.ways.iter().any(|way| way.get() != 0);
-        let bucket = tables.buckets.iter().position(used).expect("the flow is in a bucket");
-        let clients = found.entry(bucket).or_default();
-        clients.push(client);
-        if clients.len() > 2 * abi::WAYS {
-            return clients.clone();
-        }
-    }
-    panic!("no bucket is crowded")
 }
 
 impl Maker {
@@ -261,8 +240,8 @@ fn host_and_kernel_decide_alike() {
     let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
     let cut = world::fill(&mut kernel).expect("the tables can be filled");
     let mut both = Both::new(kernel);
-    let fresh = || both.kernel.copy().expect("tables can be read");
-    let mut maker = Maker { random: Random::new(seed), crowd: crowd(fresh) };
+    let crowd = world::crowd(both.kernel.copy().expect("tables can be read"));
+    let mut maker = Maker { random: Random::new(seed), crowd };
     let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
     let (mut compared, mut rewritten) = (0_u64, 0_u64);
 
