@@ -82,6 +82,13 @@ fn detach_leaves_nothing_with_a_daemon_and_without() -> Result<()> {
     stage.lb(&["detach"])?;
     serves_no_more(&stage)?;
     assert_eq!(stage.changed_since(&before)?, [""; 0], "after SIGTERM");
+    // After one that crashed.
+    stage.start()?;
+    stage.daemon.take().context("a daemon")?.kill()?;
+    serves(&stage)?;
+    stage.lb(&["detach"])?;
+    serves_no_more(&stage)?;
+    assert_eq!(stage.changed_since(&before)?, [""; 0], "after a crash");
     // Nothing is left to take down.
     assert!(stage.lb(&["detach"])?.contains("nothing"));
     assert_eq!(stage.changed_since(&before)?, [""; 0]);
