@@ -46,6 +46,9 @@ const CENSUS: Duration = Duration::from_secs(1);
 /// Answers to probes that one plan is made for, so that requests get their turn between them.
 const ANSWERS_AT_ONCE: usize = 256;
 
+/// How long a look at the surroundings may take before the daemon goes on without it.
+const PATIENCE_TO_LOOK: Duration = Duration::from_secs(1);
+
 /// Everything that the daemon has.
 pub(super) struct Daemon<P> {
     pub(super) core: Core<P>,
@@ -219,7 +222,7 @@ impl<P: Plane> Daemon<P> {
         self.core.set_around(around);
         self.place_addresses().await;
         self.settle();
-        self.attach();
+        self.attach().await;
     }
 
     /// Puts the addresses that the document wants, and takes away those that it does not.
@@ -247,12 +250,28 @@ impl<P: Plane> Daemon<P> {
 
     /// Leads the packets of the document's interfaces, those that are there, to the program.
     /// What fails is logged, shown as an alarm, and tried again with the next change of the network.
-    fn attach(&mut self) {
+    async fn attach(&mut self) {
+        let before = self.attached.clone();
         let failure = self.try_attach().err();
+        if self.attached != before {
+            self.look_again().await;
+        }
         if self.core.set_unattached(failure)
             && let Some(why) = self.core.unattached()
         {
             error!("{why}");
+        }
+    }
+
+    /// Has the surroundings looked at once more: a program that is attached by a BPF link is announced to
+    /// nobody. What the loop is told of them besides, it hears later.
+    async fn look_again(&mut self) {
+        let mut surroundings = self.watch.surroundings.clone();
+        surroundings.mark_unchanged();
+        self.watch.targets.send_modify(|_| {});
+        if tokio::time::timeout(PATIENCE_TO_LOOK, surroundings.changed()).await.is_ok() {
+            let around = Arc::clone(&surroundings.borrow());
+            self.core.set_around(around);
         }
     }
 
@@ -355,7 +374,7 @@ impl<P: Plane> Daemon<P> {
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
         self.place_addresses().await;
         self.settle();
-        self.attach();
+        self.attach().await;
         self.serve_metrics().await;
         self.on_time();
     }
