@@ -120,6 +120,7 @@ fn without_rights_it_says_which() -> Result<()> {
         return Ok(());
     }
     let stage = Stage::without_daemon(LabOptions::default(), &Web::of(LabOptions::default()).text())?;
+    let before = stage.traces()?;
     let (lb, document) = (lb(), stage.document());
     let (lb, document) = (lb.to_str().context("a path")?, document.to_str().context("a path")?);
     let without = |arguments: &[&str]| {
@@ -129,7 +130,8 @@ fn without_rights_it_says_which() -> Result<()> {
     let output = without(&["run", "--config", document])?;
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("not permitted") && text.contains("`lb doctor`"), "{text}");
+    assert!(text.contains("not permitted") && text.contains("CAP_BPF") && text.contains("sudo"), "{text}");
+    assert_eq!(stage.changed_since(&before)?, [""; 0], "{text}");
     // Which is then what helps.
     let output = without(&["doctor", "--config", document])?;
     let text = String::from_utf8_lossy(&output.stdout);

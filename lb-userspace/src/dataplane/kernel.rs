@@ -45,6 +45,11 @@ pub enum OpenError {
     /// The kernel refuses the program or a map.
     #[error("the kernel does not take the program: {0}; `lb doctor` names what it lacks")]
     Load(String),
+    /// The process may not.
+    #[error(
+        "{0}: this needs root's rights, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; run it with sudo"
+    )]
+    Rights(String),
     /// The object lacks something: another build.
     #[error("the built-in object has no {0}: a build of mixed versions")]
     NoMap(&'static str),
@@ -81,15 +86,18 @@ impl OpenError {
     /// The whole chain of causes in one sentence.
     fn load(error: impl Error) -> Self {
         let mut text = error.to_string();
+        let mut denied = false;
         let mut cause = error.source();
         while let Some(error) = cause {
+            let errno = error.downcast_ref().and_then(io::Error::raw_os_error);
+            denied |= errno == Some(libc::EPERM);
             let next = error.to_string();
             if !text.contains(&next) {
                 text = format!("{text}: {next}");
             }
             cause = error.source();
         }
-        Self::Load(text)
+        if denied { Self::Rights(text) } else { Self::Load(text) }
     }
 }
 

@@ -79,7 +79,11 @@ impl Health {
                 on_unhealthy: pool.on_unhealthy,
                 panic: pool.panic,
                 backends: backends.collect(),
-                all_failed: old.and_then(|old| old.all_failed),
+                // Who must not stay in use any more is let go at once.
+                all_failed: old.and_then(|old| old.all_failed).map(|kept| match pool.panic {
+                    Panic::Keep => kept,
+                    Panic::Fail => BTreeSet::new(),
+                }),
             };
             self.pools.insert(name.clone(), pool);
         }

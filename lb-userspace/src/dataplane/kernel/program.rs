@@ -111,11 +111,27 @@ pub(super) struct Program {
 impl Program {
     /// Loads the program over pinned maps where there are any, else over new ones of these sizes.
     pub(super) fn load(limits: Limits, pins: Option<Pins>) -> Result<Self, OpenError> {
+        let fresh = pins.as_ref().is_some_and(|pins| !pins.layout.exists());
+        match Self::try_load(limits, pins.as_ref()) {
+            Ok(ebpf) => Ok(Self { ebpf, pins, links: BTreeMap::new() }),
+            Err(error) => {
+                // What was begun here and holds nothing would pass for tables at the next start.
+                if let Some(pins) = pins.filter(|_| fresh)
+                    && let Err(source) = pins.remove()
+                {
+                    return Err(OpenError::Pins { path: pins.layout, source });
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn try_load(limits: Limits, pins: Option<&Pins>) -> Result<Ebpf, OpenError> {
         let mut loader = EbpfLoader::new();
         for (map, entries) in sizes(limits) {
             loader.map_max_entries(map, entries);
         }
-        if let Some(pins) = &pins {
+        if let Some(pins) = pins {
             pins.make()?;
             for map in name::ALL {
                 loader.map_pin_path(map, pins.map(map));
@@ -124,7 +140,7 @@ impl Program {
         let mut ebpf = loader.load(OBJECT).map_err(OpenError::load)?;
         let program = xdp(&mut ebpf)?;
         program.load().map_err(OpenError::load)?;
-        Ok(Self { ebpf, pins, links: BTreeMap::new() })
+        Ok(ebpf)
     }
 
     /// A map of the program.
