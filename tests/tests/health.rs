@@ -127,7 +127,8 @@ fn when_all_fail_the_last_set_stays() -> Result<()> {
 
     stage.write(&Web { pool: &format!("{CHECKS}\npanic = \"fail\""), ..Web::of(options) }.text())?;
     for vip in Stage::VIPS {
-        stage.until("refused clients", |stage| Ok(stage.curl_exit(vip, &["--max-time", "20"])? == REFUSED))?;
+        stage
+            .until("refused clients", |stage| Ok(stage.curl_exit(vip, &["--max-time", "20"])? == REFUSED))?;
     }
     stage.fit(1, true)?;
     both(&stage, &["unhealthy", "healthy"])?;
