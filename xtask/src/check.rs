@@ -62,7 +62,7 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests, demos.
+/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests.
 ///
 /// # Errors
 ///
