@@ -20,7 +20,7 @@ use tests::{
     world::{self, BACKEND_MAC, LIMITS, VIP, VIP_ALL_PORTS, VIP_SHARED, VIP_V6, port},
 };
 
-const PACKETS: u32 = 200_000;
+const PACKETS: u32 = 280_000;
 /// Packets that each verdict must have at least.
 const OFTEN: u64 = 500;
 
@@ -86,7 +86,7 @@ impl Maker {
         if v6 {
             return (VIP_V6.into(), port);
         }
-        match random.below(40) {
+        match random.below(60) {
             0..=3 => (VIP_ALL_PORTS.into(), 1000 + random.below(5) as u16),
             4..=6 => (VIP_SHARED.into(), random.of(&[port::WEB, port::WEB, 22])),
             7 => (Ipv4Addr::new(192, 0, 2, 1).into(), port),
@@ -141,7 +141,7 @@ impl Maker {
         let backend_port = if backend.port.get() == 0 { flow.ports[1].get() } else { backend.port.get() };
         let mut from = (address(&backend.address), port(backend_port));
         let mut to = (address(&source.address), port(flow.ports[2].get()));
-        match self.random.below(25) {
+        match self.random.below(60) {
             0 => from.1 ^= 1,
             1 => to.1 ^= 1,
             _ => {}
@@ -256,7 +256,7 @@ fn host_and_kernel_decide_alike() {
             world::set_globals(&mut both.kernel, resets).expect("the configuration can be written");
             both.align();
         }
-        let reply = if maker.random.percent(58) { maker.reply(&both.host) } else { None };
+        let reply = if maker.random.percent(70) { maker.reply(&both.host) } else { None };
         let spec = reply.unwrap_or_else(|| maker.call());
         let mut frame = spec.build();
         let spoiled = maker.random.percent(13);

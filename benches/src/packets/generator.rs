@@ -72,15 +72,7 @@ impl Generator {
 
     /// From now on: packets of so many flows, one after the other or at random; the first of each if so.
     pub(crate) fn order(&mut self, kind: Kind, flows: u64, first: bool) -> Result<()> {
-        self.write(kind, flows, first, first && flows > 0)
-    }
-
-    /// From now on: packets at random of flows that are known.
-    pub(crate) fn order_more(&mut self, kind: Kind, flows: u64) -> Result<()> {
-        self.write(kind, flows, false, false)
-    }
-
-    fn write(&mut self, kind: Kind, flows: u64, first: bool, in_order: bool) -> Result<()> {
+        let in_order = first && flows > 0;
         self.frame = kind.frame(first);
         let mut value = [0; WORDS + 2];
         for (word, bytes) in value.iter_mut().zip(self.frame.chunks_exact(8)) {

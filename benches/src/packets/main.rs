@@ -95,7 +95,7 @@ fn tracked(
     generator.order(kind, flows, true)?;
     scene.forwarding(all, || generator.run(all))?;
     ensure!(scene.flows()? == flows, "{} flows were opened for {name}, not {flows}", scene.flows()?);
-    generator.order_more(kind, flows)?;
+    generator.order(kind, flows, false)?;
     scene.check_sample(kind)?;
     let mut times =
         measure(arguments.runs, || scene.forwarding(arguments.packets, || generator.run(arguments.packets)))?;

@@ -236,7 +236,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     flow.client_sent.set(0);
     flow.backend_sent.set(0);
     stay(flow, context.config, context.now);
-    let live = u64::from(place.tag) << 32 | claim.guard & !GUARD_STATE & 0xffff_ffff | Flow::LIVE;
+    let live = u64::from(place.tag) << 32 | freed(claim.guard) | Flow::LIVE;
     flow.guard.set(live);
 
     let entry = u64::from(place.tag) << 32 | u64::from(claim.number + 1);
