@@ -10,6 +10,7 @@ use std::{
 };
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use lb_common::abi::Tick;
 use lb_userspace::{
     config::Document,
     dataplane::{Dataplane, NextHop, Tables, memory::MemoryDataplane},
@@ -122,6 +123,7 @@ impl World {
             hash_key: [1, 2],
             same_interface_tx: true,
             spent: &BTreeSet::new(),
+            now: Tick(1),
         };
         plan_again(&desired, before, rings).unwrap_or_else(|why| panic!("{why}"))
     }

@@ -9,14 +9,20 @@
 //! change is one store of one word ([`Shared`]).
 
 pub mod name;
+mod record;
+mod ring;
 mod tick;
 
-pub use self::tick::Tick;
+pub use self::{
+    record::{RECORD_WAYS, Record, Records, Span, State, Way},
+    ring::{NO_BACKEND, PAGE_SLOTS, Page, RingAt, Side, SidePage, Slot, Standing},
+    tick::Tick,
+};
 use crate::shared::Shared;
 
 /// Version of the layout of all maps. Pinned beside them; a daemon that finds another one refuses to
 /// touch anything.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -191,7 +197,7 @@ impl Vip {
 #[repr(C, align(64))]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Service {
-    /// The ring: first page in the upper 32 bits, number of slots in the lower. One store switches it.
+    /// A [`RingAt`]. One store switches it.
     pub ring: Shared<u64>,
     /// The firewall: rule set (zero: none) in the upper 32 bits, [`Service::DENY_OTHERS`] in the lower.
     pub firewall: Shared<u64>,
@@ -205,8 +211,10 @@ pub struct Service {
     pub port: Shared<u16>,
     /// Address, two halves in memory order.
     pub address: [Shared<u64>; 2],
+    /// The [`RingAt`] of before, while the number of slots is being changed; else zero.
+    pub old_ring: Shared<u64>,
     /// Zero.
-    pub spare: [Shared<u64>; 3],
+    pub spare: [Shared<u64>; 2],
 }
 
 impl Service {
@@ -216,6 +224,8 @@ impl Service {
     pub const ALL_PORTS: u32 = 2;
     /// The entry means something.
     pub const IN_USE: u32 = 4;
+    /// Packets are not translated: the backend has the service's address, and answers the client itself.
+    pub const DIRECT: u32 = 8;
     /// Sources that no rule matches are denied.
     pub const DENY_OTHERS: u32 = 1;
 }
@@ -252,20 +262,6 @@ pub struct RuleV6 {
 
 /// Interface indices that the program can send by are below this.
 pub const INTERFACES: u32 = 1 << 16;
-
-/// Slots of one page of rings.
-pub const PAGE_SLOTS: usize = 1024;
-
-/// A page of a ring: indices of [`Backend`]s, [`NO_BACKEND`] where there is none.
-#[repr(C)]
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The slots.
-    pub slots: [Shared<u32>; PAGE_SLOTS],
-}
-
-/// A slot without a backend.
-pub const NO_BACKEND: u32 = u32::MAX;
 
 /// A backend of one service.
 #[repr(C, align(64))]
@@ -332,7 +328,7 @@ pub const WAYS: usize = 8;
 /// One cache line of eight ways. A way is zero, or the upper half of the 5-tuple's hash (its tag) in the
 /// upper 32 bits and the index of a [`Flow`] plus one in the lower.
 #[repr(C, align(64))]
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Bucket {
     /// The ways.
     pub ways: [Shared<u64>; WAYS],
@@ -342,7 +338,7 @@ pub struct Bucket {
 /// from the backend's side directly, since its index follows from backend, source address and port
 /// (see [`crate::datapath::flow`]).
 #[repr(C, align(64))]
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flow {
     /// The guard of all other fields: tag in the upper 32 bits; below, [`Flow::LIVE`] or [`Flow::BUSY`]
     /// (or zero: free) in two bits, and a count of the uses of this entry in thirty.
@@ -470,6 +466,9 @@ const _: () = {
     assert!(size_of::<RuleV4>() == 8);
     assert!(size_of::<RuleV6>() == 20);
     assert!(size_of::<Page>() == 4096);
+    assert!(size_of::<Side>() == 24);
+    assert!(size_of::<SidePage>() == 24 * 1024);
+    assert!(size_of::<Records>() == 64);
     assert!(size_of::<Backend>() == 64);
     assert!(size_of::<Source>() == 32);
     assert!(size_of::<Bucket>() == 64);

@@ -3,14 +3,19 @@
 //! ```text
 //! frame ─► parse ─► a backend's reply? ── yes ─► translate back ──────────────► client
 //!                        │ no
-//!                     service ─► firewall ─► flow known? ── yes ─► translate ─► backend
-//!                        │            │           │ no
-//!                       host        drop     select a backend, claim a port ──► backend
+//!                     service ─► firewall ─► not translated? ─ yes ─► slot ─► settled? ─ no ─► record, rules
+//!                        │            │           │ no                          │ yes             │
+//!                       host        drop          │                             └──── forward ◄───┘
+//!                                            flow known? ── yes ─► translate ─► backend
+//!                                                 │ no
+//!                                            select a backend, claim a port ──► backend
 //! ```
 //!
 //! Look-ups for a packet of a known flow, beside `CONFIG`: to the backend SERVICE_KEYS, SERVICES,
 //! BUCKETS, FLOWS, BACKENDS, SOURCES; back to the client SOURCE_KEYS, SOURCES, FLOWS, BACKENDS,
-//! SERVICES (and INTERFACES, where it leaves by another one). All but the KEYS are arrays, which cost
+//! SERVICES (and INTERFACES, where it leaves by another one). For a packet that is not translated:
+//! SERVICE_KEYS, SERVICES, PAGES, BACKENDS, and where its slot is unsettled SIDES, RECORDS, and BACKENDS once
+//! more. All but the KEYS are arrays, which cost
 //! a bounds check and a cache line; BUCKETS and FLOWS are the only ones that grow with traffic.
 
 pub mod family;
@@ -18,12 +23,14 @@ pub mod firewall;
 pub mod flow;
 pub mod hash;
 pub mod parse;
+mod record;
 pub mod reset;
 pub mod rewrite;
 pub mod select;
+pub mod unsettled;
 
 use crate::{
-    abi::{Backend, Config, Service, TCP, Tick, Traffic},
+    abi::{Backend, Config, NO_BACKEND, RingAt, Service, TCP, Tick, Traffic},
     tables::Tables,
     verdict::{DropReason, PassReason, ResetReason, Verdict},
     wire::{Frame, eth, eth::Link, l4::Tcp},
@@ -31,6 +38,7 @@ use crate::{
 use family::{Family, V4, V6};
 use flow::Known;
 use parse::Packet;
+use unsettled::At;
 
 /// What is the same for the whole of one decision.
 #[repr(C)]
@@ -108,17 +116,79 @@ fn steps<V: Family, T: Tables>(frame: &mut impl Frame, context: Context<'_, T>) 
     if packet.fragment {
         return Err(DropReason::Fragment.into());
     }
+    let place = flow::place(&packet, context.config);
+    if service.flags.get() & Service::DIRECT != 0 {
+        return Ok(direct(frame, &packet, &Call { index, service, place }, &context));
+    }
     if packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
-
-    let place = flow::place(&packet, context.config);
     if let Some(known) = flow::of_client(&packet, index, place, context)
         && !flow::starts_anew(&packet, &known, context)
     {
         return Ok(to_backend(frame, &packet, &known, &context));
     }
     Ok(arrive(frame, &packet, &Call { index, service, place }, &context))
+}
+
+/// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
+/// hands of late nothing is looked up of its connection, and nothing kept.
+#[inline(never)]
+fn direct<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: &Context<'_, T>,
+) -> Verdict {
+    verdict(|| lead(frame, packet, call, *context))
+}
+
+#[inline(always)]
+fn lead<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: Context<'_, T>,
+) -> Result<Verdict, Verdict> {
+    let tables = context.tables;
+    let ring = RingAt::from_word(call.service.ring.get());
+    let mut index = NO_BACKEND;
+    if ring.slots != 0 {
+        let number = ring.slot(call.place.tag);
+        let slot = select::slot(ring, number, tables)?;
+        index = slot.backend();
+        if let Some(first_side) = ring.first_side
+            && !slot.is_settled()
+        {
+            let at = At { slot: number, first_side, service: call.index };
+            index = unsettled::backend(frame, packet, at, index, call.place, &context)?;
+        }
+    }
+    let Some((index, backend)) = select::entry(call.index, index, tables)? else {
+        return if packet.protocol == TCP {
+            let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
+            reset::answer(frame, packet, reason, context)
+        } else {
+            Err(DropReason::NoBackend.into())
+        };
+    };
+    let flags = backend.flags.get();
+    if flags & Backend::CUT != 0 {
+        return cut(frame, packet, context);
+    }
+    let bytes = frame.len() as u64;
+    let flows = u64::from(packet.is_first());
+    if flags & Backend::LOCAL == 0 {
+        if flags & Backend::REACHABLE == 0 {
+            return Err(DropReason::NoNextHop.into());
+        }
+        rewrite::forward(frame, packet, backend).ok_or(DropReason::Tables)?;
+    }
+    tables.count_traffic(index, Traffic { packets_in: 1, bytes_in: bytes, flows, ..Traffic::default() });
+    if flags & Backend::LOCAL != 0 {
+        return Err(PassReason::Local.into());
+    }
+    Ok(Verdict::ToBackend { interface: backend.interface.get() })
 }
 
 /// A packet of a flow that is not known.

@@ -6,13 +6,14 @@ extern crate std;
 
 use crate::{
     abi::{
-        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, RuleV4, RuleV6,
-        Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip, address_v4, address_v6,
+        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, Records, RuleV4,
+        RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Side, SidePage, Slot, Source, Tick, Traffic, Vip,
+        address_v4, address_v6,
     },
-    datapath::flow,
+    datapath::{flow, unsettled},
     shared::Shared,
     tables::Tables,
-    verdict::Verdict,
+    verdict::{COUNTERS, Note, Verdict},
     wire::{Frame, REACH, Wire},
 };
 use std::{
@@ -82,6 +83,10 @@ pub struct MemTables {
     /// By index.
     pub pages: Vec<Page>,
     /// By index.
+    pub sides: Vec<SidePage>,
+    /// By index.
+    pub records: Vec<Records>,
+    /// By index.
     pub backends: Vec<Backend>,
     /// By backend.
     pub cursors: Vec<Cell<u64>>,
@@ -108,9 +113,11 @@ pub struct MemTables {
 }
 
 impl MemTables {
-    /// Empty tables of these sizes; flows and buckets are powers of two.
-    pub fn new(services: usize, backends: usize, pages: usize, flows: usize, buckets: usize) -> Self {
-        assert!(flows.is_power_of_two() && buckets.is_power_of_two());
+    /// Empty tables of these sizes; `flows` is a power of two, and there are half as many buckets, and as many
+    /// of records.
+    pub fn new(services: usize, backends: usize, pages: usize, flows: usize) -> Self {
+        assert!(flows.is_power_of_two());
+        let buckets = flows.div_ceil(2);
         let config = Config::default();
         config.flow_mask.set(flows as u32 - 1);
         config.bucket_mask.set(buckets as u32 - 1);
@@ -128,8 +135,9 @@ impl MemTables {
             turns: filled(services, Cell::default),
             sources: filled(256, Source::default),
             buckets: filled(buckets, Bucket::default),
+            records: filled(buckets, Records::default),
             flows: filled(flows, Flow::default),
-            verdicts: RefCell::new(std::vec![0; Verdict::COUNTERS]),
+            verdicts: RefCell::new(std::vec![0; COUNTERS]),
             traffic: RefCell::new(std::vec![Traffic::default(); backends]),
             ..Self::default()
         }
@@ -185,8 +193,14 @@ impl Tables for MemTables {
         let bytes = core::array::from_fn(|i| if i < 8 { high[i] } else { low[i - 8] });
         longest::<16, _>(&self.rules_v6, bytes, |b| RuleV6 { set: rule.set, address: address_v6(b) })
     }
-    fn slot(&self, page: u32, slot: usize) -> Option<u32> {
-        Some(self.pages.get(page as usize)?.slots.get(slot)?.get())
+    fn slot(&self, page: u32, slot: usize) -> Option<Slot> {
+        Some(Slot(self.pages.get(page as usize)?.slots.get(slot)?.get()))
+    }
+    fn side(&self, page: u32, slot: usize) -> Option<&Side> {
+        self.sides.get(page as usize)?.sides.get(slot)
+    }
+    fn records(&self, bucket: u32) -> Option<&Records> {
+        self.records.get(bucket as usize)
     }
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.backends.get(index as usize)
@@ -231,6 +245,9 @@ impl Tables for MemTables {
     fn search_ways(&self, bucket: u32, now: u32) -> u64 {
         flow::search_ways(self, bucket, now)
     }
+    fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
+        unsettled::choose(self, at, hash, asked, sequence, now)
+    }
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
         let mut budget = self.budget.get();
         let spent = budget.spend(now, per_second);
@@ -239,6 +256,11 @@ impl Tables for MemTables {
     }
     fn count(&self, verdict: Verdict) {
         if let Some(counter) = self.verdicts.borrow_mut().get_mut(verdict.counter()) {
+            *counter += 1;
+        }
+    }
+    fn note(&self, note: Note) {
+        if let Some(counter) = self.verdicts.borrow_mut().get_mut(note.counter()) {
             *counter += 1;
         }
     }

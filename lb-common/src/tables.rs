@@ -7,11 +7,11 @@
 
 use crate::{
     abi::{
-        Address, AddressV4, Backend, Bucket, Config, Flow, RuleV4, RuleV6, Service, ServiceKeyV4,
-        ServiceKeyV6, Source, Tick, Traffic, Vip,
+        Address, AddressV4, Backend, Bucket, Config, Flow, Records, RuleV4, RuleV6, Service, ServiceKeyV4,
+        ServiceKeyV6, Side, Slot, Source, Tick, Traffic, Vip,
     },
     shared::Shared,
-    verdict::Verdict,
+    verdict::{Note, Verdict},
 };
 
 /// Everything that a decision reads and writes besides the frame.
@@ -36,7 +36,11 @@ pub trait Tables {
     fn rule_v6(&self, source: &RuleV6) -> Option<u32>;
 
     /// A slot of a page of a ring.
-    fn slot(&self, page: u32, slot: usize) -> Option<u32>;
+    fn slot(&self, page: u32, slot: usize) -> Option<Slot>;
+    /// The side of a slot, on a page of sides.
+    fn side(&self, page: u32, slot: usize) -> Option<&Side>;
+    /// A bucket of records.
+    fn records(&self, bucket: u32) -> Option<&Records>;
     /// A backend.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Moves a backend's port cursor on; what it was before.
@@ -70,10 +74,15 @@ pub trait Tables {
     /// [`crate::datapath::flow::search_ways`] on these tables; a global function for the same reason.
     fn search_ways(&self, bucket: u32, now: u32) -> u64;
 
+    /// [`crate::datapath::unsettled::choose`] on these tables; a global function for the same reason.
+    fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64;
+
     /// Takes one of this second's resets.
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool;
     /// Counts a verdict.
     fn count(&self, verdict: Verdict);
+    /// Counts what happened to a record.
+    fn note(&self, note: Note);
     /// Counts what went to or came from a backend.
     fn count_traffic(&self, backend: u32, more: Traffic);
 }

@@ -1,10 +1,45 @@
 //! What becomes of a packet. Every way out of [`crate::datapath::decide`] is named here, has a counter,
 //! and a fixture that provokes it.
 
+/// What happened to a connection's record. Counted beside the verdict of the packet that did it.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Note {
+    /// A new connection was written down.
+    Recorded,
+    /// An older one was, since its slot is about to be another backend's.
+    Adopted,
+    /// There was no room to write one down.
+    Refused,
+}
+
+impl Note {
+    /// All of them, in the order of their counters.
+    pub const ALL: [Self; 3] = [Self::Recorded, Self::Adopted, Self::Refused];
+
+    /// The index of its counter, behind those of verdicts.
+    #[inline(always)]
+    pub const fn counter(self) -> usize {
+        Verdict::COUNTERS + self as usize
+    }
+
+    /// The name in counters, metrics and answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Recorded => "record_new",
+            Self::Adopted => "record_adopted",
+            Self::Refused => "record_refused",
+        }
+    }
+}
+
+/// Number of counters: of verdicts, then of notes.
+pub const COUNTERS: usize = Verdict::COUNTERS + Note::ALL.len();
+
 /// What the program does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// Translated, out by this interface, to a backend.
+    /// Out by this interface, to a backend, as the service's mode says.
     ToBackend {
         /// Interface index.
         interface: u32,

@@ -13,12 +13,13 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use lb_common::{
     abi::{
         Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Page,
-        RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Source, Tick, Traffic, Vip,
+        Records, RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Side, SidePage, Slot, Source, Tick,
+        Traffic, Vip,
     },
-    datapath::flow,
+    datapath::{flow, unsettled},
     shared::Shared,
     tables::Tables,
-    verdict::Verdict,
+    verdict::{COUNTERS, Note, Verdict},
 };
 
 /// Read and written by the daemon as memory.
@@ -43,6 +44,10 @@ static RULES_V6: LpmTrie<RuleV6, u32> = LpmTrie::with_max_entries(16, 0);
 #[map]
 static PAGES: Array<Page> = Array::with_max_entries(16, MAPPED);
 #[map]
+static SIDES: Array<SidePage> = Array::with_max_entries(16, MAPPED);
+#[map]
+static RECORDS: Array<Records> = Array::with_max_entries(16, MAPPED);
+#[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(16, MAPPED);
 #[map]
 static CURSORS: Array<u64> = Array::with_max_entries(16, MAPPED);
@@ -61,7 +66,7 @@ static BUCKETS: Array<Bucket> = Array::with_max_entries(16, MAPPED);
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(16, MAPPED);
 #[map]
-static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Verdict::COUNTERS as u32, 0);
+static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);
 #[map]
 static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(16, 0);
 #[map]
@@ -96,6 +101,13 @@ extern "C" fn search_ports(lane: u64, ports: u64, now: u32) -> u64 {
 #[inline(never)]
 extern "C" fn search_ways(bucket: u32, now: u32) -> u64 {
     flow::search_ways(&Maps, bucket, now)
+}
+
+/// A global function: the verifier takes it to give back any number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn choose_unsettled(at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
+    unsettled::choose(&Maps, at, hash, asked, sequence, now)
 }
 
 impl Tables for Maps {
@@ -146,8 +158,18 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn slot(&self, page: u32, slot: usize) -> Option<u32> {
-        Some(PAGES.get(page)?.slots.get(slot)?.get())
+    fn slot(&self, page: u32, slot: usize) -> Option<Slot> {
+        Some(Slot(PAGES.get(page)?.slots.get(slot)?.get()))
+    }
+
+    #[inline(always)]
+    fn side(&self, page: u32, slot: usize) -> Option<&Side> {
+        SIDES.get(page)?.sides.get(slot)
+    }
+
+    #[inline(always)]
+    fn records(&self, bucket: u32) -> Option<&Records> {
+        RECORDS.get(bucket)
     }
 
     #[inline(always)]
@@ -231,6 +253,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
+        choose_unsettled(at, hash, asked, sequence, now)
+    }
+
+    #[inline(always)]
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
         // SAFETY: this CPU's own value, and XDP programs do not interrupt one another.
         BUDGET.get_ptr_mut(0).is_some_and(|budget| unsafe { (*budget).spend(now, per_second) })
@@ -239,6 +266,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn count(&self, verdict: Verdict) {
         if let Some(counter) = VERDICTS.get_ptr_mut(verdict.counter() as u32) {
+            // SAFETY: this CPU's own value.
+            unsafe { *counter += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, note: Note) {
+        if let Some(counter) = VERDICTS.get_ptr_mut(note.counter() as u32) {
             // SAFETY: this CPU's own value.
             unsafe { *counter += 1 };
         }

@@ -103,7 +103,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Admin, Backend, BackendAddress, HealthCheck, Panic, Probe, Scheduler};
+    use crate::model::{
+        Admin, Backend, BackendAddress, Forward, HealthCheck, Panic, Probe, Scheduler, Track,
+    };
 
     const GOOD: &str = r#"
 interfaces = ["eth0", "eth1"]
@@ -211,6 +213,43 @@ ring_size = 101
     }
 
     #[test]
+    fn what_is_not_translated_keeps_its_port_and_has_no_turns() {
+        const DIRECT: &str = r#"interfaces = ["eth0"]
+[pools.web]
+backends = [{ address = "10.0.0.11:80" }, { address = "10.0.0.12" }]
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+forward = "dsr"
+track = "always"
+[services.names]
+listen = "203.0.113.10:53/udp"
+pool = "names"
+forward = "dsr"
+sticky = true
+[pools.names]
+backends = [{ address = "10.0.0.21" }]
+"#;
+        let document = Document::parse(DIRECT).unwrap();
+        let service = |name: &str| document.config.services[name].clone();
+        assert_eq!((service("shop").forward, service("shop").track), (Forward::Dsr, Track::Always));
+        assert_eq!(service("names").track, Track::Changes);
+        let track = |text: &str, with: &str| {
+            Document::parse(&DIRECT.replace(text, with)).unwrap().config.services["names"].track
+        };
+        assert_eq!(track("sticky = true\n", ""), Track::Never);
+
+        let wrong =
+            |text: &str, with: &str| Document::parse(&DIRECT.replace(text, with)).unwrap_err().to_string();
+        let other_port = wrong("10.0.0.11:80", "10.0.0.11:8080");
+        assert!(other_port.contains("write \"10.0.0.11:80\""), "{other_port}");
+        let all_ports = wrong("203.0.113.10:80/tcp", "203.0.113.10:*/tcp");
+        assert!(all_ports.contains("write \"10.0.0.11\", without a port"), "{all_ports}");
+        let turns = wrong("track = \"always\"", "scheduler = \"round-robin\"");
+        assert!(turns.contains("cannot be given out in turn"), "{turns}");
+    }
+
+    #[test]
     fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         // What is replaced, by what, and the one complaint that follows.
         let cases = [
@@ -238,7 +277,7 @@ ring_size = 101
             (
                 "flows = 4096",
                 "flows = 5000",
-                "error at 5000: flows = 5000 is not a power of two (write 4096 or 8192; a flow takes 96 bytes of memory)",
+                "error at 5000: flows = 5000 is not a power of two (write 4096 or 8192; a flow takes 128 bytes of memory)",
             ),
             (
                 "flows = 4096",
@@ -269,7 +308,7 @@ ring_size = 101
             (
                 "[2001:db8::1]:*/udp",
                 "203.0.113.11:*/udp",
-                r#"error at "dns": an IPv4 service cannot be translated to backend 2001:db8::53 of pool "dns" (use a pool whose backends all have IPv4 addresses)"#,
+                r#"error at "dns": an IPv4 service cannot be forwarded to backend 2001:db8::53 of pool "dns" (use a pool whose backends all have IPv4 addresses)"#,
             ),
             (
                 "10.0.0.12:8080",
@@ -383,8 +422,18 @@ ring_size = 101
             ),
             (
                 "scheduler = \"round-robin\"",
-                "forward = \"dsr\"",
-                r#"error at "dsr": forward = "dsr" is not in this version of Lobby (write forward = "nat", which works with any backend)"#,
+                "forward = \"ipip\"",
+                r#"error at "ipip": forward = "ipip" is not in this version of Lobby (write forward = "nat", which works with any backend, or "dsr" if the backends are on the same network and have the VIP)"#,
+            ),
+            (
+                "scheduler = \"round-robin\"",
+                "track = \"always\"",
+                r#"error at "always": track is for services that do not translate (remove it; with forward = "nat" every connection is tracked)"#,
+            ),
+            (
+                "scheduler = \"round-robin\"",
+                "sticky = true",
+                r#"error at true: sticky is for UDP services that do not translate (remove it; connections of this service stay with their backend anyway)"#,
             ),
             (
                 "scheduler = \"round-robin\"",
@@ -409,7 +458,7 @@ ring_size = 101
             (
                 "pool = \"dns\"",
                 "pool = \"web\"",
-                r#"error at "web": an IPv6 service cannot be translated to backend 10.0.0.11:8080 of pool "web" (use a pool whose backends all have IPv6 addresses)"#,
+                r#"error at "web": an IPv6 service cannot be forwarded to backend 10.0.0.11:8080 of pool "web" (use a pool whose backends all have IPv6 addresses)"#,
             ),
         ];
         for (from, to, expected) in cases {

@@ -8,14 +8,15 @@ pub mod kernel;
 pub mod memory;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::Arc,
     time::Duration,
 };
 
-use lb_common::abi::{Action, PAGE_SLOTS, Tick, Traffic};
+use lb_common::abi::{Action, PAGE_SLOTS, RingAt, Slot, Standing, State, Tick, Traffic};
 
 use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
 
@@ -41,8 +42,8 @@ pub trait Dataplane {
     /// has been changed then.
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError>;
 
-    /// Packets by verdict, indexed by [`lb_common::verdict::Verdict::counter`], summed over all CPUs
-    /// since the tables were made.
+    /// Packets by verdict and note, indexed by [`lb_common::verdict::Verdict::counter`] and
+    /// [`lb_common::verdict::Note::counter`], summed over all CPUs since the tables were made.
     ///
     /// # Errors
     /// When the counters cannot be read.
@@ -61,6 +62,39 @@ pub trait Dataplane {
     /// # Errors
     /// When the flows cannot be read.
     fn flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError>;
+
+    /// The time as packets see it.
+    ///
+    /// # Errors
+    /// When the clock cannot be read.
+    fn now(&self) -> Result<Tick, DataplaneError>;
+
+    /// What the slots of a ring remember now, settled ones too, for which it means nothing. Packets write
+    /// to it meanwhile.
+    ///
+    /// # Errors
+    /// When the sides cannot be read.
+    fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError>;
+
+    /// Looks at what slots remember now, for all services in `tables`.
+    ///
+    /// # Errors
+    /// When the sides cannot be read.
+    fn observe(&self, tables: &mut Tables) -> Result<(), DataplaneError> {
+        tables.sides.clear();
+        for (&index, service) in &tables.services {
+            if service.ring.first_side.is_some() {
+                tables.sides.insert(index, self.sides(&service.ring)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows every record that has not timed out to `visit`, in no order, as with [`Dataplane::flows`].
+    ///
+    /// # Errors
+    /// When the records cannot be read.
+    fn records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError>;
 
     /// How full the flow table is.
     ///
@@ -118,10 +152,30 @@ pub struct Tables {
     pub freed: BTreeMap<u32, u32>,
     /// Source addresses by index.
     pub sources: BTreeMap<u32, SourceEntry>,
+    /// What the slots of each ring with side pages remember, by the index of the service, as it was when
+    /// somebody last looked ([`Dataplane::observe`]): packets write to it too.
+    pub sides: BTreeMap<u32, Arc<[SideEntry]>>,
     /// Rule sets by number, from 1. A set that is being filled or emptied may be here in part.
     pub rules: BTreeMap<u32, RuleSet>,
     /// Our MAC address on each interface, by interface index.
     pub interfaces: BTreeMap<u32, [u8; 6]>,
+}
+
+impl Tables {
+    /// Indices of backends that some slot still sends connections to which are written down nowhere: those
+    /// that it leads to, and those that had it before.
+    pub fn remembered(&self) -> BTreeSet<u32> {
+        let mut remembered = BTreeSet::new();
+        for (index, service) in self.services.iter().filter(|(_, service)| service.mode.direct) {
+            remembered.extend(service.ring.slots.iter().map(|slot| slot.backend()));
+            remembered.extend(service.old_ring.slots.iter().map(|slot| slot.backend()));
+            let sides = self.sides.get(index).map(Arc::as_ref).unwrap_or_default();
+            let unsettled = service.ring.slots.iter().zip(sides).filter(|(slot, _)| !slot.is_settled());
+            let moving = unsettled.map(|(_, side)| side.standing).filter(|standing| !standing.fading);
+            remembered.extend(moving.map(|standing| standing.before));
+        }
+        remembered
+    }
 }
 
 /// What holds for all packets.
@@ -172,12 +226,31 @@ pub fn duration_of(ticks: u32) -> Duration {
 pub struct ServiceEntry {
     /// Where it listens.
     pub listen: Listen,
-    /// Slots are taken in turn.
-    pub round_robin: bool,
+    /// How packets get to its backends.
+    pub mode: Mode,
     /// Its ring.
     pub ring: Ring,
+    /// The ring of another size that it had before, as long as some slot asks for it; else empty.
+    pub old_ring: Ring,
     /// Its firewall.
     pub firewall: Firewall,
+}
+
+impl ServiceEntry {
+    /// A service that leads nowhere yet.
+    pub fn new(listen: Listen, mode: Mode) -> Self {
+        let [ring, old_ring] = [Ring::empty(), Ring::empty()];
+        Self { listen, mode, ring, old_ring, firewall: Firewall::default() }
+    }
+}
+
+/// How packets of a service get to its backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mode {
+    /// Slots are taken in turn.
+    pub round_robin: bool,
+    /// Packets are not translated.
+    pub direct: bool,
 }
 
 /// A ring and where it is.
@@ -185,20 +258,63 @@ pub struct ServiceEntry {
 pub struct Ring {
     /// First of its pages, which are consecutive.
     pub first_page: u32,
-    /// Backend indices, or [`lb_common::abi::NO_BACKEND`]. Empty: no backend, no pages.
-    pub slots: Arc<[u32]>,
+    /// First of its side pages, as many; `None`: every slot is settled.
+    pub first_side: Option<u32>,
+    /// The slots. Empty: no backend, no pages.
+    pub slots: Arc<[Slot]>,
 }
 
 impl Ring {
     /// A ring without slots.
     pub fn empty() -> Self {
-        Self { first_page: 0, slots: Arc::new([]) }
+        Self { first_page: 0, first_side: None, slots: Arc::new([]) }
     }
 
     /// The pages that it takes.
-    pub fn pages(&self) -> std::ops::Range<u32> {
+    pub fn pages(&self) -> Range<u32> {
         self.first_page..self.first_page + pages_for(self.slots.len())
     }
+
+    /// The side pages that it takes.
+    pub fn sides(&self) -> Range<u32> {
+        self.first_side.map_or(0..0, |first| first..first + pages_for(self.slots.len()))
+    }
+
+    /// Where it is.
+    pub fn at(&self) -> RingAt {
+        let slots = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        RingAt { slots, first_page: self.first_page, first_side: self.first_side }
+    }
+}
+
+/// What a slot that has changed hands remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideEntry {
+    /// Who had it before, and how far it is.
+    pub standing: Standing,
+    /// No record of before this counts.
+    pub unsettled_since: Tick,
+    /// When a packet last went to another backend than the slot's.
+    pub last_elsewhere: Tick,
+    /// When a connection could last not be written down.
+    pub lost_at: Tick,
+}
+
+impl SideEntry {
+    /// Of a slot that was `before`'s and begins to move.
+    pub fn moving(before: u32, now: Tick) -> Self {
+        let standing = Standing { before, fading: false, since: now };
+        Self { standing, unsettled_since: now, last_elsewhere: now, lost_at: now }
+    }
+}
+
+/// A connection that is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordEntry {
+    /// Index of its backend.
+    pub backend: u32,
+    /// How far it is.
+    pub state: State,
 }
 
 /// Pages that a ring of so many slots takes.
@@ -340,8 +456,22 @@ pub enum Op {
     WritePages {
         /// First of the pages.
         first_page: u32,
-        /// Backend indices, or [`lb_common::abi::NO_BACKEND`].
-        slots: Arc<[u32]>,
+        /// What it leads to.
+        slots: Arc<[Slot]>,
+    },
+    /// Writes the sides of slots that are settled in every ring in force.
+    WriteSides {
+        /// First of the side pages.
+        first_side: u32,
+        /// Numbers of slots, and what they are to remember.
+        sides: Arc<[(u32, SideEntry)]>,
+    },
+    /// Changes how far slots are that are not settled: one store each.
+    SetStandings {
+        /// First of the side pages.
+        first_side: u32,
+        /// Numbers of slots, and how far they are from now on.
+        standings: Arc<[(u32, Standing)]>,
     },
     /// Writes a set of rules whose number is free.
     WriteRules {
@@ -361,24 +491,29 @@ pub enum Op {
         index: u32,
         /// Where it listens.
         listen: Listen,
-        /// Slots are taken in turn.
-        round_robin: bool,
+        /// How packets get to its backends.
+        mode: Mode,
     },
-    /// Changes how slots are taken.
-    SwitchScheduler {
+    /// Changes how packets get to a service's backends.
+    SwitchMode {
         /// Index of the service.
         service: u32,
-        /// Slots are taken in turn.
-        round_robin: bool,
+        /// How from now on.
+        mode: Mode,
     },
     /// Leads a service to a ring that has been written: one store.
     SwitchRing {
         /// Index of the service.
         service: u32,
-        /// First page of the ring.
-        first_page: u32,
-        /// Number of slots; zero: no backend.
-        slots: u32,
+        /// Where the ring is; without slots: no backend.
+        ring: RingAt,
+    },
+    /// Says which ring slots may ask for that remember [`Standing::BY_OLD_RING`].
+    SwitchOldRing {
+        /// Index of the service.
+        service: u32,
+        /// Where that ring is; without slots: nobody asks.
+        ring: RingAt,
     },
     /// Leads a service to a rule set that has been written: one store.
     SwitchFirewall {

@@ -141,7 +141,7 @@ pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
         let led: BTreeSet<u32> = tables
             .services
             .get(index)
-            .map(|entry| entry.ring.slots.iter().copied().collect())
+            .map(|entry| entry.ring.slots.iter().map(|slot| slot.backend()).collect())
             .unwrap_or_default();
         let of_pool = verdicts.entry(service.pool.clone()).or_default();
         let entries: BTreeMap<_, _> = by_service

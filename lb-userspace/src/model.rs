@@ -90,13 +90,23 @@ pub struct Limits {
     pub backends: u32,
     /// Pages of rings (4 KiB each): a ring takes one for each 1024 slots, and as much again while it changes.
     pub ring_pages: u32,
+    /// Pages of what slots remember (24 KiB each): a ring of a service that does not translate takes as many
+    /// as it has pages while some slot of it is not settled.
+    pub side_pages: u32,
     /// Firewall rules, for each family.
     pub rules: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 1 << 18, services: 4096, backends: 16384, ring_pages: 8192, rules: 16384 }
+        Self {
+            flows: 1 << 18,
+            services: 4096,
+            backends: 16384,
+            ring_pages: 8192,
+            side_pages: 1024,
+            rules: 16384,
+        }
     }
 }
 
@@ -297,6 +307,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// How packets get there.
     pub forward: Forward,
+    /// How long connections are remembered.
+    pub track: Track,
     /// Slots of the ring, prime; `None`: by the number of backends.
     pub ring_size: Option<u32>,
     /// Networks that may come in; empty: all that are not denied.
@@ -400,6 +412,54 @@ pub enum Forward {
     /// Addresses and ports translated, both ways: any backend, as it is.
     #[default]
     Nat,
+    /// Direct server return: only the link layer changes, the backend has the VIP and answers the client
+    /// itself.
+    Dsr,
+}
+
+impl Forward {
+    /// As the document writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Dsr => "dsr",
+        }
+    }
+}
+
+/// When a connection of a service that does not translate is written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Track {
+    /// While backends change, so that it stays with its own.
+    #[default]
+    Changes,
+    /// Always.
+    Always,
+    /// Never (UDP: each datagram is for itself).
+    Never,
+}
+
+impl Track {
+    /// As the document writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Changes => "changes",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl Service {
+    /// For how long slots that change hands look after silent connections; `None`: there is nothing to look
+    /// after.
+    pub fn quiet_time(&self, idle: &Idle) -> Option<Duration> {
+        match (self.forward, self.track, self.listen.protocol) {
+            (Forward::Nat, _, _) | (_, Track::Never, _) => None,
+            (_, _, Protocol::Tcp) => Some(idle.established),
+            (_, _, Protocol::Udp) => Some(idle.udp),
+        }
+    }
 }
 
 /// A network, host bits zero.

@@ -10,6 +10,7 @@ mod backends;
 mod rings;
 mod rules;
 mod services;
+mod slots;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
+
+use lb_common::abi::Tick;
 
 pub use self::rings::Rings;
 use crate::{
@@ -47,8 +50,11 @@ pub struct Desired<'a> {
     pub hash_key: [u64; 2],
     /// Whether XDP_TX may be used (not on veth).
     pub same_interface_tx: bool,
-    /// Indices of backend entries that are no longer in the document, and of which no flow is left.
+    /// Indices of backend entries that are no longer in the document, and of which neither a flow nor a
+    /// record is left.
     pub spent: &'a BTreeSet<u32>,
+    /// The time as packets see it.
+    pub now: Tick,
 }
 
 /// What is to be done.
@@ -56,6 +62,8 @@ pub struct Desired<'a> {
 pub struct Plan {
     /// The operations, in the order to apply them in.
     pub ops: Vec<Op>,
+    /// When there will be something to do even if nothing changes but the time.
+    pub due: Option<Tick>,
 }
 
 /// Why there is no plan.
@@ -77,9 +85,13 @@ pub enum PlanError {
     },
     /// Enough pages are free for a ring, but not side by side.
     #[error(
-        "a ring needs {pages} pages side by side, and the free ones are scattered; raise limits.ring_pages in the document, then run `lb detach` and start again: sizes are fixed when the tables are made"
+        "a ring needs {pages} {what} side by side, and the free ones are scattered; raise {key} in the document, then run `lb detach` and start again: sizes are fixed when the tables are made"
     )]
     Scattered {
+        /// What there is too little of in a row.
+        what: &'static str,
+        /// The document's key.
+        key: &'static str,
         /// How many the ring takes.
         pages: u32,
     },
@@ -116,9 +128,9 @@ pub fn plan_again(desired: &Desired<'_>, before: &Tables, rings: &mut Rings) -> 
     let sources = sources::lay_out(desired, before, &mut steps)?;
     let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
     rules::write(&services, before, &mut steps)?;
-    rings::write(desired, before, &services, &backends, rings, &mut steps)?;
+    let due = rings::write(desired, before, &services, &backends, rings, &mut steps)?;
     services::lead(desired, before, &services, &mut steps);
-    Ok(Plan { ops: steps.in_order(before) })
+    Ok(Plan { ops: steps.in_order(before), due })
 }
 
 /// When an operation's turn comes. Read from the top, each stage finds what it relies on in place.
@@ -135,6 +147,8 @@ enum Stage {
     Backends,
     /// Rule sets, in fresh places.
     Rules,
+    /// What slots remember, before the rings that make them ask.
+    Sides,
     /// Rings, in fresh places.
     Pages,
     /// New services, which nothing leads to yet.
@@ -155,6 +169,8 @@ enum Stage {
     Unserve,
     /// Packets that saw what was before have gone.
     Settle,
+    /// Slots fade: no packet sees them as they were led before.
+    Fade,
     /// No slot leads to these backends: now their flows may be cut.
     Retire,
     /// Nothing leads to these backends, and no flow names them.

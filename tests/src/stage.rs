@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
-use xtask::lab::{Lab, LabOptions, Namespace, Proc, VIP, VIP_V6};
+use xtask::lab::{Lab, LabOptions, Namespace, Proc, VIP, VIP_V6, link};
 
 /// How long anything may take to come about.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -193,6 +193,28 @@ impl Stage {
             .stdout(Stdio::null())
             .stderr(fs::File::create(prefix.join("error.log"))?);
         self.servers.insert(place.name().to_owned(), Proc::start(command)?);
+        Ok(())
+    }
+
+    /// Gives a backend both VIPs, as mode `dsr` wants it, and lets its answers pass by the balancer's own
+    /// stack where that is their way.
+    ///
+    /// # Errors
+    /// When the addresses cannot be had.
+    pub fn hold_vips(&self, backend: usize) -> Result<()> {
+        let place = &self.lab.backends[backend];
+        // It must not answer for the address, or clients would find the backend by itself (arp_ignore in the
+        // kernel's ip-sysctl).
+        for (setting, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            place.sysctl(&format!("net.ipv4.conf.all.{setting}"), value)?;
+        }
+        for (vip, prefix) in [(Self::VIPS[0], 32), (Self::VIPS[1], 128)] {
+            link::address(place, "lo", vip, prefix)?;
+        }
+        for interface in self.lab.interfaces() {
+            // The balancer has the VIP too, and takes a packet from it for forged.
+            self.lab.balancer.sysctl(&format!("net.ipv4.conf.{interface}.accept_local"), "1")?;
+        }
         Ok(())
     }
 

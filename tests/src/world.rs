@@ -4,25 +4,24 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
     time::Duration,
 };
 
 use lb_common::{
-    abi::{Action, Bucket, Flow, NO_BACKEND, Tick, WAYS},
+    abi::{Action, Bucket, Flow, NO_BACKEND, RECORD_WAYS, Records, RingAt, Slot, Standing, Tick, WAYS},
     datapath::decide,
     sim::{MemTables, SliceFrame},
     verdict::Verdict,
 };
 use lb_userspace::{
     dataplane::{
-        BackendEntry, Dataplane, DataplaneError, Firewall, FlowsOf, Globals, NextHop, Op, RuleSet,
-        SourceEntry, SourceRun, VipEntry,
+        BackendEntry, Dataplane, DataplaneError, Firewall, FlowsOf, Globals, Mode, NextHop, Op, RuleSet,
+        SideEntry, SourceEntry, SourceRun, VipEntry,
     },
     model::{Idle, Limits, Listen, Network, PortRange, Protocol},
 };
 
-use crate::packets::Spec;
+use crate::packets::{Spec, flag};
 
 /// MAC address of every backend's next hop.
 pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
@@ -34,7 +33,8 @@ pub const INGRESS: u32 = 1;
 pub const OTHER_INTERFACE: u32 = 2;
 
 /// Sizes that are soon full.
-pub const LIMITS: Limits = Limits { flows: 1024, services: 64, backends: 64, ring_pages: 64, rules: 64 };
+pub const LIMITS: Limits =
+    Limits { flows: 1024, services: 64, backends: 128, ring_pages: 64, side_pages: 16, rules: 64 };
 
 /// VIP of most services.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -68,6 +68,11 @@ pub mod port {
     pub const BROKEN: u16 = 88;
     /// Its backend is reached by another interface, TCP.
     pub const ELSEWHERE: u16 = 89;
+    /// Not translated, every slot settled, TCP and UDP.
+    pub const DIRECT: u16 = 90;
+    /// Not translated, slots settled, moving (from another backend, from the same, from none) and fading
+    /// ([`super::turn_slots`]), TCP and UDP.
+    pub const CHANGING: u16 = 91;
 }
 
 /// Source ports of most backends.
@@ -92,12 +97,20 @@ pub fn next_hop(interface: u32) -> NextHop {
     NextHop { interface, own_mac: BACK_MAC, mac: BACKEND_MAC }
 }
 
-/// Fills empty tables, and gives back the backends of the services on [`port::CUT`]. Time-outs are short
-/// enough to pass within a test.
+/// What of the tables may be changed while packets come.
+pub struct World {
+    /// Backends whose flows may be cut: those of the services on [`port::CUT`], and the last of each on
+    /// [`port::CHANGING`].
+    pub cut: Vec<(u32, BackendEntry)>,
+    /// Of each service on [`port::CHANGING`], the index of its first backend.
+    pub changing: Vec<u32>,
+}
+
+/// Fills empty tables. Time-outs are short enough to pass within a test.
 ///
 /// # Errors
 /// When the tables cannot be written.
-pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, DataplaneError> {
+pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
     set_globals(plane, 100_000)?;
     plane.apply(&Op::SetInterface { index: OTHER_INTERFACE, mac: BACK_MAC })?;
     let sources = [
@@ -122,6 +135,7 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, Data
     plane.apply(&Op::WriteRules { set: 1, rules })?;
 
     let mut cut = Vec::new();
+    let mut changing = Vec::new();
     let mut builder = Builder { plane, services: 0, backends: 0, pages: 0 };
     let (v4, v6) = (IpAddr::from(VIP), IpAddr::from(VIP_V6));
     let three_v4: Vec<_> = (11..14).map(|last| remote(backend_v4(last), Some(8080))).collect();
@@ -130,6 +144,13 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, Data
         for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
             builder.service(listen(vip, port::WEB, protocol), three)?;
             builder.service(listen(vip, port::EMPTY, protocol), &[])?;
+            let direct: Vec<_> = three.iter().map(|b| BackendEntry { port: None, ..b.clone() }).collect();
+            builder.direct(listen(vip, port::DIRECT, protocol), &direct, None)?;
+            let first = builder.backends;
+            let service =
+                builder.direct(listen(vip, port::CHANGING, protocol), &direct, Some(changing.len()))?;
+            cut.push((first + 2, BackendEntry { service, ..direct[2].clone() }));
+            changing.push(first);
             let firewall = builder.service(listen(vip, port::FIREWALL, protocol), three)?;
             let rules = Firewall { rule_set: Some(1), deny_others: true };
             builder.plane.apply(&Op::SwitchFirewall { service: firewall, firewall: rules })?;
@@ -148,7 +169,9 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, Data
     }
     for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
         let turns = builder.service(listen(vip, port::TURNS, Protocol::Tcp), three)?;
-        builder.plane.apply(&Op::SwitchScheduler { service: turns, round_robin: true })?;
+        builder
+            .plane
+            .apply(&Op::SwitchMode { service: turns, mode: Mode { round_robin: true, direct: false } })?;
         let local = BackendEntry { address: None, port: None, next_hop: None, ..three[0].clone() };
         builder.service(listen(vip, port::LOCAL, Protocol::Tcp), &[local])?;
         let unreachable = BackendEntry { next_hop: None, ..three[0].clone() };
@@ -156,13 +179,46 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<Vec<(u32, BackendEntry)>, Data
         let elsewhere = BackendEntry { next_hop: Some(next_hop(OTHER_INTERFACE)), ..three[0].clone() };
         builder.service(listen(vip, port::ELSEWHERE, Protocol::Tcp), &[elsewhere])?;
         let broken = builder.service(listen(vip, port::BROKEN, Protocol::Tcp), &[])?;
-        builder.plane.apply(&Op::SwitchRing { service: broken, first_page: 1 << 20, slots: 100 })?;
+        builder.plane.apply(&Op::SwitchRing {
+            service: broken,
+            ring: RingAt { slots: 100, first_page: 1 << 19, first_side: None },
+        })?;
     }
     for (address, shared) in [(v4, false), (v6, false), (VIP_SHARED.into(), true)] {
         builder.plane.apply(&Op::SetVip { address, vip: VipEntry { shared, ..VipEntry::default() } })?;
     }
-    Ok(cut)
+    let world = World { cut, changing };
+    let since = Tick(plane.now()?.0.saturating_sub(OLD));
+    turn_slots(plane, &world, since)?;
+    Ok(world)
 }
+
+/// Ticks after which a change is not fresh any more.
+pub const OLD: u32 = 100;
+
+/// Gives the slots of the services on [`port::CHANGING`] standings that began `since`.
+///
+/// # Errors
+/// When the tables cannot be written.
+pub fn turn_slots(plane: &mut impl Dataplane, world: &World, since: Tick) -> Result<(), DataplaneError> {
+    for (number, &first) in world.changing.iter().enumerate() {
+        let standing = |slot: u32| {
+            let (before, fading) = match slot % 5 {
+                2 => (first + slot % 3, false),
+                3 => (NO_BACKEND, true),
+                4 => (NO_BACKEND, false),
+                _ => (first + (slot + 1) % 3, false),
+            };
+            (slot, Standing { before, fading, since })
+        };
+        let standings = (0..CHANGING_SLOTS).filter(|slot| slot % 5 != 0).map(standing).collect();
+        plane.apply(&Op::SetStandings { first_side: number as u32, standings })?;
+    }
+    Ok(())
+}
+
+/// Slots of each service on [`port::CHANGING`]: of each kind one that leads to each backend.
+pub const CHANGING_SLOTS: u32 = 15;
 
 /// Writes what holds for all packets.
 ///
@@ -206,29 +262,49 @@ pub fn set_flows(
     Ok(())
 }
 
-/// Clients whose UDP flows to [`VIP`], [`port::WEB`], belong into one bucket, more than it has ways: found by
-/// opening a flow for one after the other in a copy of the tables without any.
+/// Clients whose UDP flows to [`VIP`], [`port::WEB`], belong into one bucket, more than it has ways.
 ///
 /// # Panics
 /// When there are none, which the size of the tables makes impossible.
 pub fn crowd(mut tables: MemTables) -> Vec<(IpAddr, u16)> {
-    let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
-    for client_port in 1024..u16::MAX {
-        let client = (IpAddr::from([198, 51, 100, 77]), client_port);
+    crowded(2 * WAYS, |client| {
         tables.flows.fill_with(Flow::default);
         tables.buckets.fill_with(Bucket::default);
         let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), port::WEB)).build());
         let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
         assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
-        let used = |bucket: &Bucket| bucket.ways.iter().any(|way| way.get() != 0);
-        let bucket = tables.buckets.iter().position(used).expect("the flow is in a bucket");
-        let clients = found.entry(bucket).or_default();
+        tables.buckets.iter().position(|bucket| *bucket != Bucket::default())
+    })
+}
+
+/// Clients whose connections to [`VIP`], [`port::CHANGING`], are written down in the same two lines of
+/// records, more than there are ways.
+///
+/// # Panics
+/// When there are none, which the size of the tables makes impossible.
+pub fn crowd_of_records(mut tables: MemTables, now: Tick) -> Vec<(IpAddr, u16)> {
+    crowded(4 * RECORD_WAYS, |client| {
+        tables.records.fill_with(Records::default);
+        let spec = Spec::tcp(client, (VIP.into(), port::CHANGING), flag::SYN);
+        decide(&mut SliceFrame(spec.build()), &tables, INGRESS, now);
+        let line = tables.records.iter().position(|records| *records != Records::default());
+        line.map(|line| line / 2)
+    })
+}
+
+/// More than so many clients that belong into one place, each found by trying it alone; some have none.
+fn crowded(number: usize, mut place: impl FnMut((IpAddr, u16)) -> Option<usize>) -> Vec<(IpAddr, u16)> {
+    let mut found: BTreeMap<usize, Vec<(IpAddr, u16)>> = BTreeMap::new();
+    for client_port in 1024..u16::MAX {
+        let client = (IpAddr::from([198, 51, 100, 77]), client_port);
+        let Some(place) = place(client) else { continue };
+        let clients = found.entry(place).or_default();
         clients.push(client);
-        if clients.len() > 2 * WAYS {
+        if clients.len() > number {
             return clients.clone();
         }
     }
-    panic!("no bucket is crowded")
+    panic!("no place is crowded")
 }
 
 fn listen(address: IpAddr, port: u16, protocol: Protocol) -> Listen {
@@ -261,11 +337,40 @@ struct Builder<'a, D> {
 }
 
 impl<D: Dataplane> Builder<'_, D> {
+    /// Makes a service of these backends that does not translate; with side pages, most slots are unsettled.
+    fn direct(
+        &mut self,
+        listen: Listen,
+        backends: &[BackendEntry],
+        side: Option<usize>,
+    ) -> Result<u32, DataplaneError> {
+        let first = self.backends;
+        let service = self.service(listen, backends)?;
+        self.plane.apply(&Op::SwitchMode { service, mode: Mode { round_robin: false, direct: true } })?;
+        if let Some(side) = side {
+            let first_side = side as u32;
+            let leads = |slot: u32| match slot {
+                slot if slot.is_multiple_of(5) => Slot::settled(first + slot % 3),
+                slot => Slot::unsettled(first + slot % 3),
+            };
+            let side = |slot| (slot, SideEntry::moving(NO_BACKEND, Tick(0)));
+            let first_page = self.pages;
+            self.pages += 1;
+            self.plane
+                .apply(&Op::WriteSides { first_side, sides: (0..CHANGING_SLOTS).map(side).collect() })?;
+            let slots = (0..CHANGING_SLOTS).map(leads).collect();
+            self.plane.apply(&Op::WritePages { first_page, slots })?;
+            let ring = RingAt { slots: CHANGING_SLOTS, first_page, first_side: Some(first_side) };
+            self.plane.apply(&Op::SwitchRing { service, ring })?;
+        }
+        Ok(service)
+    }
+
     /// Makes a service of these backends; its index.
     fn service(&mut self, listen: Listen, backends: &[BackendEntry]) -> Result<u32, DataplaneError> {
         let service = self.services;
         self.services += 1;
-        self.plane.apply(&Op::WriteService { index: service, listen, round_robin: false })?;
+        self.plane.apply(&Op::WriteService { index: service, listen, mode: Mode::default() })?;
         let first = self.backends;
         for backend in backends {
             let backend = BackendEntry { service, ..backend.clone() };
@@ -281,9 +386,11 @@ impl<D: Dataplane> Builder<'_, D> {
         self.pages += 1;
         let count = u32::try_from(slots.len()).expect("few slots");
         if count > 0 {
-            self.plane.apply(&Op::WritePages { first_page, slots: Arc::from(slots) })?;
+            let slots = slots.into_iter().map(Slot::settled).collect();
+            self.plane.apply(&Op::WritePages { first_page, slots })?;
         }
-        self.plane.apply(&Op::SwitchRing { service, first_page, slots: count })?;
+        let ring = RingAt { slots: count, first_page, first_side: None };
+        self.plane.apply(&Op::SwitchRing { service, ring })?;
         match listen.port {
             Some(_) => self.plane.apply(&Op::SetKey { listen, service })?,
             None => {

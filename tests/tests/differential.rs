@@ -8,11 +8,11 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, Flow},
+    abi::{self, Flow, Tick},
     sim::MemTables,
-    verdict::{DropReason, ResetReason, Verdict},
+    verdict::{DropReason, Note, ResetReason, Verdict},
 };
-use lb_userspace::dataplane::{FlowsOf, kernel::KernelDataplane};
+use lb_userspace::dataplane::{Dataplane as _, FlowsOf, kernel::KernelDataplane};
 use tests::{
     both::Both,
     packets::{self, Spec, flag},
@@ -34,6 +34,8 @@ struct Maker {
     random: Random,
     /// Clients whose UDP flows to the same service belong into one bucket, more than it has ways.
     crowd: Vec<(IpAddr, u16)>,
+    /// The same of records.
+    crowd_of_records: Vec<(IpAddr, u16)>,
 }
 
 impl Maker {
@@ -77,9 +79,20 @@ impl Maker {
             port::UNREACHABLE,
             port::FEW_PORTS,
             port::FEW_PORTS,
+            port::FEW_PORTS,
             port::BROKEN,
             port::ELSEWHERE,
             port::ELSEWHERE,
+            port::DIRECT,
+            port::DIRECT,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
+            port::CHANGING,
             9999,
         ];
         let port = random.of(&ports);
@@ -98,6 +111,12 @@ impl Maker {
         if self.random.percent(5) {
             let client = self.crowd[self.random.below(self.crowd.len() as u64) as usize];
             return Spec::udp(client, (VIP.into(), port::WEB));
+        }
+        if self.random.percent(10) {
+            let client =
+                self.crowd_of_records[self.random.below(self.crowd_of_records.len() as u64) as usize];
+            let flags = self.random.of(&[flag::SYN, flag::ACK, flag::ACK, flag::FIN]);
+            return Spec::tcp(client, (VIP.into(), port::CHANGING), flags);
         }
         let v6 = self.random.percent(40);
         let (source, destination) = (self.client(v6), self.called(v6));
@@ -238,10 +257,12 @@ fn host_and_kernel_decide_alike() {
     println!("seed {seed}");
 
     let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
-    let cut = world::fill(&mut kernel).expect("the tables can be filled");
+    let world = world::fill(&mut kernel).expect("the tables can be filled");
     let mut both = Both::new(kernel);
     let crowd = world::crowd(both.kernel.copy().expect("tables can be read"));
-    let mut maker = Maker { random: Random::new(seed), crowd };
+    let now = both.kernel.now().expect("there is a clock");
+    let crowd_of_records = world::crowd_of_records(both.kernel.copy().expect("tables can be read"), now);
+    let mut maker = Maker { random: Random::new(seed), crowd, crowd_of_records };
     let mut tally: BTreeMap<&str, u64> = BTreeMap::new();
     let (mut compared, mut rewritten) = (0_u64, 0_u64);
 
@@ -250,7 +271,11 @@ fn host_and_kernel_decide_alike() {
             both.compare_tables();
             let flows = maker.random.of(&[FlowsOf::Keep, FlowsOf::Cut, FlowsOf::Forget, FlowsOf::Keep]);
             let dead = maker.random.percent(30);
-            world::set_flows(&mut both.kernel, &cut, flows, dead).expect("backends can be written");
+            world::set_flows(&mut both.kernel, &world.cut, flows, dead).expect("backends can be written");
+            // Slots of changes that are fresh, or not.
+            let now = both.kernel.now().expect("there is a clock");
+            let since = Tick(now.0.saturating_sub(maker.random.of(&[0, 1, 40, world::OLD])));
+            world::turn_slots(&mut both.kernel, &world, since).expect("sides can be written");
             // Seldom enough for all, or hardly any.
             let resets = maker.random.of(&[3, 100_000, 100_000, 100_000, 100_000, 100_000, 100_000, 100_000]);
             world::set_globals(&mut both.kernel, resets).expect("the configuration can be written");
@@ -274,6 +299,10 @@ fn host_and_kernel_decide_alike() {
         }
     }
     both.compare_tables();
+    let counted = both.kernel.verdicts().expect("counters can be read");
+    let notes = Note::ALL.map(|note| (note.name(), counted[note.counter()]));
+    println!("{notes:?}");
+    assert!(notes.iter().all(|(_, times)| *times >= OFTEN), "met less than {OFTEN} times: {notes:?}");
     println!("{compared} packets alike, {} unclear, {rewritten} rewritten: {tally:#?}", both.unclear);
     assert!(compared >= 100_000, "{compared} packets compared");
     assert!(rewritten * 100 >= compared * 60, "{rewritten} of {compared} reached a rewrite");
@@ -289,6 +318,11 @@ fn check(spec: &Spec, verdict: Verdict, out: &[u8]) {
     let seen = packets::read(out).expect("a packet like the one before");
     assert!(seen.checksums, "{spec:?} became {seen:?}");
     match verdict {
+        Verdict::ToBackend { .. } if matches!(spec.destination.1, port::DIRECT | port::CHANGING) => {
+            assert_eq!((seen.payload, seen.tcp, seen.ttl), (spec.payload.clone(), spec.tcp, spec.ttl));
+            assert_eq!((seen.source, seen.destination), (spec.source, spec.destination));
+            assert_eq!(seen.macs, (world::BACK_MAC, BACKEND_MAC));
+        }
         Verdict::ToBackend { .. } => {
             assert_eq!((seen.payload, seen.tcp, seen.ttl), (spec.payload.clone(), spec.tcp, spec.ttl - 1));
             assert_eq!(seen.macs, (world::BACK_MAC, BACKEND_MAC));

@@ -7,9 +7,12 @@ use std::{
     net::IpAddr,
 };
 
+use lb_common::abi::Tick;
 use lb_userspace::{
     config::Document,
-    dataplane::{Dataplane, FlowsOf, NextHop, kernel::KernelDataplane, memory::MemoryDataplane},
+    dataplane::{
+        Dataplane, FlowsOf, NextHop, Op, SideEntry, Tables, kernel::KernelDataplane, memory::MemoryDataplane,
+    },
     health::{Verdict, Verdicts},
     maglev,
     model::{BackendAddress, Config},
@@ -28,9 +31,14 @@ fn the_kernels_tables_are_those_in_memory() {
             KernelDataplane::open(None, first.settings.limits).unwrap_or_else(|why| panic!("{why}"));
         let mut memory = MemoryDataplane::new(first.settings.limits);
         assert_eq!(kernel.tables().unwrap(), memory.tables().unwrap(), "empty");
+        let mut now = Tick(1000);
         for config in std::iter::once(first).chain((0..5).map(|_| rolled(dice)).collect::<Vec<_>>()) {
-            let before = memory.tables().unwrap();
-            let spent = before.backends.keys().copied().filter(|_| dice.below(3) == 0).collect();
+            let before = observed(&memory);
+            // Sometimes long enough for slots to fade, and to settle.
+            now = now.after([1, 100, 200_000][dice.below(3)]);
+            let remembered = before.remembered();
+            let free = before.backends.keys().copied().filter(|index| !remembered.contains(index));
+            let spent = free.filter(|_| dice.below(3) == 0).collect();
             let (next_hops, sources) = ways(dice);
             let desired = Desired {
                 config: &config,
@@ -42,18 +50,33 @@ fn the_kernels_tables_are_those_in_memory() {
                 hash_key: [dice.0, !dice.0],
                 same_interface_tx: dice.below(2) == 0,
                 spent: &spent,
+                now,
             };
             for op in plan(&desired, &before).unwrap_or_else(|why| panic!("{why}")).ops {
                 kernel.apply(&op).unwrap_or_else(|why| panic!("seed {seed}, {op:?}: {why}"));
                 memory.apply(&op).unwrap_or_else(|why| panic!("seed {seed}, {op:?}: {why}"));
-                assert_eq!(kernel.tables().unwrap(), memory.tables().unwrap(), "seed {seed}, after {op:?}");
+                assert_eq!(observed(&kernel), observed(&memory), "seed {seed}, after {op:?}");
             }
             // A daemon that starts now has nothing to do.
             let spent = BTreeSet::new();
-            let again = plan(&Desired { spent: &spent, ..desired }, &kernel.tables().unwrap());
-            assert_eq!(again.map(|plan| plan.ops), Ok(vec![]), "seed {seed}");
+            let again = plan(&Desired { spent: &spent, ..desired }, &observed(&kernel)).unwrap();
+            let rest = |op: &&Op| !matches!(op, Op::SwitchOldRing { .. } | Op::Settle);
+            assert_eq!(again.ops.iter().find(rest), None, "seed {seed}");
         }
     }
+}
+
+/// The tables, and what unsettled slots remember: of settled ones it means nothing.
+fn observed(plane: &impl Dataplane) -> Tables {
+    let mut tables = plane.tables().unwrap();
+    plane.observe(&mut tables).unwrap();
+    for (index, sides) in &mut tables.sides {
+        let slots = tables.services[index].ring.slots.iter();
+        let nothing = SideEntry::moving(0, Tick(0));
+        *sides =
+            slots.zip(sides.iter()).map(|(s, side)| if s.is_settled() { nothing } else { *side }).collect();
+    }
+    tables
 }
 
 /// A small generator of numbers, so that a failure is replayed by its seed.
@@ -78,13 +101,15 @@ fn ip(text: &str) -> IpAddr {
 fn rolled(dice: &mut Dice) -> Config {
     let mut text = format!(
         "interfaces = [\"eth0\"]\nports = \"{}\"\nresets_per_second = {}\n[timeouts]\nudp = \"{}s\"\n\
-         [limits]\nflows = 1024\nservices = 32\nbackends = 400\nring_pages = 64\nrules = 200\n",
+         [limits]\nflows = 1024\nservices = 32\nbackends = 400\nring_pages = 64\nside_pages = 16\nrules = 200\n",
         dice.pick(&["10240-32767", "20000-20999"]),
         dice.below(1000),
         1 + dice.below(100),
     );
     for (pool, addresses) in [
         ("four", ["10.0.0.1:80", "10.0.0.1:8080", "10.0.0.2", "10.0.0.3:80", "local"]),
+        ("near", ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "local"]),
+        ("near-six", ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8::4", "local"]),
         ("six", ["[2001:db8::1]:80", "[2001:db8::1]:8080", "2001:db8::2", "[2001:db8::3]:80", "local"]),
     ] {
         let _ = writeln!(text, "[pools.{pool}]\nbackends = [");
@@ -103,6 +128,10 @@ fn rolled(dice: &mut Dice) -> Config {
         "[2001:db8:ffff::10]:80/tcp",
         "[2001:db8:ffff::10]:*/udp",
         "[2001:db8:ffff::11]:53/udp",
+        "203.0.113.12:80/tcp",
+        "203.0.113.12:*/udp",
+        "[2001:db8:ffff::12]:80/tcp",
+        "[2001:db8:ffff::12]:53/udp",
     ]
     .into_iter()
     .enumerate()
@@ -110,11 +139,20 @@ fn rolled(dice: &mut Dice) -> Config {
         if dice.below(3) == 0 {
             continue;
         }
-        let (pool, other) =
-            if listen.starts_with('[') { ("six", "2001:db8:7::/48") } else { ("four", "10.0.0.0/8") };
+        let direct = number >= 7;
+        let (pool, other) = match (listen.starts_with('['), direct) {
+            (true, false) => ("six", "2001:db8:7::/48"),
+            (true, true) => ("near-six", "2001:db8:7::/48"),
+            (false, false) => ("four", "10.0.0.0/8"),
+            (false, true) => ("near", "10.0.0.0/8"),
+        };
         let _ = writeln!(text, "[services.s{number}]\nlisten = \"{listen}\"\npool = \"{pool}\"");
+        if direct {
+            text.push_str("forward = \"dsr\"\n");
+            text.push_str(dice.pick(&["", "", "track = \"always\"\n"]));
+        }
         let _ = match dice.below(4) {
-            0 => writeln!(text, "scheduler = \"round-robin\""),
+            0 if !direct => writeln!(text, "scheduler = \"round-robin\""),
             1 => writeln!(text, "ring_size = 1031"),
             _ => writeln!(text, "ring_size = 101"),
         };

@@ -13,7 +13,7 @@ use lb_common::{
     shared::Shared,
     sim::{MemTables, SliceFrame},
     tables::Tables,
-    verdict::{DropReason, PassReason, ResetReason, Verdict},
+    verdict::{DropReason, Note, PassReason, ResetReason, Verdict},
 };
 use lb_userspace::dataplane::{BackendEntry, FlowsOf, kernel::KernelDataplane};
 use tests::{
@@ -42,7 +42,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
-        let cut = world::fill(&mut kernel).expect("the tables can be filled");
+        let cut = world::fill(&mut kernel).expect("the tables can be filled").cut;
         Self { both: Both::new(kernel), cut, met: BTreeSet::new() }
     }
 
@@ -93,6 +93,7 @@ fn every_verdict_has_a_fixture() {
     }
     let mut bench = Bench::new();
     translated(&mut bench);
+    direct(&mut bench);
     passed(&mut bench);
     dropped_as_unfit(&mut bench);
     dropped_for_want(&mut bench);
@@ -104,6 +105,26 @@ fn every_verdict_has_a_fixture() {
     let missing: Vec<_> =
         Verdict::names().filter(|name| *name != race && !bench.met.contains(name)).collect();
     assert!(missing.is_empty(), "no fixture for {missing:?}; {race} has one of its own");
+}
+
+/// What is not translated changes in nothing but the link layer, and nothing is remembered of it.
+fn direct(bench: &mut Bench) {
+    for (name, call) in [
+        ("TCP over IPv4", syn(to(port::DIRECT)).with_payload(b"x")),
+        ("in the middle of a connection", Spec::tcp(CLIENT, to(port::DIRECT), flag::ACK)),
+        ("TCP over IPv6", syn(to_v6(port::DIRECT))),
+        ("UDP over IPv4", Spec::udp(CLIENT, to(port::DIRECT)).with_payload(b"odd")),
+        ("UDP over IPv6", Spec { no_checksum: true, ..Spec::udp(CLIENT_V6, to_v6(port::DIRECT)) }),
+        ("a last hop", Spec { ttl: 1, ..syn(to(port::DIRECT)) }),
+        ("options and a VLAN tag", Spec { options: 40, vlan: Some(7), ..syn(to(port::DIRECT)) }),
+    ] {
+        let frame = call.build();
+        let out = bench.expect(name, &frame, TO_BACKEND);
+        assert_eq!(out[12..], frame[12..], "{name}: more than the link layer has changed");
+        assert_eq!((&out[..6], &out[6..12]), (&BACKEND_MAC[..], &BACK_MAC[..]), "{name}");
+    }
+    let empty = |record: &abi::Way| record.key.get() == abi::Record::EMPTY;
+    assert!(bench.both.host.records.iter().all(|bucket| bucket.ways.iter().all(empty)));
 }
 
 fn translated(bench: &mut Bench) {
@@ -320,7 +341,11 @@ impl Tables for Contended<'_> {
         service(index: u32) -> Option<&abi::Service>;
         rule_v4(rule: &abi::RuleV4) -> Option<u32>;
         rule_v6(rule: &abi::RuleV6) -> Option<u32>;
-        slot(page: u32, slot: usize) -> Option<u32>;
+        slot(page: u32, slot: usize) -> Option<abi::Slot>;
+        side(page: u32, slot: usize) -> Option<&abi::Side>;
+        records(bucket: u32) -> Option<&abi::Records>;
+        choose_unsettled(at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64;
+        note(note: Note) -> ();
         backend(index: u32) -> Option<&abi::Backend>;
         advance_cursor(backend: u32, by: u64) -> Option<u64>;
         take_turn(service: u32) -> Option<u64>;

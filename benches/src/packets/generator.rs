@@ -70,9 +70,9 @@ impl Generator {
         Ok(Self { ebpf, next, order, frame: vec![0; 8 * WORDS] })
     }
 
-    /// From now on: packets of so many flows, one after the other or at random; the first of each if so.
-    pub(crate) fn order(&mut self, kind: Kind, flows: u64, first: bool) -> Result<()> {
-        let in_order = first && flows > 0;
+    /// From now on: packets of so many flows (zero: of a new one each time), one after the other or at random;
+    /// SYNs if they are the first of each.
+    pub(crate) fn order(&mut self, kind: Kind, flows: u64, in_order: bool, first: bool) -> Result<()> {
         self.frame = kind.frame(first);
         let mut value = [0; WORDS + 2];
         for (word, bytes) in value.iter_mut().zip(self.frame.chunks_exact(8)) {

@@ -7,11 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use lb_common::verdict::Verdict;
+use lb_common::{
+    abi::{RingAt, Slot, Tick},
+    verdict::Verdict,
+};
 use lb_userspace::{
     dataplane::{
-        BackendEntry, Dataplane as _, FlowsOf, Globals, NextHop, Op, SourceEntry, SourceRun, VipEntry,
-        kernel::KernelDataplane,
+        self, BackendEntry, Dataplane as _, FlowsOf, Globals, NextHop, Op, SideEntry, SourceEntry, SourceRun,
+        VipEntry, kernel::KernelDataplane,
     },
     maglev,
     model::{Idle, Limits, Listen, PortRange, Protocol},
@@ -27,7 +30,8 @@ pub(crate) const PORT: u16 = 80;
 /// The last four bytes of the first client's address.
 pub(crate) const FIRST_ADDRESS: u32 = 0x0a00_0001;
 
-const BACKENDS: u16 = 64;
+/// Backends.
+pub(crate) const BACKENDS: u16 = 64;
 const SOURCES: u16 = 8;
 /// Interface that packets come in by and leave by: loopback, as a test run has it.
 const INTERFACE: u32 = 1;
@@ -57,14 +61,29 @@ fn inside(v6: bool, last: u16) -> IpAddr {
     }
 }
 
+/// How packets of the service get to its backends, and what is remembered of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Translated.
+    Nat,
+    /// Not translated, nothing remembered.
+    Settled,
+    /// Not translated, every slot has changed hands.
+    Moving,
+    /// Not translated, everything remembered.
+    Tracked,
+}
+
 /// The loaded program and its tables.
 pub(crate) struct Scene {
     plane: KernelDataplane,
+    mode: Mode,
 }
 
 impl Scene {
-    pub(crate) fn new(kind: Kind) -> Result<Self> {
-        let limits = Limits { flows: FLOWS, services: 16, backends: 128, ring_pages: 64, rules: 16 };
+    pub(crate) fn new(kind: Kind, mode: Mode) -> Result<Self> {
+        let limits =
+            Limits { flows: FLOWS, services: 16, backends: 128, ring_pages: 64, side_pages: 64, rules: 16 };
         let mut plane = KernelDataplane::open(None, limits)?;
         let long = Duration::from_secs(3600);
         let idle = Idle { half_open: long, udp: long, ..Idle::default() };
@@ -78,7 +97,11 @@ impl Scene {
         }
         let protocol = if kind.udp { Protocol::Udp } else { Protocol::Tcp };
         let listen = Listen { address: vip(kind.v6), port: Some(PORT), protocol };
-        plane.apply(&Op::WriteService { index: 0, listen, round_robin: false })?;
+        plane.apply(&Op::WriteService {
+            index: 0,
+            listen,
+            mode: dataplane::Mode { round_robin: false, direct: mode != Mode::Nat },
+        })?;
         for backend in 0..BACKENDS {
             let address = inside(kind.v6, 256 + backend);
             let hop = NextHop { interface: INTERFACE, own_mac: [2, 0, 0, 0, 9, 1], mac: [2, 0, 0, 0, 9, 9] };
@@ -94,13 +117,26 @@ impl Scene {
             };
             plane.apply(&Op::WriteBackend { index: u32::from(backend), backend: entry })?;
         }
-        let slots: Arc<[u32]> = (0..maglev::LARGE).map(|slot| slot % u32::from(BACKENDS)).collect();
-        let count = u32::try_from(slots.len())?;
+        let backend = |slot: u32| slot % u32::from(BACKENDS);
+        let settled = matches!(mode, Mode::Nat | Mode::Settled);
+        let slot =
+            |number| if settled { Slot::settled(backend(number)) } else { Slot::unsettled(backend(number)) };
+        let slots: Arc<[Slot]> = (0..maglev::LARGE).map(slot).collect();
         plane.apply(&Op::WritePages { first_page: 0, slots })?;
-        plane.apply(&Op::SwitchRing { service: 0, first_page: 0, slots: count })?;
+        if !settled {
+            // Long enough ago for every record to count.
+            let since = Tick(plane.now()?.0 / 2);
+            let before = |slot| if mode == Mode::Moving { backend(slot + 1) } else { backend(slot) };
+            let side = |slot| (slot, SideEntry::moving(before(slot), since));
+            let sides = (0..maglev::LARGE).map(side).collect();
+            plane.apply(&Op::WriteSides { first_side: 0, sides })?;
+        }
+        let first_side = (!settled).then_some(0);
+        let ring = RingAt { slots: maglev::LARGE, first_page: 0, first_side };
+        plane.apply(&Op::SwitchRing { service: 0, ring })?;
         plane.apply(&Op::SetVip { address: vip(kind.v6), vip: VipEntry::default() })?;
         plane.apply(&Op::SetKey { listen, service: 0 })?;
-        Ok(Self { plane })
+        Ok(Self { plane, mode })
     }
 
     /// The program, to be called.
@@ -108,9 +144,19 @@ impl Scene {
         self.plane.program_fd().map_err(|error| anyhow!(error))
     }
 
-    /// Flows that there are.
+    /// Connections that are remembered.
     pub(crate) fn flows(&self) -> Result<u64> {
-        Ok(u64::from(self.plane.fill()?.live))
+        if self.mode == Mode::Nat {
+            return Ok(u64::from(self.plane.fill()?.live));
+        }
+        let mut records = 0;
+        self.plane.records(&mut |_| records += 1)?;
+        Ok(records)
+    }
+
+    /// Backends that have been sent something.
+    pub(crate) fn backends(&self) -> Result<usize> {
+        Ok(self.plane.traffic()?.values().filter(|traffic| traffic.packets_in > 0).count())
     }
 
     /// Does something that sends so many packets, and fails unless each has gone to a backend.
@@ -146,8 +192,9 @@ impl Scene {
         let seen =
             packets::read(&ran.frame).map_err(|error| anyhow!(error)).context("the sample is unreadable")?;
         ensure!(seen.checksums, "the sample's checksums are wrong: {seen:?}");
+        let (port, ttl) = if self.mode == Mode::Nat { (8080, 63) } else { (PORT, 64) };
         ensure!(
-            seen.destination.1 == 8080 && seen.ttl == 63 && seen.payload == spec.payload,
+            seen.destination.1 == port && seen.ttl == ttl && seen.payload == spec.payload,
             "the sample: {seen:?}"
         );
         Ok(())

@@ -18,6 +18,10 @@ pub const RULES_V4: &str = "RULES_V4";
 pub const RULES_V6: &str = "RULES_V6";
 /// Array of [`super::Page`].
 pub const PAGES: &str = "PAGES";
+/// Array of [`super::SidePage`].
+pub const SIDES: &str = "SIDES";
+/// Array of [`super::Records`]: connections whose backend is written down.
+pub const RECORDS: &str = "RECORDS";
 /// Array of [`super::Backend`].
 pub const BACKENDS: &str = "BACKENDS";
 /// Array of u64: where each backend's search for a free port goes on.
@@ -36,7 +40,7 @@ pub const INTERFACES: &str = "INTERFACES";
 pub const BUCKETS: &str = "BUCKETS";
 /// Array of [`super::Flow`].
 pub const FLOWS: &str = "FLOWS";
-/// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`].
+/// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`] and [`crate::verdict::Note::counter`].
 pub const VERDICTS: &str = "VERDICTS";
 /// Per-CPU array of [`super::Traffic`], by backend.
 pub const TRAFFIC: &str = "TRAFFIC";
@@ -47,7 +51,7 @@ pub const BUDGET: &str = "BUDGET";
 pub const SCRATCH: &str = "SCRATCH";
 
 /// All of them.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 24] = [
     CONFIG,
     SERVICE_KEYS_V4,
     SERVICE_KEYS_V6,
@@ -57,6 +61,8 @@ pub const ALL: [&str; 22] = [
     RULES_V4,
     RULES_V6,
     PAGES,
+    SIDES,
+    RECORDS,
     BACKENDS,
     CURSORS,
     TURNS,

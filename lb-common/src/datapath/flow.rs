@@ -30,10 +30,24 @@ use crate::{
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Which bucket.
-    pub bucket: u32,
+    /// Chooses the bucket.
+    pub low: u32,
     /// What to look for there; also chooses the slot of the ring.
     pub tag: u32,
+}
+
+impl Place {
+    /// Which bucket.
+    #[inline(always)]
+    pub(crate) fn bucket(self, config: &Config) -> u32 {
+        self.low & config.bucket_mask.get()
+    }
+
+    /// The whole hash.
+    #[inline(always)]
+    pub(crate) const fn hash(self) -> u64 {
+        self.low as u64 | (self.tag as u64) << 32
+    }
 }
 
 /// A flow and its backend, as they were found.
@@ -109,7 +123,7 @@ impl Phase {
 #[inline(always)]
 pub(crate) fn place<V: Family>(packet: &Packet<V>, config: &Config) -> Place {
     let hash = hash::of_client(packet, config.hash_key[0].get(), config.hash_key[1].get());
-    Place { bucket: hash as u32 & config.bucket_mask.get(), tag: (hash >> 32) as u32 }
+    Place { low: hash as u32, tag: (hash >> 32) as u32 }
 }
 
 /// The flow of a client's packet.
@@ -120,7 +134,7 @@ pub(crate) fn of_client<'t, V: Family, T: Tables>(
     place: Place,
     context: Context<'t, T>,
 ) -> Option<Known<'t>> {
-    let bucket = context.tables.bucket(place.bucket)?;
+    let bucket = context.tables.bucket(place.bucket(context.config))?;
     let (_, way) = find(bucket, place.tag)?;
     let flow = flow_of_way(way, context.tables)?;
     let guard = flow.guard.get();
@@ -212,7 +226,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     place: Place,
     context: Context<'t, T>,
 ) -> Result<Known<'t>, Verdict> {
-    let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
+    let bucket = context.tables.bucket(place.bucket(context.config)).ok_or(DropReason::Tables)?;
     let mut way = Way::default();
     room(packet, place, &context, &mut way)?;
     let mut claim = Claim { index, ..Claim::default() };
@@ -388,7 +402,7 @@ fn room<V: Family, T: Tables>(
     context: &Context<'_, T>,
     found: &mut Way,
 ) -> Result<(), DropReason> {
-    let bucket = context.tables.bucket(place.bucket).ok_or(DropReason::Tables)?;
+    let bucket = context.tables.bucket(place.bucket(context.config)).ok_or(DropReason::Tables)?;
     if let Some((number, holds)) = find(bucket, place.tag) {
         // The connection's own way, from an earlier time; or, once in 500 million, that of another with
         // the same tag, which must not be taken for it.
@@ -403,7 +417,7 @@ fn room<V: Family, T: Tables>(
             return Ok(());
         }
     }
-    let best = context.tables.search_ways(place.bucket, context.now.0);
+    let best = context.tables.search_ways(place.bucket(context.config), context.now.0);
     let number = (best as usize).checked_sub(1).ok_or(DropReason::TableFull)? & (WAYS - 1);
     let holds = bucket.ways[number].get();
     *found = Way { number, holds };

@@ -22,13 +22,24 @@ pub(crate) fn to_backend<V: Family>(
     backend: &Backend,
     source: &Source,
 ) -> Option<()> {
+    forward(frame, packet, backend)?;
+    let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
+    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port())])
+}
+
+/// Leads a packet to the backend as it is: only the link layer changes. `None` as in [`to_backend`].
+#[inline(always)]
+pub(crate) fn forward<V: Family>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    backend: &Backend,
+) -> Option<()> {
     let next_hop = backend.next_hop.get();
     write_link(frame, next_hop, backend.own_mac.get())?;
     if packet.tagged && vlan_from_word(next_hop) != 0 {
         write_vlan(frame, vlan_from_word(next_hop))?;
     }
-    let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
-    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port())])
+    Some(())
 }
 
 /// Makes a backend's packet one from the service to the client.

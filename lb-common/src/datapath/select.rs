@@ -2,7 +2,7 @@
 
 use super::{family::Family, flow::Place, parse::Packet};
 use crate::{
-    abi::{Backend, NO_BACKEND, PAGE_SLOTS, Service, TCP},
+    abi::{Backend, NO_BACKEND, PAGE_SLOTS, RingAt, Service, Slot, TCP},
     tables::Tables,
     verdict::{DropReason, PassReason, Verdict},
 };
@@ -38,20 +38,33 @@ pub(crate) fn backend<'t, T: Tables>(
     place: Place,
     tables: &'t T,
 ) -> Result<Option<(u32, &'t Backend)>, Verdict> {
-    let ring = service.ring.get();
-    let slots = ring & 0xffff_ffff;
-    if slots == 0 {
+    let ring = RingAt::from_word(service.ring.get());
+    if ring.slots == 0 {
         return Ok(None);
     }
-    let slot = if service.flags.get() & Service::ROUND_ROBIN != 0 {
-        tables.take_turn(index).ok_or(DropReason::Tables)? % slots
+    let number = if service.flags.get() & Service::ROUND_ROBIN != 0 {
+        (tables.take_turn(index).ok_or(DropReason::Tables)? % u64::from(ring.slots)) as u32
     } else {
-        // Multiply and shift: even over any number of slots, without a division (Lemire, "Fast random
-        // integer generation in an interval", 2019).
-        (u64::from(place.tag) * slots) >> 32
+        ring.slot(place.tag)
     };
-    let page = (ring >> 32) as u32 + (slot / PAGE_SLOTS as u64) as u32;
-    let backend = tables.slot(page, slot as usize % PAGE_SLOTS).ok_or(DropReason::Tables)?;
+    let backend = slot(ring, number, tables)?.backend();
+    entry(index, backend, tables)
+}
+
+/// The slot of a ring with this number.
+#[inline(always)]
+pub(crate) fn slot<T: Tables>(ring: RingAt, number: u32, tables: &T) -> Result<Slot, Verdict> {
+    let page = ring.first_page + number / PAGE_SLOTS as u32;
+    Ok(tables.slot(page, number as usize % PAGE_SLOTS).ok_or(DropReason::Tables)?)
+}
+
+/// The entry of a backend that a slot of the service `index` leads to; `None` if it leads nowhere.
+#[inline(always)]
+pub(crate) fn entry<T: Tables>(
+    index: u32,
+    backend: u32,
+    tables: &T,
+) -> Result<Option<(u32, &Backend)>, Verdict> {
     if backend == NO_BACKEND {
         return Ok(None);
     }

@@ -99,8 +99,29 @@ pub struct Service {
     pub usable: usize,
     /// Backends of its pool.
     pub backends: usize,
+    /// When connections are written down: "changes", "always" or "never"; `null` where all are.
+    pub track: Option<String>,
+    /// How far the slots of its ring are; `null` where nothing is remembered of them.
+    pub slots: Option<Slots>,
     /// What passed.
     pub traffic: Traffic,
+}
+
+/// How far the slots of a ring are whose connections are not all written down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slots {
+    /// All of them.
+    pub total: u32,
+    /// Nothing is looked up of their connections.
+    pub settled: u32,
+    /// They have changed hands: connections from before are written down as they show themselves.
+    pub moving: u32,
+    /// They have, and a quiet time has passed: only what is written down goes elsewhere.
+    pub fading: u32,
+    /// Every connection is written down, and none goes elsewhere.
+    pub tracked: u32,
+    /// Seconds since a slot that is moving or fading began to; the longest.
+    pub since_seconds: Option<u64>,
 }
 
 /// A pool.

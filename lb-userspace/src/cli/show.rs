@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::table::{Cell, Table, Tone, colours, paint};
-use crate::api::view::{Backend, Connections, Counters, Pool, Service, Snapshot, Traffic};
+use crate::api::view::{Backend, Connections, Counters, Pool, Service, Slots, Snapshot, Traffic};
 
 /// The whole picture, for `lb status`.
 pub(super) fn status(snapshot: &Snapshot) -> String {
@@ -62,8 +62,9 @@ pub(super) fn service(service: &Service, backends_of_pool: &[Backend]) -> String
     let list = |networks: &[String], none: &str| {
         if networks.is_empty() { none.to_owned() } else { networks.join(", ") }
     };
+    let slots = service.slots.as_ref().map(slots).unwrap_or_default();
     format!(
-        "service    {}\nlisten     {}\npool       {}\nscheduler  {}\nforward    {}\nallow      {}\ndeny       {}\n{}\n\n{}",
+        "service    {}\nlisten     {}\npool       {}\nscheduler  {}\nforward    {}\n{slots}allow      {}\ndeny       {}\n{}\n\n{}",
         service.name,
         service.listen,
         service.pool,
@@ -74,6 +75,20 @@ pub(super) fn service(service: &Service, backends_of_pool: &[Backend]) -> String
         traffic(&service.traffic),
         backends(backends_of_pool)
     )
+}
+
+/// How far the slots of a service are, a line.
+fn slots(slots: &Slots) -> String {
+    let kinds = [
+        (slots.settled, "settled"),
+        (slots.moving, "moving"),
+        (slots.fading, "fading"),
+        (slots.tracked, "always tracked"),
+    ];
+    let there = kinds.iter().filter(|(number, _)| *number > 0);
+    let parts: Vec<String> = there.map(|(number, kind)| format!("{number} {kind}")).collect();
+    let since = slots.since_seconds.map(|seconds| format!(", since {seconds} s")).unwrap_or_default();
+    format!("slots      {}{since}\n", if parts.is_empty() { "none".to_owned() } else { parts.join(", ") })
 }
 
 pub(super) fn pools(pools: &[Pool]) -> String {

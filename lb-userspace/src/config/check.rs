@@ -9,7 +9,7 @@ use super::{
     complaint::Places,
     read::{Sink, suggest},
 };
-use crate::model::{Backend, BackendAddress, Config, Pool, Service};
+use crate::model::{Backend, BackendAddress, Config, Forward, Pool, Service};
 
 pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
     let vips: BTreeSet<IpAddr> = config.services.values().map(|service| service.listen.address).collect();
@@ -57,13 +57,16 @@ fn fits(name: &str, service: &Service, pool: &Pool, places: &Places, sink: &mut 
     });
     if let Some(backend) = other_family {
         let message = format!(
-            "an {} service cannot be translated to backend {} of pool \"{}\"",
+            "an {} service cannot be forwarded to backend {} of pool \"{}\"",
             family(v4),
             backend.address,
             service.pool
         );
         let remedy = format!("use a pool whose backends all have {} addresses", family(v4));
         sink.complaints.push(places.pool_of(name).error(message, remedy));
+    }
+    if service.forward == Forward::Dsr {
+        keeps_port(service, pool, places, sink);
     }
     let number = pool.backends.len();
     if let Some(size) = service.ring_size.filter(|&size| (size as usize) < number) {
@@ -75,6 +78,24 @@ fn fits(name: &str, service: &Service, pool: &Pool, places: &Places, sink: &mut 
         let message = format!("pool \"{}\" has no backends: clients of \"{name}\" are refused", service.pool);
         let remedy = "add backends = [ { address = \"10.0.0.11:8080\" } ] to the pool";
         sink.complaints.push(places.pool_of(name).warning(message, remedy));
+    }
+}
+
+/// What is not translated arrives on the port that was called.
+fn keeps_port(service: &Service, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
+    for backend in &pool.backends {
+        let BackendAddress::Remote(ip, Some(port)) = backend.address else { continue };
+        if service.listen.port != Some(port) {
+            let message = format!(
+                "backend {} cannot be reached on port {port} with forward = \"dsr\", which leaves the port of {} as it is",
+                backend.address, service.listen
+            );
+            let remedy = match service.listen.port {
+                Some(port) => format!("write \"{}\"", std::net::SocketAddr::new(ip, port)),
+                None => format!("write \"{ip}\", without a port"),
+            };
+            sink.complaints.push(places.backend(&service.pool, backend.address).error(message, remedy));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     maglev,
-    model::{Forward, Listen, Network, Scheduler, Service},
+    model::{Forward, Listen, Network, Protocol, Scheduler, Service, Track},
 };
 
 /// Most slots of a ring; more would only cost memory.
@@ -37,7 +37,11 @@ pub(super) fn service(
     let scheduler = fields.read(sink, "scheduler", |node, sink| {
         node.choice(sink, &[("maglev", Scheduler::Maglev), ("round-robin", Scheduler::RoundRobin)])
     });
-    let forward = fields.read(sink, "forward", forward);
+    let forward =
+        fields.read(sink, "forward", |node, sink| forward(node, scheduler.unwrap_or_default(), sink));
+    let kind = (forward.unwrap_or_default(), listen.map(|listen| listen.protocol));
+    let track = fields.read(sink, "track", |node, sink| track(node, kind, sink));
+    let sticky = fields.read(sink, "sticky", |node, sink| sticky(node, kind, sink));
     let ring_size = fields.read(sink, "ring_size", |node, sink| {
         places.note(Thing::RingSize(name.to_owned()), node.span.clone());
         ring_size(node, scheduler.unwrap_or_default(), sink)
@@ -57,29 +61,55 @@ pub(super) fn service(
         ("routes", PROXY),
         ("tls", PROXY),
         ("auth", PROXY),
-        ("track", "remove it; with forward = \"nat\" every connection is tracked"),
     ]);
     fields.finish(sink);
+    let datagrams = listen.is_some_and(|listen| listen.protocol == Protocol::Udp);
+    let otherwise = if datagrams && sticky != Some(true) { Track::Never } else { Track::Changes };
     Some(Service {
         listen: listen?,
         pool: pool?,
         scheduler: scheduler.unwrap_or_default(),
         forward: forward.unwrap_or_default(),
+        track: track.unwrap_or(otherwise),
         ring_size,
         allow: allow.into_iter().map(|(network, _)| network).collect(),
         deny: deny.into_iter().map(|(network, _)| network).collect(),
     })
 }
 
-fn forward(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Forward> {
-    match node.string(sink)? {
-        later @ ("dsr" | "ipip" | "gue") => {
-            let message = format!("forward = \"{later}\" is not in this version of Lobby");
-            sink.error(&node.span, message, "write forward = \"nat\", which works with any backend");
-            None
-        }
-        _ => node.choice(sink, &[("nat", Forward::Nat)]),
+fn forward(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option<Forward> {
+    if let later @ ("ipip" | "gue") = node.string(sink)? {
+        let message = format!("forward = \"{later}\" is not in this version of Lobby");
+        let remedy = "write forward = \"nat\", which works with any backend, or \"dsr\" if the backends are on the same network and have the VIP";
+        sink.error(&node.span, message, remedy);
+        return None;
     }
+    let forward = node.choice(sink, &[("nat", Forward::Nat), ("dsr", Forward::Dsr)])?;
+    if forward == Forward::Dsr && scheduler == Scheduler::RoundRobin {
+        let message = "with forward = \"dsr\" connections are not kept, so they cannot be given out in turn";
+        sink.error(&node.span, message, "write forward = \"nat\", or remove scheduler");
+    }
+    Some(forward)
+}
+
+type Kind = (Forward, Option<Protocol>);
+
+fn track(node: &Node<'_>, (forward, _): Kind, sink: &mut Sink<'_>) -> Option<Track> {
+    let track = node.choice(sink, &[("changes", Track::Changes), ("always", Track::Always)])?;
+    if forward == Forward::Nat {
+        let remedy = "remove it; with forward = \"nat\" every connection is tracked";
+        sink.error(&node.span, "track is for services that do not translate", remedy);
+    }
+    Some(track)
+}
+
+fn sticky(node: &Node<'_>, (forward, protocol): Kind, sink: &mut Sink<'_>) -> Option<bool> {
+    let sticky = node.boolean(sink)?;
+    if forward == Forward::Nat || protocol == Some(Protocol::Tcp) {
+        let remedy = "remove it; connections of this service stay with their backend anyway";
+        sink.error(&node.span, "sticky is for UDP services that do not translate", remedy);
+    }
+    Some(sticky)
 }
 
 fn ring_size(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option<u32> {

@@ -143,14 +143,15 @@ fn limits(mut fields: Fields<'_>, sink: &mut Sink<'_>) -> Limits {
             sink.error(
                 &node.span,
                 format!("flows = {flows} is not a power of two"),
-                format!("write {below} or {above}; a flow takes 96 bytes of memory"),
+                format!("write {below} or {above}; a flow takes 128 bytes of memory"),
             );
         }
         Some(flows)
     });
     let services = fields.read(sink, "services", |node, sink| node.integer(sink, 1..=1 << 20));
-    let backends = fields.read(sink, "backends", |node, sink| node.integer(sink, 1..=1 << 22));
+    let backends = fields.read(sink, "backends", |node, sink| node.integer(sink, 1..=1 << 20));
     let ring_pages = fields.read(sink, "ring_pages", |node, sink| node.integer(sink, 1..=1 << 20));
+    let side_pages = fields.read(sink, "side_pages", |node, sink| node.integer(sink, 1..=(1 << 20) - 2));
     let rules = fields.read(sink, "rules", |node, sink| node.integer(sink, 1..=1 << 24));
     fields.finish(sink);
     Limits {
@@ -158,6 +159,7 @@ fn limits(mut fields: Fields<'_>, sink: &mut Sink<'_>) -> Limits {
         services: services.unwrap_or(default.services),
         backends: backends.unwrap_or(default.backends),
         ring_pages: ring_pages.unwrap_or(default.ring_pages),
+        side_pages: side_pages.unwrap_or(default.side_pages),
         rules: rules.unwrap_or(default.rules),
     }
 }

@@ -11,7 +11,7 @@ use lb_common::abi;
 
 use crate::{
     config::{Complaint, Document},
-    model::{BackendAddress, Config, PortRange, Probe},
+    model::{BackendAddress, Config, Forward, PortRange, Probe, Service},
     netlink::surroundings::{Link, Surroundings},
     probe::check_authorities,
 };
@@ -157,6 +157,15 @@ fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Com
                         complaints.push(place.error(
                             format!("packets to {ip} leave by {leaves}, which is not listed: its replies would pass by the program"),
                             format!("add \"{leaves}\" to interfaces, or give {ip} a route by {}", config.interfaces.join(" or ")),
+                        ));
+                    }
+                    let direct =
+                        |service: &&Service| service.pool == *name && service.forward == Forward::Dsr;
+                    if let Some((router, service)) = route.gateway.zip(config.services.values().find(direct))
+                    {
+                        complaints.push(place.error(
+                            format!("{ip} is behind router {router}, which would send packets to {} back here instead: forward = \"dsr\" changes no addresses", service.listen.address),
+                            "use forward = \"nat\", or a backend on a network that this host is on itself",
                         ));
                     }
                 }
@@ -314,6 +323,19 @@ pool = "web"
         let (severity, line, message) = only(DOCUMENT, &around, &HostPorts::default());
         assert_eq!((severity, line), (Severity::Error, 5));
         assert!(message.contains("eth1"), "{message}");
+    }
+
+    #[test]
+    fn a_router_on_the_way_is_refused_where_addresses_stay_as_they_are() {
+        let mut around = around();
+        let gateway = Some(ip("10.0.0.254"));
+        let route = Route { interface: 2, gateway, source: None, local: false };
+        around.routes.insert(ip("10.0.0.11"), Ok(route));
+        assert_eq!(check(DOCUMENT, &around, &HostPorts::default()), []);
+        let direct = DOCUMENT.replace(":8080", "") + "forward = \"dsr\"\n";
+        let (severity, line, message) = only(&direct, &around, &HostPorts::default());
+        assert_eq!((severity, line), (Severity::Error, 5));
+        assert!(message.contains("10.0.0.254"), "{message}");
     }
 
     #[test]

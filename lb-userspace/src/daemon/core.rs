@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::abi::Tick;
 use tracing::{info, warn};
 
 use super::{
@@ -20,7 +21,10 @@ use crate::{
     addresses::{self, Placed},
     api::view,
     config::{Complaint, Complaints, Document, Severity},
-    dataplane::{BackendEntry, Dataplane, DataplaneError, NextHop, Op, Tables, memory::MemoryDataplane},
+    dataplane::{
+        BackendEntry, Dataplane, DataplaneError, NextHop, Op, Tables, duration_of, memory::MemoryDataplane,
+        ticks_in,
+    },
     health::{self, Event, Health, Key, Now, State, Verdicts},
     model::{BackendAddress, Config, HealthCheck},
     netlink::surroundings::Surroundings,
@@ -30,6 +34,9 @@ use crate::{
 
 /// How many alarms of one kind are worth reading.
 const ALARMS_OF_A_KIND: usize = 10;
+
+/// After how long slots are looked at again when it has failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A document in force.
 #[derive(Clone, Debug)]
@@ -61,7 +68,7 @@ pub enum LoadError {
     Complaints(#[from] Complaints),
     /// It does not fit the tables.
     #[error("{0}")]
-    Plan(#[from] PlanError),
+    Plan(#[from] SettleError),
 }
 
 /// Why the tables could not be brought to what is desired.
@@ -105,6 +112,8 @@ pub struct Core<D> {
     wants_census: bool,
     /// The second for which time was last passed on.
     passed: u64,
+    /// When slots are to be looked at again, though nothing happens.
+    due: Option<Tick>,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -135,6 +144,7 @@ impl<D: Dataplane> Core<D> {
             unattached: None,
             wants_census: false,
             passed: 0,
+            due: None,
         })
     }
 }
@@ -293,12 +303,19 @@ impl<D: Dataplane> Core<D> {
         tell(&self.health.pass_time(now))
     }
 
-    /// How long until there is something to do without an input.
+    /// How long until there is something to do without an input: a tick exact where slots are due.
     pub fn wait(&self, now: Now) -> Option<Duration> {
         let probe = self.health.next_probe().map(|due| due.saturating_sub(now.uptime));
         let deadline =
             self.health.next_deadline(now).map(|due| Duration::from_secs(due.saturating_sub(now.epoch)));
-        probe.into_iter().chain(deadline).min()
+        let due = self.due.map(|due| self.plane.now().map_or(RETRY, |tick| duration_of(due.since(tick))));
+        probe.into_iter().chain(deadline).chain(due).min()
+    }
+
+    /// Whether slots are to be looked at by now: [`Core::settle`] does.
+    pub fn is_due(&self) -> bool {
+        let now = self.plane.now();
+        self.due.zip(now.ok()).is_some_and(|(due, now)| now.has_reached(due))
     }
 }
 
@@ -315,8 +332,12 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn try_settle(&mut self) -> Result<usize, SettleError> {
+        // If it fails it is tried again, not at once.
+        self.due = self.due.and(self.plane.now().ok()).map(|now| now.after(ticks_in(RETRY)));
+        self.plane.observe(&mut self.tables)?;
         let Some(loaded) = &self.loaded else { return Ok(0) };
         let plan = self.plan(&loaded.document.config, &self.health, &self.ways, &self.around)?;
+        self.due = plan.due;
         if plan.ops.is_empty() {
             return Ok(0);
         }
@@ -339,7 +360,7 @@ impl<D: Dataplane> Core<D> {
         health: &Health,
         ways: &Ways,
         around: &Surroundings,
-    ) -> Result<Plan, PlanError> {
+    ) -> Result<Plan, SettleError> {
         let vips = config.services.values().map(|service| service.listen.address).collect();
         let desired = Desired {
             config,
@@ -351,8 +372,9 @@ impl<D: Dataplane> Core<D> {
             hash_key: self.hash_key,
             same_interface_tx: !ways.veth,
             spent: &self.spent,
+            now: self.plane.now()?,
         };
-        plan(&desired, &self.tables)
+        Ok(plan(&desired, &self.tables)?)
     }
 
     /// Whether [`Core::census`] could change anything: a backend drains, or is gone from the document.
@@ -364,18 +386,24 @@ impl<D: Dataplane> Core<D> {
         self.health.states().any(|(_, _, state)| state == State::Draining) || !self.gone().is_empty()
     }
 
-    /// Counts the flows of each backend; says whether the tables must change.
+    /// Counts the flows and records of each backend, and slots that look after connections of it; says whether the tables must change.
     ///
     /// # Errors
     /// When the flows cannot be read.
     pub fn census(&mut self, now: Now) -> Result<bool, DataplaneError> {
-        let backends = &self.tables.backends;
         let mut flows: BTreeMap<u32, u64> = BTreeMap::new();
+        let backends = &self.tables.backends;
         self.plane.flows(&mut |flow| {
             if backends.get(&flow.backend).is_some_and(|b| b.generation == flow.generation) {
                 *flows.entry(flow.backend).or_default() += 1;
             }
         })?;
+        self.plane.records(&mut |record| *flows.entry(record.backend).or_default() += 1)?;
+        self.plane.observe(&mut self.tables)?;
+        for backend in self.tables.remembered() {
+            // Nobody knows how many there still are.
+            *flows.entry(backend).or_default() += 1;
+        }
         self.spent = self.gone().into_iter().filter(|index| !flows.contains_key(index)).collect();
         // A backend that no service uses has none.
         let draining = self.health.states().filter(|(_, _, state)| *state == State::Draining);

@@ -175,7 +175,7 @@ impl<P: Plane> Daemon<P> {
             let backend = key.backend;
             self.prober.ask(key, backend, &check);
         }
-        let mut changed = self.core.pass_time(now);
+        let mut changed = self.core.pass_time(now) | self.core.is_due();
         if self.core.wants_census() && now.uptime >= self.last_census + CENSUS {
             self.last_census = now.uptime;
             match self.core.census(now) {

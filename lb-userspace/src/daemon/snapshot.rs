@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
 
-use lb_common::{abi, verdict};
+use lb_common::{
+    abi::{self, Standing},
+    verdict,
+};
 
 use super::core::Core;
 use crate::{
     api::view,
-    dataplane::{BackendEntry, Dataplane, DataplaneError, FlowEntry, Tables},
+    dataplane::{BackendEntry, Dataplane, DataplaneError, FlowEntry, ServiceEntry, Tables, duration_of},
     health::Now,
     model::{self, Admin, BackendAddress, Config, HealthCheck, Probe},
 };
@@ -24,7 +27,7 @@ const CONNECTIONS_MOST: usize = 10_000;
 pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot, DataplaneError> {
     let plane = core.plane();
     let traffic = Sums::of(core.tables(), &plane.traffic()?);
-    let names = verdict::Verdict::names();
+    let names = verdict::Verdict::names().chain(verdict::Note::ALL.map(verdict::Note::name));
     let verdicts =
         names.zip(plane.verdicts()?).map(|(name, packets)| view::Verdict { name: name.into(), packets });
     let counters = view::Counters { verdicts: verdicts.collect() };
@@ -44,7 +47,7 @@ pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot
     let sums = (config.services.len(), usable, backends.len());
     Ok(view::Snapshot {
         status: status(core, now, sums, (fill.live, fill.capacity)),
-        services: services(config, &backends, &traffic),
+        services: services(core, config, &backends, &traffic)?,
         pools: pools(core, config, &backends),
         backends,
         counters,
@@ -110,10 +113,19 @@ fn status<D: Dataplane>(
     }
 }
 
-fn services(config: &Config, backends: &[view::Backend], traffic: &Sums) -> Vec<view::Service> {
+fn services<D: Dataplane>(
+    core: &Core<D>,
+    config: &Config,
+    backends: &[view::Backend],
+    traffic: &Sums,
+) -> Result<Vec<view::Service>, DataplaneError> {
+    let indices: BTreeMap<model::Listen, u32> =
+        core.tables().services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
     let view = |(name, service): (&String, &model::Service)| {
         let (usable, all) = count(backends, &service.pool);
-        view::Service {
+        let direct = service.forward != model::Forward::Nat;
+        let index = indices.get(&service.listen).filter(|_| direct);
+        Ok(view::Service {
             name: name.clone(),
             listen: service.listen.to_string(),
             pool: service.pool.clone(),
@@ -122,18 +134,44 @@ fn services(config: &Config, backends: &[view::Backend], traffic: &Sums) -> Vec<
                 model::Scheduler::RoundRobin => "round-robin",
             }
             .into(),
-            forward: match service.forward {
-                model::Forward::Nat => "nat",
-            }
-            .into(),
+            forward: service.forward.name().into(),
             allow: service.allow.iter().map(ToString::to_string).collect(),
             deny: service.deny.iter().map(ToString::to_string).collect(),
             usable,
             backends: all,
+            track: direct.then(|| service.track.name().into()),
+            slots: index.map(|index| slots(core.plane(), &core.tables().services[index])).transpose()?,
             traffic: traffic.of_service(service.listen),
-        }
+        })
     };
     config.services.iter().map(view).collect()
+}
+
+/// How far the slots of a service are now.
+fn slots<D: Dataplane>(plane: &D, service: &ServiceEntry) -> Result<view::Slots, DataplaneError> {
+    let ring = &service.ring;
+    let mut slots = view::Slots { total: ring.at().slots, ..view::Slots::default() };
+    if ring.first_side.is_none() {
+        slots.settled = slots.total;
+        return Ok(slots);
+    }
+    let now = plane.now()?;
+    let sides = plane.sides(ring)?;
+    let mut longest = None;
+    for (slot, side) in ring.slots.iter().zip(sides.iter()) {
+        let Standing { before, fading, since } = side.standing;
+        let counter = match (slot.is_settled(), fading) {
+            (true, _) => &mut slots.settled,
+            (false, false) if before == slot.backend() => &mut slots.tracked,
+            (false, fading) => {
+                longest = longest.max(Some(now.since(since)));
+                if fading { &mut slots.fading } else { &mut slots.moving }
+            }
+        };
+        *counter += 1;
+    }
+    slots.since_seconds = longest.map(|ticks| duration_of(ticks).as_secs());
+    Ok(slots)
 }
 
 fn pools<D: Dataplane>(core: &Core<D>, config: &Config, backends: &[view::Backend]) -> Vec<view::Pool> {

@@ -15,20 +15,21 @@ use std::{
     io,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use lb_common::{
     abi::{self, Address, AddressV4, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Traffic, Vip, name},
     shared::Shared,
-    verdict::Verdict,
+    verdict::COUNTERS,
 };
 
 use self::{
     mapped::{Mapped, Words},
     program::{Pins, Program},
 };
-use super::{Dataplane, DataplaneError, FlowEntry, Op, Tables};
+use super::{Dataplane, DataplaneError, FlowEntry, Op, RecordEntry, Ring, SideEntry, Tables};
 use crate::{
     daemon::plane::{Notice, Plane},
     model::Limits,
@@ -108,6 +109,8 @@ pub struct KernelDataplane {
     config: Mapped<abi::Config>,
     services: Mapped<abi::Service>,
     pages: Mapped<abi::Page>,
+    sides: Mapped<abi::SidePage>,
+    records: Mapped<abi::Records>,
     backends: Mapped<abi::Backend>,
     sources: Mapped<abi::Source>,
     interfaces: Mapped<Shared<u64>>,
@@ -142,6 +145,8 @@ impl KernelDataplane {
         let (config, _) = memory(&mut program, name::CONFIG)?;
         let (services, service_count) = memory(&mut program, name::SERVICES)?;
         let (pages, ring_pages) = memory(&mut program, name::PAGES)?;
+        let (sides, side_pages) = memory(&mut program, name::SIDES)?;
+        let (records, _) = memory(&mut program, name::RECORDS)?;
         let (backends, backend_count) = memory(&mut program, name::BACKENDS)?;
         let (sources, _) = memory(&mut program, name::SOURCES)?;
         let (interfaces, _) = memory(&mut program, name::INTERFACES)?;
@@ -159,6 +164,7 @@ impl KernelDataplane {
             services: service_count,
             backends: backend_count,
             ring_pages,
+            side_pages,
             rules: rule_count,
         };
         let plane = Self {
@@ -166,6 +172,8 @@ impl KernelDataplane {
             config,
             services,
             pages,
+            sides,
+            records,
             backends,
             sources,
             interfaces,
@@ -206,7 +214,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn verdicts(&self) -> Result<Vec<u64>, DataplaneError> {
-        (0..Verdict::COUNTERS as u32)
+        (0..COUNTERS as u32)
             .map(|index| Ok(self.verdicts.get(&index, 0).map_err(unread(name::VERDICTS))?.iter().sum()))
             .collect()
     }
@@ -221,6 +229,18 @@ impl Dataplane for KernelDataplane {
                 Ok((index, sum))
             })
             .collect()
+    }
+
+    fn now(&self) -> Result<abi::Tick, DataplaneError> {
+        read::clock("(clock)")
+    }
+
+    fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
+        self.read_sides(ring)
+    }
+
+    fn records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {
+        self.visit_records(visit)
     }
 
     fn flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError> {

@@ -6,13 +6,13 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use lb_common::{
-    abi::{NO_BACKEND, PAGE_SLOTS, Traffic},
-    verdict::Verdict,
+    abi::{NO_BACKEND, PAGE_SLOTS, RingAt, Slot, Standing, Tick, Traffic},
+    verdict,
 };
 
 use super::{
-    BackendEntry, Dataplane, DataplaneError, Firewall, FlowEntry, MAX_SOURCES, Op, Ring, ServiceEntry,
-    Tables, VipEntry, pages_for,
+    BackendEntry, Dataplane, DataplaneError, Firewall, FlowEntry, MAX_SOURCES, Op, RecordEntry, Ring,
+    ServiceEntry, SideEntry, Tables, VipEntry, pages_for,
 };
 use crate::model::{Limits, Listen, Protocol};
 
@@ -22,7 +22,15 @@ pub struct MemoryDataplane {
     tables: Tables,
     /// What was written to each page, be it in use or not. A ring is read from here when a service is
     /// switched to it; from then on its pages cannot be written, so it stays true.
-    pages: BTreeMap<u32, Vec<u32>>,
+    pages: BTreeMap<u32, Vec<Slot>>,
+    /// What was written to each side page, by slot.
+    sides: BTreeMap<u32, BTreeMap<u32, SideEntry>>,
+    /// Whether packets that saw a ring of before may still be there.
+    unsettled: bool,
+    /// The time, for whoever plays the part of the clock.
+    pub now: Tick,
+    /// Records, for whoever plays the part of the packets.
+    pub written: Vec<RecordEntry>,
     /// Live flows, for whoever plays the part of the packets.
     pub live: Vec<FlowEntry>,
     /// Traffic by backend, for whoever plays the part of the packets.
@@ -42,22 +50,84 @@ impl MemoryDataplane {
         let mut memory = Self {
             tables: tables.clone(),
             pages: BTreeMap::new(),
+            sides: BTreeMap::new(),
+            unsettled: false,
+            now: Tick(1),
+            written: Vec::new(),
             live: Vec::new(),
             passed: BTreeMap::new(),
-            counted: vec![0; Verdict::COUNTERS],
+            counted: vec![0; verdict::COUNTERS],
         };
-        for Ring { first_page, slots } in tables.services.values().map(|service| &service.ring) {
-            memory.write_pages(*first_page, slots);
+        for (index, service) in &tables.services {
+            for ring in [&service.ring, &service.old_ring] {
+                memory.write_pages(ring.first_page, &ring.slots);
+            }
+            if let Some((first, sides)) = service.ring.first_side.zip(tables.sides.get(index)) {
+                for (number, side) in (0..).zip(sides.iter()) {
+                    *memory.side(first, number) = *side;
+                }
+            }
         }
         memory
     }
 
-    fn write_pages(&mut self, first_page: u32, slots: &[u32]) {
+    fn write_pages(&mut self, first_page: u32, slots: &[Slot]) {
         for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
             let mut page_slots = slots.to_vec();
-            page_slots.resize(PAGE_SLOTS, NO_BACKEND);
+            page_slots.resize(PAGE_SLOTS, Slot::settled(NO_BACKEND));
             self.pages.insert(page, page_slots);
         }
+    }
+
+    /// What a slot of the ring with these side pages remembers, for whoever plays the part of the packets.
+    pub fn side(&mut self, first_side: u32, slot: u32) -> &mut SideEntry {
+        let page = self.sides.entry(first_side + slot / PAGE_SLOTS as u32).or_default();
+        page.entry(slot % PAGE_SLOTS as u32).or_insert(SideEntry::moving(NO_BACKEND, Tick(0)))
+    }
+
+    /// The slots of the rings in force with these side pages, and whether they are settled.
+    fn with_sides(&self, first_side: u32) -> impl Iterator<Item = &Ring> {
+        self.tables
+            .services
+            .values()
+            .map(|service| &service.ring)
+            .filter(move |r| r.first_side == Some(first_side))
+    }
+
+    fn write_sides(&mut self, first_side: u32, sides: &[(u32, SideEntry)]) -> Result<(), DataplaneError> {
+        let last = sides.iter().map(|(slot, _)| first_side + slot / PAGE_SLOTS as u32).max().unwrap_or(0);
+        below(last, self.tables.limits.side_pages, "side page")?;
+        let asked = |slot: u32| {
+            self.with_sides(first_side)
+                .any(|ring| ring.slots.get(slot as usize).is_some_and(|s| !s.is_settled()))
+        };
+        if let Some((slot, _)) = sides.iter().find(|(slot, _)| asked(*slot)) {
+            return Err(misfit(format!("the side of slot {slot} at {first_side} is in use")));
+        }
+        for (slot, side) in sides {
+            *self.side(first_side, *slot) = *side;
+        }
+        Ok(())
+    }
+
+    fn set_standings(
+        &mut self,
+        first_side: u32,
+        standings: &[(u32, Standing)],
+    ) -> Result<(), DataplaneError> {
+        if self.with_sides(first_side).next().is_none() {
+            return Err(misfit(format!("no ring in force has its sides at {first_side}")));
+        }
+        for &(slot, standing) in standings {
+            // Who still sees the ring of before would take the slot's own of then for the default.
+            if standing.fading && self.unsettled {
+                return Err(misfit(format!(
+                    "slot {slot} would fade under packets that see the ring of before"
+                )));
+            }
+            self.side(first_side, slot).standing = standing;
+        }
+        Ok(())
     }
 
     fn service(&mut self, index: u32) -> Result<&mut ServiceEntry, DataplaneError> {
@@ -82,22 +152,37 @@ impl MemoryDataplane {
         }
     }
 
-    fn switch_ring(&mut self, service: u32, first_page: u32, slots: u32) -> Result<(), DataplaneError> {
-        let pages = first_page..first_page + pages_for(slots as usize);
+    fn switch_ring(&mut self, service: u32, at: RingAt, old: bool) -> Result<(), DataplaneError> {
+        let pages = at.first_page..at.first_page + pages_for(at.slots as usize);
         if pages.end > self.tables.limits.ring_pages {
             return Err(misfit(format!("page {} is beyond the last", pages.end)));
         }
         let written = pages.clone().filter_map(|page| self.pages.get(&page)).flatten();
-        let ring: Arc<[u32]> = written.take(slots as usize).copied().collect();
-        if ring.len() != slots as usize {
+        let slots: Arc<[Slot]> = written.take(at.slots as usize).copied().collect();
+        if slots.len() != at.slots as usize {
             return Err(misfit(format!("a page of {pages:?} was never written")));
         }
-        let its_own = |slot: u32| self.tables.backends.get(&slot).is_some_and(|b| b.service == service);
-        if let Some(slot) = ring.iter().find(|&&slot| slot != NO_BACKEND && !its_own(slot)) {
-            return Err(misfit(format!("a slot of service {service} leads to backend {slot}, not its own")));
+        let its_own =
+            |slot: &Slot| self.tables.backends.get(&slot.backend()).is_some_and(|b| b.service == service);
+        if let Some(slot) = slots.iter().find(|slot| slot.backend() != NO_BACKEND && !its_own(slot)) {
+            return Err(misfit(format!(
+                "a slot of service {service} leads to backend {}, not its own",
+                slot.backend()
+            )));
         }
-        let first_page = if slots == 0 { 0 } else { first_page };
-        self.service(service)?.ring = Ring { first_page, slots: ring };
+        if at.first_side.is_none() && !old && slots.iter().any(|slot| !slot.is_settled()) {
+            return Err(misfit(format!("a slot of service {service} is not settled, and has no side")));
+        }
+        let first_page = if at.slots == 0 { 0 } else { at.first_page };
+        let ring = Ring { first_page, first_side: at.first_side, slots };
+        let entry = self.service(service)?;
+        if old {
+            // Its sides are the ring's in force.
+            entry.old_ring = ring;
+        } else {
+            self.unsettled |= !entry.ring.slots.is_empty();
+            self.service(service)?.ring = ring;
+        }
         Ok(())
     }
 
@@ -129,7 +214,8 @@ impl MemoryDataplane {
     }
 
     fn leads_to(&self, backend: u32) -> bool {
-        self.tables.services.values().any(|service| service.ring.slots.contains(&backend))
+        let rings = self.tables.services.values().flat_map(|service| [&service.ring, &service.old_ring]);
+        rings.flat_map(|ring| ring.slots.iter()).any(|slot| slot.backend() == backend)
     }
 
     fn remove_service(&mut self, index: u32) -> Result<(), DataplaneError> {
@@ -204,8 +290,13 @@ impl Dataplane for MemoryDataplane {
             }
             Op::WritePages { first_page, ref slots } => {
                 let pages = first_page..first_page + pages_for(slots.len());
-                let clashes = |ring: std::ops::Range<u32>| ring.start < pages.end && pages.start < ring.end;
-                let taken = tables.services.iter().find(|(_, service)| clashes(service.ring.pages()));
+                let clashes = |ring: &Ring| {
+                    let taken = ring.pages();
+                    taken.start < pages.end && pages.start < taken.end
+                };
+                let mut services = tables.services.iter();
+                let taken =
+                    services.find(|(_, service)| clashes(&service.ring) || clashes(&service.old_ring));
                 if let Some((service, _)) = taken {
                     return Err(misfit(format!("pages {pages:?} are in use by service {service}")));
                 }
@@ -224,16 +315,18 @@ impl Dataplane for MemoryDataplane {
                 }
                 self.tables.rules.remove(&set);
             }
-            Op::WriteService { index, listen, round_robin } => {
+            Op::WriteSides { first_side, ref sides } => self.write_sides(first_side, sides)?,
+            Op::SetStandings { first_side, ref standings } => self.set_standings(first_side, standings)?,
+            Op::WriteService { index, listen, mode } => {
                 below(index, tables.limits.services, "service")?;
                 if tables.services.contains_key(&index) {
                     return Err(misfit(format!("service {index} is in use")));
                 }
-                let (ring, firewall) = (Ring::empty(), Firewall::default());
-                tables.services.insert(index, ServiceEntry { listen, round_robin, ring, firewall });
+                tables.services.insert(index, ServiceEntry::new(listen, mode));
             }
-            Op::SwitchScheduler { service, round_robin } => self.service(service)?.round_robin = round_robin,
-            Op::SwitchRing { service, first_page, slots } => self.switch_ring(service, first_page, slots)?,
+            Op::SwitchMode { service, mode } => self.service(service)?.mode = mode,
+            Op::SwitchRing { service, ring } => self.switch_ring(service, ring, false)?,
+            Op::SwitchOldRing { service, ring } => self.switch_ring(service, ring, true)?,
             Op::SwitchFirewall { service, firewall } => self.switch_firewall(service, firewall)?,
             Op::RemoveService { index } => self.remove_service(index)?,
             Op::SetVip { address, vip } => self.set_vip(address, vip)?,
@@ -250,8 +343,8 @@ impl Dataplane for MemoryDataplane {
             Op::RemoveKey { listen } => {
                 tables.keys.remove(&listen);
             }
-            // Nothing happens at the same time here.
-            Op::Settle => {}
+            // Nothing happens at the same time here; but it is noted that somebody waited.
+            Op::Settle => self.unsettled = false,
         }
         Ok(())
     }
@@ -263,6 +356,21 @@ impl Dataplane for MemoryDataplane {
     fn traffic(&self) -> Result<BTreeMap<u32, Traffic>, DataplaneError> {
         let of = |&index: &u32| (index, self.passed.get(&index).copied().unwrap_or_default());
         Ok(self.tables.backends.keys().map(of).collect())
+    }
+
+    fn now(&self) -> Result<Tick, DataplaneError> {
+        Ok(self.now)
+    }
+
+    fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
+        let mut memory = self.clone();
+        let first = ring.first_side.unwrap_or_default();
+        Ok((0..ring.at().slots).map(|slot| *memory.side(first, slot)).collect())
+    }
+
+    fn records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {
+        self.written.iter().for_each(visit);
+        Ok(())
     }
 
     fn flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError> {

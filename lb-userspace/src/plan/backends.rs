@@ -165,8 +165,8 @@ impl Fresh {
 
 /// Entries of no document that no slot leads to.
 fn retired(before: &Tables, wanted: &BTreeSet<u32>) -> Vec<(u32, u32)> {
-    let led: BTreeSet<u32> =
-        before.services.values().flat_map(|service| service.ring.slots.iter().copied()).collect();
+    let rings = before.services.values().flat_map(|service| [&service.ring, &service.old_ring]);
+    let led: BTreeSet<u32> = rings.flat_map(|ring| ring.slots.iter().map(|slot| slot.backend())).collect();
     let gone = before.backends.iter().rev().filter(|(index, entry)| {
         entry.flows == FlowsOf::Cut && !wanted.contains(index) && !led.contains(index)
     });

@@ -1,19 +1,22 @@
 //! Each service's ring: built, written to fresh pages, switched to by one store.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
+
+use lb_common::abi::{NO_BACKEND, RingAt, Slot, Standing, Tick};
 
 use super::{
     Desired, PlanError, Stage, Steps,
     backends::{Indices, takes_part, verdict_on},
-    services::Placed,
+    services::{Placed, mode},
+    slots::{Rules, Turn, Write},
 };
 use crate::{
-    dataplane::{Op, Ring, Tables, pages_for},
+    dataplane::{FlowsOf, Op, Ring, SideEntry, Tables, pages_for, ticks_in},
     maglev::{self, Member},
-    model::{Backend, Scheduler},
+    model::{Backend, Scheduler, Track},
 };
 
 /// Rings of earlier plans and what they were made from, by service. Whether it remembers anything makes
@@ -41,7 +44,7 @@ impl Recipe {
     }
 }
 
-/// Writes the rings that changed.
+/// Writes the rings that changed, and gives back when time alone will change one.
 pub(super) fn write(
     desired: &Desired<'_>,
     before: &Tables,
@@ -49,32 +52,211 @@ pub(super) fn write(
     backends: &Indices,
     rings: &mut Rings,
     steps: &mut Steps,
-) -> Result<(), PlanError> {
-    let mut pages = Pages::of(before);
+) -> Result<Option<Tick>, PlanError> {
+    let mut room = Room::of(before);
     let mut remembered = std::mem::take(&mut rings.0);
+    let lost = Lost::of(desired, before, services, backends);
+    let mut due: Option<Tick> = None;
     for (placed, indices) in services.iter().zip(backends) {
         let recipe = recipe(desired, placed, indices);
-        let slots = match remembered.remove(&placed.index) {
+        let wanted = match remembered.remove(&placed.index) {
             Some((earlier, slots)) if earlier == recipe => slots,
             _ => recipe.ring(),
         };
-        let round_robin = recipe.scheduler == Scheduler::RoundRobin;
-        if placed.before.is_some_and(|entry| entry.round_robin != round_robin) {
-            steps.add(Stage::Rings, Op::SwitchScheduler { service: placed.index, round_robin });
+        let mode = mode(placed.service);
+        if placed.before.is_some_and(|entry| entry.mode != mode) {
+            steps.add(Stage::Rings, Op::SwitchMode { service: placed.index, mode });
         }
-        rings.0.insert(placed.index, (recipe, Arc::clone(&slots)));
-        let empty = Ring::empty();
-        let now = placed.before.map_or(&empty, |entry| &entry.ring);
-        if Arc::ptr_eq(&now.slots, &slots) || now.slots == slots {
-            continue;
-        }
-        let first_page = if slots.is_empty() { 0 } else { pages.take(pages_for(slots.len()))? };
-        let size = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-        if !slots.is_empty() {
-            steps.add(Stage::Pages, Op::WritePages { first_page, slots });
-        }
-        steps.add(Stage::Rings, Op::SwitchRing { service: placed.index, first_page, slots: size });
+        let quiet = placed.service.quiet_time(&desired.config.settings.idle);
+        let sides = before.sides.get(&placed.index);
+        let next = match quiet {
+            None => {
+                replaced(placed, &wanted, &mut room, steps)?;
+                None
+            }
+            Some(quiet) => {
+                let always = placed.service.track == Track::Always;
+                let gone = |backend: u32| lost.0.contains(&backend);
+                let rules = Rules { now: desired.now, quiet: ticks_in(quiet), always, gone: &gone };
+                changed(placed, &recipe, &wanted, sides, &rules, &mut room, steps)?
+            }
+        };
+        due = sooner(due, next);
+        rings.0.insert(placed.index, (recipe, wanted));
     }
+    Ok(due)
+}
+
+fn sooner(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(if one.has_reached(other) { other } else { one }),
+        (one, other) => one.or(other),
+    }
+}
+
+/// Backends in the tables whose connections are given up.
+struct Lost(BTreeSet<u32>);
+
+impl Lost {
+    fn of(desired: &Desired<'_>, before: &Tables, services: &[Placed<'_>], backends: &Indices) -> Self {
+        let mut lost: BTreeSet<u32> = before.backends.keys().copied().collect();
+        for (placed, indices) in services.iter().zip(backends) {
+            let Some(pool) = desired.config.pools.get(&placed.service.pool) else { continue };
+            let verdicts = desired.verdicts.get(&placed.service.pool);
+            for (backend, index) in pool.backends.iter().zip(indices) {
+                if verdict_on(verdicts, backend).flows == FlowsOf::Keep {
+                    lost.remove(index);
+                }
+            }
+        }
+        Self(lost)
+    }
+}
+
+/// A ring that nothing is remembered of: switched as a whole.
+fn replaced(
+    placed: &Placed<'_>,
+    wanted: &[u32],
+    room: &mut Room,
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
+    let empty = Ring::empty();
+    let now = placed.before.map_or(&empty, |entry| &entry.ring);
+    let same = now.slots.len() == wanted.len()
+        && now.slots.iter().zip(wanted).all(|(slot, &backend)| *slot == Slot::settled(backend));
+    if !same {
+        let slots: Arc<[Slot]> = wanted.iter().map(|&backend| Slot::settled(backend)).collect();
+        switch(placed, slots, None, room, steps)?;
+    }
+    forget_old_ring(placed, steps);
+    Ok(())
+}
+
+/// A ring whose slots look after the connections of those who had them before.
+fn changed(
+    placed: &Placed<'_>,
+    recipe: &Recipe,
+    wanted: &[u32],
+    sides: Option<&Arc<[SideEntry]>>,
+    rules: &Rules<'_>,
+    room: &mut Room,
+    steps: &mut Steps,
+) -> Result<Option<Tick>, PlanError> {
+    let empty = Ring::empty();
+    let now = placed.before.map_or(&empty, |entry| &entry.ring);
+    let nothing = SideEntry::moving(NO_BACKEND, rules.now);
+    let side = |slot: usize| sides.and_then(|sides| sides.get(slot)).copied().unwrap_or(nothing);
+    let at_rest = |(number, slot): (usize, &Slot)| {
+        let standing = side(number).standing;
+        slot.is_settled() || (rules.always && !standing.fading && standing.before == slot.backend())
+    };
+    let begins = now.slots.is_empty();
+    // Nobody takes part: the slots stay, for the connections that they have.
+    let nobody = || vec![NO_BACKEND; if begins { 0 } else { now.slots.len() }];
+    let resizes = !begins && !wanted.is_empty() && wanted.len() != now.slots.len();
+    let may_resize = resizes && now.slots.iter().enumerate().all(at_rest);
+    let kept_size;
+    let wanted = if wanted.is_empty() {
+        kept_size = nobody();
+        &kept_size
+    } else if resizes && !may_resize {
+        // Not before all slots are at rest: until then the new backends share the ring as it is.
+        let size = u32::try_from(now.slots.len()).unwrap_or(u32::MAX);
+        kept_size = Recipe { size, ..recipe.clone() }.ring().to_vec();
+        &kept_size
+    } else {
+        wanted
+    };
+
+    let turns: Vec<Turn> = if may_resize {
+        let known = now.slots.iter().enumerate().filter(|(_, slot)| !slot.is_settled());
+        let since = known.map(|(number, _)| side(number).unsettled_since);
+        let since = since.reduce(|one, other| if one.has_reached(other) { other } else { one });
+        wanted.iter().map(|&backend| rules.resized(since, backend)).collect()
+    } else {
+        let slot = |number: usize| now.slots.get(number).copied().unwrap_or(Slot::settled(NO_BACKEND));
+        let turn = |(number, &backend)| rules.turn(slot(number), side(number), backend);
+        wanted.iter().enumerate().map(turn).collect()
+    };
+
+    let slots: Arc<[Slot]> = turns.iter().map(|turn| turn.slot).collect();
+    let unsettled = slots.iter().any(|slot| !slot.is_settled());
+    let first_side = match now.first_side {
+        Some(first) if unsettled && !may_resize => Some(first),
+        _ if unsettled => Some(room.sides.take(pages_for(slots.len()))?),
+        _ => None,
+    };
+    write_sides(first_side, &turns, steps);
+    let mut due = turns.iter().fold(None, |due, turn| sooner(due, turn.due));
+    if resizes && !may_resize {
+        // Perhaps all are at rest with this plan.
+        due = due.or(Some(rules.now.after(1)));
+    }
+    if may_resize {
+        steps.add(Stage::Sides, Op::SwitchOldRing { service: placed.index, ring: now.at() });
+    } else if placed.before.is_some_and(|entry| !entry.old_ring.slots.is_empty()) {
+        let asks = |(number, slot): (usize, &Slot)| {
+            let standing = side(number).standing;
+            !slot.is_settled() && !standing.fading && standing.before == Standing::BY_OLD_RING
+        };
+        if now.slots.iter().enumerate().any(asks) {
+            // Those that this plan lets fade may be asking at this moment.
+            due = due.or(Some(rules.now.after(1)));
+        } else {
+            forget_old_ring(placed, steps);
+        }
+    }
+    if now.slots != slots || now.first_side != first_side {
+        switch(placed, slots, first_side, room, steps)?;
+    }
+    Ok(due)
+}
+
+fn forget_old_ring(placed: &Placed<'_>, steps: &mut Steps) {
+    if placed.before.is_some_and(|entry| !entry.old_ring.slots.is_empty()) {
+        let ring = RingAt::default();
+        steps.add(Stage::Fade, Op::SwitchOldRing { service: placed.index, ring });
+    }
+}
+
+/// Writes what slots are to remember: before the ring is switched what new rings need, afterwards what old
+/// ones must not see.
+fn write_sides(first_side: Option<u32>, turns: &[Turn], steps: &mut Steps) {
+    let Some(first_side) = first_side else { return };
+    let (mut sides, mut earlier, mut later) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, turn) in (0..).zip(turns) {
+        match turn.write {
+            Write::Nothing => {}
+            Write::Side(side) => sides.push((number, side)),
+            Write::Before(standing) => earlier.push((number, standing)),
+            Write::After(standing) => later.push((number, standing)),
+        }
+    }
+    if !sides.is_empty() {
+        steps.add(Stage::Sides, Op::WriteSides { first_side, sides: sides.into() });
+    }
+    for (stage, standings) in [(Stage::Sides, earlier), (Stage::Fade, later)] {
+        if !standings.is_empty() {
+            steps.add(stage, Op::SetStandings { first_side, standings: standings.into() });
+        }
+    }
+}
+
+/// Writes a ring to a fresh place and leads the service there.
+fn switch(
+    placed: &Placed<'_>,
+    slots: Arc<[Slot]>,
+    first_side: Option<u32>,
+    room: &mut Room,
+    steps: &mut Steps,
+) -> Result<(), PlanError> {
+    let first_page = if slots.is_empty() { 0 } else { room.pages.take(pages_for(slots.len()))? };
+    let ring = Ring { first_page, first_side, slots };
+    let at = ring.at();
+    if at.slots > 0 {
+        steps.add(Stage::Pages, Op::WritePages { first_page, slots: ring.slots });
+    }
+    steps.add(Stage::Rings, Op::SwitchRing { service: placed.index, ring: at });
     Ok(())
 }
 
@@ -97,7 +279,30 @@ fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe
 }
 
 /// Which pages are taken.
+struct Room {
+    pages: Pages,
+    sides: Pages,
+}
+
+impl Room {
+    fn of(before: &Tables) -> Self {
+        let limits = &before.limits;
+        let mut room = Self {
+            pages: Pages::new(limits.ring_pages, "pages of rings", "limits.ring_pages"),
+            sides: Pages::new(limits.side_pages, "side pages", "limits.side_pages"),
+        };
+        for service in before.services.values() {
+            room.pages.mark(service.ring.pages().chain(service.old_ring.pages()));
+            room.sides.mark(service.ring.sides());
+        }
+        room
+    }
+}
+
+/// Pages of one kind.
 struct Pages {
+    what: &'static str,
+    key: &'static str,
     taken: Vec<bool>,
     in_use: usize,
     /// Before which page there is no room for so many in a row: pages are only taken, so it stays true.
@@ -105,19 +310,17 @@ struct Pages {
 }
 
 impl Pages {
-    fn of(before: &Tables) -> Self {
-        let mut pages = Self {
-            taken: vec![false; before.limits.ring_pages as usize],
-            in_use: 0,
-            full_until: BTreeMap::new(),
-        };
-        for page in before.services.values().flat_map(|service| service.ring.pages()) {
-            if let Some(taken) = pages.taken.get_mut(page as usize) {
+    fn new(count: u32, what: &'static str, key: &'static str) -> Self {
+        Self { what, key, taken: vec![false; count as usize], in_use: 0, full_until: BTreeMap::new() }
+    }
+
+    fn mark(&mut self, pages: impl Iterator<Item = u32>) {
+        for page in pages {
+            if let Some(taken) = self.taken.get_mut(page as usize) {
                 *taken = true;
-                pages.in_use += 1;
+                self.in_use += 1;
             }
         }
-        pages
     }
 
     /// The first of so many free pages side by side.
@@ -134,15 +337,11 @@ impl Pages {
         self.in_use += length;
         if at - first < length {
             let limit = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
+            let (what, key) = (self.what, self.key);
             return Err(if self.in_use > self.taken.len() {
-                PlanError::Limit {
-                    what: "pages of rings",
-                    needed: self.in_use,
-                    limit,
-                    key: "limits.ring_pages",
-                }
+                PlanError::Limit { what, needed: self.in_use, limit, key }
             } else {
-                PlanError::Scattered { pages: count }
+                PlanError::Scattered { what, pages: count, key }
             });
         }
         self.taken[first..at].fill(true);

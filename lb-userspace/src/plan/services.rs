@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Desired, PlanError, Stage, Steps};
 use crate::{
-    dataplane::{Op, ServiceEntry, Tables, VipEntry},
-    model::{Config, Listen, Protocol, Scheduler, Service},
+    dataplane::{Mode, Op, ServiceEntry, Tables, VipEntry},
+    model::{Config, Forward, Listen, Protocol, Scheduler, Service},
 };
 
 /// A service of the document and its place in the tables.
@@ -14,6 +14,11 @@ pub(super) struct Placed<'a> {
     pub(super) index: u32,
     /// As it is in the tables; `None`: new.
     pub(super) before: Option<&'a ServiceEntry>,
+}
+
+/// How packets of a service get to its backends.
+pub(super) fn mode(service: &Service) -> Mode {
+    Mode { round_robin: service.scheduler == Scheduler::RoundRobin, direct: service.forward != Forward::Nat }
 }
 
 /// Gives each service its index: the one it has, else a free one.
@@ -46,8 +51,8 @@ pub(super) fn assign<'a>(
         for (&backend, _) in before.backends.iter().filter(|(_, entry)| entry.service == index) {
             steps.add(Stage::Clear, Op::RemoveBackend { index: backend });
         }
-        let round_robin = service.scheduler == Scheduler::RoundRobin;
-        steps.add(Stage::Services, Op::WriteService { index, listen: service.listen, round_robin });
+        let op = Op::WriteService { index, listen: service.listen, mode: mode(service) };
+        steps.add(Stage::Services, op);
         placed.push(Placed { service, index, before: None });
     }
     Ok(placed)

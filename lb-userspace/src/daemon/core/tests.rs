@@ -87,8 +87,9 @@ fn targets(core: &Core<MemoryDataplane>) -> BTreeSet<u8> {
     let tables = core.plane().tables().unwrap();
     let slots = tables.services.values().flat_map(|service| service.ring.slots.iter());
     slots
-        .filter(|&&slot| slot != NO_BACKEND)
-        .map(|slot| match tables.backends[slot].address.unwrap() {
+        .map(|slot| slot.backend())
+        .filter(|&slot| slot != NO_BACKEND)
+        .map(|slot| match tables.backends[&slot].address.unwrap() {
             IpAddr::V4(ip) => ip.octets()[3],
             IpAddr::V6(_) => unreachable!(),
         })

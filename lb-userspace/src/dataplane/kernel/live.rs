@@ -17,10 +17,12 @@ impl KernelDataplane {
     /// # Errors
     /// When a table cannot be read.
     pub fn copy(&self) -> Result<MemTables, DataplaneError> {
-        let mut copy = MemTables::new(0, 0, 0, 1, 1);
+        let mut copy = MemTables::new(0, 0, 0, 1);
         copy.config = self.config().clone();
         copy.services = self.services.to_vec();
         copy.pages = self.pages.to_vec();
+        copy.sides = self.sides.to_vec();
+        copy.records = self.records.to_vec();
         copy.backends = self.backends.to_vec();
         copy.sources = self.sources.to_vec();
         copy.flows = self.flows.to_vec();

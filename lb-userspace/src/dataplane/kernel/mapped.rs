@@ -21,7 +21,18 @@ macro_rules! words {
         $(unsafe impl Words for $name {})+
     };
 }
-words!(abi::Config, abi::Service, abi::Page, abi::Backend, abi::Source, abi::Flow, abi::Bucket, Shared<u64>);
+words!(
+    abi::Config,
+    abi::Service,
+    abi::Page,
+    abi::SidePage,
+    abi::Records,
+    abi::Backend,
+    abi::Source,
+    abi::Flow,
+    abi::Bucket,
+    Shared<u64>
+);
 
 /// The values of an array map.
 #[derive(Debug)]

@@ -346,8 +346,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Entries of each map whose size is the document's.
-fn sizes(limits: Limits) -> [(&'static str, u32); 17] {
-    let Limits { flows, services, backends, ring_pages, rules } = limits;
+fn sizes(limits: Limits) -> [(&'static str, u32); 19] {
+    let Limits { flows, services, backends, ring_pages, side_pages, rules } = limits;
     [
         (name::SERVICE_KEYS_V4, services),
         (name::SERVICE_KEYS_V6, services),
@@ -358,6 +358,7 @@ fn sizes(limits: Limits) -> [(&'static str, u32); 17] {
         (name::RULES_V4, rules),
         (name::RULES_V6, rules),
         (name::PAGES, ring_pages),
+        (name::SIDES, side_pages),
         (name::BACKENDS, backends),
         (name::CURSORS, backends),
         (name::TRAFFIC, backends),
@@ -365,6 +366,8 @@ fn sizes(limits: Limits) -> [(&'static str, u32); 17] {
         (name::SOURCE_KEYS_V6, MAX_SOURCES),
         (name::SOURCES, MAX_SOURCES),
         (name::BUCKETS, flows / FLOWS_PER_BUCKET),
+        // The same number, so that one mask does for both.
+        (name::RECORDS, flows / FLOWS_PER_BUCKET),
         (name::FLOWS, flows),
     ]
 }

@@ -6,11 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::shared::Shared;
 use lb_common::{
     abi::{
-        self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Service, ServiceKeyV4, ServiceKeyV6, Tick, Vip,
-        name,
+        self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, ServiceKeyV4,
+        ServiceKeyV6, Slot, Span, Standing, Tick, Vip, name,
     },
     datapath::flow::Phase,
 };
@@ -22,8 +21,9 @@ use super::{
 };
 use crate::{
     dataplane::{
-        BackendEntry, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, NextHop, Ring,
-        RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry, duration_of,
+        BackendEntry, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, Mode, NextHop,
+        RecordEntry, Ring, RuleSet, ServiceEntry, SideEntry, SourceEntry, SourceRun, Tables, VipEntry,
+        duration_of,
     },
     model::{Idle, Listen, Network, PortRange, Protocol},
 };
@@ -103,9 +103,40 @@ impl KernelDataplane {
         (0..).zip(self.backends.iter()).filter(|(_, backend)| backend.flags.get() & Backend::IN_USE != 0)
     }
 
+    pub(super) fn read_sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
+        let first = ring.first_side.unwrap_or_default();
+        let read = |slot| {
+            let side = self.side(first, slot)?;
+            Ok(SideEntry {
+                standing: Standing::from_word(side.standing.get()),
+                unsettled_since: side.unsettled_since.get(),
+                last_elsewhere: side.last_elsewhere.get(),
+                lost_at: side.lost_at.get(),
+            })
+        };
+        (0..ring.at().slots).map(read).collect()
+    }
+
+    pub(super) fn visit_records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {
+        let now = clock(name::RECORDS)?;
+        let idle = &self.config().idle;
+        let span = Span {
+            datagrams: idle.udp.get(),
+            half_open: idle.half_open.get(),
+            established: idle.established.get(),
+            closed: idle.closed.get(),
+        };
+        for way in self.records.iter().flat_map(|bucket| &bucket.ways) {
+            let (key, record) = (way.key.get(), Record(way.value.get()));
+            if key > Record::BUSY && record.idle(now) < record.span(span) {
+                visit(&RecordEntry { backend: record.backend(), state: record.state() });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn visit_flows(&self, visit: &mut dyn FnMut(&FlowEntry)) -> Result<(), DataplaneError> {
-        let now =
-            now().map_err(|source| DataplaneError::System { table: name::FLOWS, action: "read", source })?;
+        let now = clock(name::FLOWS)?;
         for flow in self.flows.iter() {
             if let Some(entry) = self.read_flow(flow, now) {
                 visit(&entry);
@@ -167,7 +198,8 @@ impl KernelDataplane {
 
     fn read_service(&self, service: &Service) -> Result<ServiceEntry, DataplaneError> {
         let flags = service.flags.get();
-        let (ring, firewall) = (service.ring.get(), service.firewall.get());
+        let firewall = service.firewall.get();
+        let ring = |word| self.read_ring(RingAt::from_word(word));
         let port = u16::from_be(service.port.get());
         let listen = Listen {
             address: abi::ip_addr(words(&service.address)),
@@ -176,8 +208,12 @@ impl KernelDataplane {
         };
         Ok(ServiceEntry {
             listen,
-            round_robin: flags & Service::ROUND_ROBIN != 0,
-            ring: self.read_ring((ring >> 32) as u32, ring as u32)?,
+            mode: Mode {
+                round_robin: flags & Service::ROUND_ROBIN != 0,
+                direct: flags & Service::DIRECT != 0,
+            },
+            ring: ring(service.ring.get())?,
+            old_ring: ring(service.old_ring.get())?,
             firewall: Firewall {
                 rule_set: Some((firewall >> 32) as u32).filter(|set| *set != 0),
                 deny_others: firewall as u32 & Service::DENY_OTHERS != 0,
@@ -185,23 +221,26 @@ impl KernelDataplane {
         })
     }
 
-    fn read_ring(&self, first_page: u32, size: u32) -> Result<Ring, DataplaneError> {
-        if size == 0 {
+    fn read_ring(&self, at: RingAt) -> Result<Ring, DataplaneError> {
+        if at.slots == 0 {
             return Ok(Ring::empty());
         }
-        let end = first_page as usize + (size as usize).div_ceil(PAGE_SLOTS);
-        let pages = self.pages.get(first_page as usize..end).ok_or_else(|| DataplaneError::Corrupt {
-            table: name::SERVICES,
-            what: format!("a ring of {size} slots on page {first_page}"),
-        })?;
-        let slots = pages.iter().flat_map(|page| page.slots.iter().map(Shared::get));
-        let slots: Arc<[u32]> = slots.take(size as usize).collect();
-        let beyond = slots.iter().find(|&&slot| slot != NO_BACKEND && slot as usize >= self.backends.len());
-        match beyond {
-            Some(slot) => {
-                Err(DataplaneError::Corrupt { table: name::PAGES, what: format!("backend {slot}") })
-            }
-            None => Ok(Ring { first_page, slots }),
+        let RingAt { slots: size, first_page, first_side } = at;
+        let pages = (size as usize).div_ceil(PAGE_SLOTS);
+        let end = first_page as usize + pages;
+        let corrupt = |table, what| DataplaneError::Corrupt { table, what };
+        let beyond = || corrupt(name::SERVICES, format!("a ring of {size} slots on page {first_page}"));
+        let pages_of_slots = self.pages.get(first_page as usize..end).ok_or_else(beyond)?;
+        if first_side.is_some_and(|first| first as usize + pages > self.sides.len()) {
+            return Err(corrupt(name::SERVICES, format!("side pages {first_side:?}")));
+        }
+        let slots = pages_of_slots.iter().flat_map(|page| page.slots.iter().map(|slot| Slot(slot.get())));
+        let slots: Arc<[Slot]> = slots.take(size as usize).collect();
+        let leads =
+            |slot: &&Slot| slot.backend() == NO_BACKEND || (slot.backend() as usize) < self.backends.len();
+        match slots.iter().find(|slot| !leads(slot)) {
+            Some(slot) => Err(corrupt(name::PAGES, format!("backend {}", slot.backend()))),
+            None => Ok(Ring { first_page, first_side, slots }),
         }
     }
 }
@@ -261,8 +300,12 @@ fn protocol(number: u8, table: &'static str) -> Result<Protocol, DataplaneError>
 }
 
 /// The time as the program sees it.
-fn now() -> std::io::Result<Tick> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+pub(super) fn clock(table: &'static str) -> Result<Tick, DataplaneError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|error| DataplaneError::System {
+        table,
+        action: "read",
+        source: error.into(),
+    })?;
     let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
     let nanoseconds = u64::try_from(now.tv_nsec()).unwrap_or(0);
     Ok(Tick::from_ns(seconds * 1_000_000_000 + nanoseconds))

@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::Key;
 use lb_common::{
     abi::{
         self, Action, Backend, Config, NO_BACKEND, PAGE_SLOTS, RuleV4, RuleV6, Service, ServiceKeyV4,
-        ServiceKeyV6, Vip, name,
+        ServiceKeyV6, Side, Slot, Vip, name,
     },
     shared::Shared,
     wire::eth::{mac_of_word, mac_to_word},
@@ -15,8 +15,8 @@ use lb_common::{
 use super::{KernelDataplane, mapped::wait_for_programs, unwritten};
 use crate::{
     dataplane::{
-        BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Op, RuleSet, SourceEntry, VipEntry,
-        ticks_in,
+        BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, RuleSet, SideEntry, SourceEntry,
+        VipEntry, ticks_in,
     },
     model::{Listen, Network},
 };
@@ -44,16 +44,29 @@ impl KernelDataplane {
             Op::WritePages { first_page, ref slots } => self.write_pages(first_page, slots)?,
             Op::WriteRules { set, ref rules } => self.write_rules(set, rules)?,
             Op::RemoveRules { set } => self.remove_rules(set)?,
-            Op::WriteService { index, listen, round_robin } => {
-                write_service(entry(&self.services, index, "service")?, listen, round_robin);
+            Op::WriteSides { first_side, ref sides } => {
+                for (slot, entry) in sides.iter() {
+                    write_side(self.side(first_side, *slot)?, entry);
+                }
             }
-            Op::SwitchScheduler { service, round_robin } => {
+            Op::SetStandings { first_side, ref standings } => {
+                for (slot, standing) in standings.iter() {
+                    self.side(first_side, *slot)?.standing.set(standing.to_word());
+                }
+            }
+            Op::WriteService { index, listen, mode } => {
+                write_service(entry(&self.services, index, "service")?, listen, mode);
+            }
+            Op::SwitchMode { service, mode } => {
                 let flags = &entry(&self.services, service, "service")?.flags;
-                flags.set(with(flags.get(), Service::ROUND_ROBIN, round_robin));
+                flags.set(with_mode(flags.get(), mode));
             }
-            Op::SwitchRing { service, first_page, slots } => entry(&self.services, service, "service")?
-                .ring
-                .set(u64::from(first_page) << 32 | u64::from(slots)),
+            Op::SwitchRing { service, ring } => {
+                entry(&self.services, service, "service")?.ring.set(ring.to_word());
+            }
+            Op::SwitchOldRing { service, ring } => {
+                entry(&self.services, service, "service")?.old_ring.set(ring.to_word());
+            }
             Op::SwitchFirewall { service, firewall: Firewall { rule_set, deny_others } } => {
                 let word = u64::from(rule_set.unwrap_or(0)) << 32 | u64::from(deny_others);
                 entry(&self.services, service, "service")?.firewall.set(word);
@@ -175,12 +188,18 @@ impl KernelDataplane {
         config.port_high.set(high);
     }
 
-    fn write_pages(&self, first_page: u32, slots: &[u32]) -> Result<(), DataplaneError> {
+    /// What a slot of the ring with these side pages remembers.
+    pub(super) fn side(&self, first_side: u32, slot: u32) -> Result<&Side, DataplaneError> {
+        let page = entry(&self.sides, first_side + slot / PAGE_SLOTS as u32, "side page")?;
+        Ok(&page.sides[slot as usize % PAGE_SLOTS])
+    }
+
+    fn write_pages(&self, first_page: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
         for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
             let page = entry(&self.pages, page, "page")?;
-            let filled = slots.iter().copied().chain(std::iter::repeat(NO_BACKEND));
-            for (slot, backend) in page.slots.iter().zip(filled) {
-                slot.set(backend);
+            let filled = slots.iter().copied().chain(std::iter::repeat(Slot::settled(NO_BACKEND)));
+            for (cell, slot) in page.slots.iter().zip(filled) {
+                cell.set(slot.0);
             }
         }
         Ok(())
@@ -255,15 +274,28 @@ fn write_backend(cell: &Backend, backend: &BackendEntry) {
     cell.flags.set(flags);
 }
 
-fn write_service(cell: &Service, listen: Listen, round_robin: bool) {
+/// Writes what a slot remembers, which no packet asks for yet.
+fn write_side(cell: &Side, side: &SideEntry) {
+    cell.unsettled_since.set(side.unsettled_since);
+    cell.last_elsewhere.set(side.last_elsewhere);
+    cell.lost_at.set(side.lost_at);
+    cell.standing.set(side.standing.to_word());
+}
+
+fn write_service(cell: &Service, listen: Listen, mode: Mode) {
     cell.flags.set(0);
     cell.ring.set(0);
+    cell.old_ring.set(0);
     cell.firewall.set(0);
     store_words(&cell.address, abi::address(listen.address));
     cell.port.set(listen.port.unwrap_or(0).to_be());
     cell.protocol.set(listen.protocol.number());
-    let flags = with(Service::IN_USE, Service::ROUND_ROBIN, round_robin);
+    let flags = with_mode(Service::IN_USE, mode);
     cell.flags.set(with(flags, Service::ALL_PORTS, listen.port.is_none()));
+}
+
+fn with_mode(flags: u32, mode: Mode) -> u32 {
+    with(with(flags, Service::ROUND_ROBIN, mode.round_robin), Service::DIRECT, mode.direct)
 }
 
 /// A listener as a key.

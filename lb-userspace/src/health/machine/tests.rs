@@ -228,6 +228,7 @@ fn what_is_remembered_is_what_the_tables_say() {
         hash_key: [0; 2],
         same_interface_tx: false,
         spent: &BTreeSet::new(),
+        now: lb_common::abi::Tick(1),
     };
     let mut memory = MemoryDataplane::new(config.settings.limits);
     let before = Tables { limits: config.settings.limits, ..Tables::default() };

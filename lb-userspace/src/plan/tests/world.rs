@@ -31,6 +31,7 @@ pub(super) struct World {
     pub(super) shared_vips: BTreeSet<IpAddr>,
     pub(super) interfaces: BTreeMap<u32, [u8; 6]>,
     pub(super) spent: BTreeSet<u32>,
+    pub(super) now: Tick,
 }
 
 pub(super) const LISTENERS: [&str; 8] = [
@@ -46,7 +47,7 @@ pub(super) const LISTENERS: [&str; 8] = [
 pub(super) const NETWORKS: [&str; 6] =
     ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "198.51.100.7/32"];
 pub(super) const ROOMY: Limits =
-    Limits { flows: 1024, services: 32, backends: 400, ring_pages: 128, rules: 200 };
+    Limits { flows: 1024, services: 32, backends: 400, ring_pages: 128, side_pages: 64, rules: 200 };
 
 pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -71,6 +72,7 @@ impl World {
             shared_vips: BTreeSet::new(),
             interfaces: BTreeMap::from([(2, [2; 6])]),
             spent: BTreeSet::new(),
+            now: Tick(1),
         }
     }
 
@@ -137,6 +139,8 @@ impl World {
                 service.scheduler = Scheduler::RoundRobin;
             } else {
                 service.ring_size = Some(dice.pick(&[7, 7, 101, 101, 101, 1031]));
+                service.forward = dice.pick(&[Forward::Nat, Forward::Dsr, Forward::Dsr]);
+                service.track = dice.pick(&[Track::Changes, Track::Changes, Track::Always, Track::Never]);
             }
             for network in NETWORKS {
                 match dice.below(6) {
@@ -169,7 +173,16 @@ impl World {
         if dice.chance(20) {
             world.interfaces.insert(3, [3; 6]);
         }
-        world.spent = before.backends.keys().copied().filter(|_| dice.chance(30)).collect();
+        // Time passes, sometimes for long enough.
+        let last = before.services.keys().filter_map(|index| before.sides.get(index));
+        let last = last.flat_map(|sides| sides.iter().map(|side| side.standing.since.0)).max().unwrap_or(1);
+        let quiet = ticks_in(world.config.settings.idle.established);
+        world.now = Tick(last + dice.pick(&[0, 1, quiet / 2, quiet, quiet + 50]));
+        world.spent = {
+            let remembered = before.remembered();
+            let free = before.backends.keys().copied().filter(|index| !remembered.contains(index));
+            free.filter(|_| dice.chance(30)).collect()
+        };
         world
     }
 
@@ -184,6 +197,7 @@ impl World {
             hash_key: [1, 2],
             same_interface_tx: true,
             spent: &self.spent,
+            now: self.now,
         }
     }
 
@@ -232,6 +246,7 @@ pub(super) fn service(listen: &str, pool: &str) -> Service {
         pool: pool.to_owned(),
         scheduler: Scheduler::Maglev,
         forward: Forward::Nat,
+        track: Track::Changes,
         ring_size: None,
         allow: Vec::new(),
         deny: Vec::new(),

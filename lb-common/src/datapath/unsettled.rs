@@ -1,0 +1,363 @@
+//! A packet of a slot that has changed hands: which backend its connection belongs to.
+//!
+//! While a slot is **moving**, a connection that is not written down is still the backend's *before*, and
+//! is written down as soon as it shows itself (adopted); new connections go to the slot's own backend if
+//! they can be written down, else where they would have gone before. After a quiet time the slot is
+//! **fading**: what is not written down is the slot's own, and nothing new is written down. When nobody was
+//! sent elsewhere for as long again, the daemon **settles** the slot, and its packets are not looked up
+//! any more.
+//!
+//! | slot | packet | record | goes to | writes |
+//! |---|---|---|---|---|
+//! | any | SYN | open, its backend lives | the record's | seen; half open: the new sequence number |
+//! | moving | SYN | none, or over | before, if the change is fresh and it lives; else the slot's | half open |
+//! | moving | SYN | there is no room | before; if that is dead, the slot's | if dead: the slot fades |
+//! | fading | SYN | none, or over | the slot's | removes the record |
+//! | any | other | valid, not half open | the record's | seen; FIN, RST: closed |
+//! | any | other | half open, its first | the record's | established |
+//! | any | other | half open, another's | default | moving: a loss |
+//! | moving | data, FIN | none | before | adopts; no room: a loss |
+//! | moving | RST | none | before | |
+//! | fading | other | none | the slot's | |
+//!
+//! The default is *before* while moving, and the slot's own backend while fading. A record is valid if it
+//! was seen since the slot was last settled, and its backend is not gone. A loss is remembered with its
+//! time: the slot must go on moving for as long as that connection may live.
+
+use super::{
+    Context,
+    family::Family,
+    flow::Place,
+    parse::Packet,
+    record::{Found, Lines},
+};
+use crate::{
+    abi::{Backend, Config, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Span, Standing, State, Tick, UDP},
+    shared::Shared,
+    tables::Tables,
+    verdict::{DropReason, Note, Verdict},
+    wire::{Frame, join, l4::Tcp},
+};
+
+/// Where a packet's slot is, as one word: the slot's number, its first side page, and its service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    pub(crate) slot: u32,
+    pub(crate) first_side: u32,
+    pub(crate) service: u32,
+}
+
+impl At {
+    #[inline(always)]
+    pub(crate) const fn to_word(self) -> u64 {
+        self.slot as u64
+            | (self.first_side as u64) << RingAt::SLOT_BITS
+            | (self.service as u64) << (RingAt::SLOT_BITS + RingAt::PAGE_BITS)
+    }
+
+    #[inline(always)]
+    const fn from_word(word: u64) -> Self {
+        Self {
+            slot: (word & ((1 << RingAt::SLOT_BITS) - 1)) as u32,
+            first_side: (word >> RingAt::SLOT_BITS) as u32 & ((1 << RingAt::PAGE_BITS) - 1),
+            service: (word >> (RingAt::SLOT_BITS + RingAt::PAGE_BITS)) as u32,
+        }
+    }
+}
+
+/// What a packet is, and whose its slot is, as one word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    /// Index of the slot's own backend, or [`NO_BACKEND`].
+    pub(crate) own: u32,
+    /// Control bits of TCP.
+    pub(crate) flags: u8,
+    pub(crate) udp: bool,
+}
+
+impl Asked {
+    #[inline(always)]
+    pub(crate) const fn to_word(self) -> u64 {
+        self.own as u64 | (self.flags as u64) << 32 | (self.udp as u64) << 40
+    }
+
+    #[inline(always)]
+    const fn from_word(word: u64) -> Self {
+        Self { own: word as u32, flags: (word >> 32) as u8, udp: word >> 40 & 1 != 0 }
+    }
+
+    #[inline(always)]
+    const fn is_syn(self) -> bool {
+        self.flags & (Tcp::SYN | Tcp::ACK | Tcp::RST | Tcp::FIN) == Tcp::SYN
+    }
+
+    /// What a connection is after this packet, if it was `before`.
+    #[inline(always)]
+    const fn state(self, before: State) -> State {
+        if self.udp {
+            State::Datagrams
+        } else if self.flags & (Tcp::FIN | Tcp::RST) != 0 || matches!(before, State::Closed) {
+            State::Closed
+        } else {
+            State::Established
+        }
+    }
+}
+
+/// The backend of a packet, or [`NO_BACKEND`].
+#[inline(always)]
+pub(crate) fn backend<V: Family, T: Tables>(
+    frame: &impl Frame,
+    packet: &Packet<V>,
+    at: At,
+    own: u32,
+    place: Place,
+    context: &Context<'_, T>,
+) -> Result<u32, Verdict> {
+    let udp = packet.protocol == UDP;
+    let mut sequence = 0;
+    if !udp {
+        let tcp: Tcp = frame.read(usize::from(packet.l4)).ok_or(DropReason::Tables)?;
+        sequence = u32::from_be(join(tcp.sequence));
+    }
+    let asked = Asked { own, flags: packet.tcp_flags, udp }.to_word();
+    let now = context.now.0;
+    Ok(context.tables.choose_unsettled(at.to_word(), place.hash(), asked, sequence, now) as u32)
+}
+
+/// A change younger than this many ticks is fresh: the SYN may be one that was sent before it and is sent
+/// again, and its first answer may still arrive (RFC 6298 section 2: 1 s, then 2 s more).
+const FRESH: u32 = Tick::in_ms(3200);
+
+/// A record is marked as seen once in so many ticks, 1.07 s: less often than it is, so that its line is not
+/// written with every packet.
+const SEEN_EVERY: u32 = 16;
+
+/// How much later than the SYN's own the sequence number of a first packet may be: data that overtook the
+/// handshake's last packet.
+const FIRST_REACH: u32 = 1 << 17;
+
+/// The index of the backend that a packet of an unsettled slot goes to, or [`NO_BACKEND`]. `at` and `asked`
+/// are an `At` and an `Asked`; `sequence` is TCP's.
+///
+/// Numbers in and a number out, so that the verifier can look at it by itself (see
+/// [`Tables::choose_unsettled`]).
+#[inline(always)]
+pub fn choose<T: Tables>(tables: &T, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
+    let (at, asked, now) = (At::from_word(at), Asked::from_word(asked), Tick(now));
+    let own = asked.own;
+    let page = at.first_side + at.slot / PAGE_SLOTS as u32;
+    let (Some(config), Some(side)) = (tables.config(), tables.side(page, at.slot as usize % PAGE_SLOTS))
+    else {
+        return u64::from(NO_BACKEND);
+    };
+    let Some(lines) = Lines::of(tables, hash, config.bucket_mask.get()) else {
+        return u64::from(NO_BACKEND);
+    };
+    let word = side.standing.get();
+    let standing = Standing::from_word(word);
+    let before = match standing.before {
+        Standing::BY_OLD_RING => by_old_ring(tables, at.service, hash),
+        before => before,
+    };
+    let case = Case { tables, config, side, lines, asked, standing, before, sequence, now };
+    let chosen = case.choose(Record::key(hash), word);
+    if chosen != own {
+        store(&side.last_elsewhere, now);
+    }
+    u64::from(chosen)
+}
+
+/// The backend of the connection's slot in the ring of the size before.
+#[inline(always)]
+fn by_old_ring<T: Tables>(tables: &T, service: u32, hash: u64) -> u32 {
+    let Some(service) = tables.service(service) else { return NO_BACKEND };
+    let ring = RingAt::from_word(service.old_ring.get());
+    let slot = ring.slot((hash >> 32) as u32);
+    let page = ring.first_page + slot / PAGE_SLOTS as u32;
+    match tables.slot(page, slot as usize % PAGE_SLOTS) {
+        Some(slot) if ring.slots != 0 => slot.backend(),
+        _ => NO_BACKEND,
+    }
+}
+
+/// Everything that the rules look at.
+struct Case<'a, T> {
+    tables: &'a T,
+    config: &'a Config,
+    side: &'a Side,
+    lines: Lines<'a>,
+    asked: Asked,
+    standing: Standing,
+    /// Index of the backend before, or [`NO_BACKEND`].
+    before: u32,
+    sequence: u32,
+    now: Tick,
+}
+
+impl<T: Tables> Case<'_, T> {
+    #[inline(always)]
+    fn choose(&self, key: u64, standing_word: u64) -> u32 {
+        let found = self.lines.find(key);
+        if self.asked.is_syn() {
+            return self.first(key, found.as_ref(), standing_word);
+        }
+        if let Some(found) = &found
+            && self.is_valid(found.record)
+        {
+            if found.record.state() != State::HalfOpen || self.is_its_first(found.record) {
+                self.see(found);
+                return found.record.backend();
+            }
+            // Another connection between the same ends, older than that SYN: the record is not its own.
+            if !self.standing.fading {
+                store(&self.side.lost_at, self.now);
+            }
+            return self.default();
+        }
+        if self.standing.fading || self.asked.flags & Tcp::RST != 0 {
+            return self.default();
+        }
+        self.adopt(key, found.as_ref());
+        self.before
+    }
+
+    /// A SYN.
+    #[inline(always)]
+    fn first(&self, key: u64, found: Option<&Found<'_>>, standing_word: u64) -> u32 {
+        if let Some(found) = found
+            && found.record.state() != State::Closed
+            && self.is_valid(found.record)
+            && self.lives(found.record.backend())
+        {
+            let backend = found.record.backend();
+            if found.record.state() == State::HalfOpen {
+                found.replace(self.tables, Record::half_open(backend, self.sequence, self.now));
+            } else {
+                self.see(found);
+            }
+            return backend;
+        }
+        let own = self.asked.own;
+        if self.standing.fading {
+            if let Some(found) = found {
+                found.remove(self.tables, key);
+            }
+            return own;
+        }
+        let fresh = self.now.since(self.standing.since) < FRESH;
+        let goes_to = if fresh && self.lives(self.before) { self.before } else { own };
+        if goes_to == NO_BACKEND {
+            return own;
+        }
+        let record = Record::half_open(goes_to, self.sequence, self.now);
+        if self.write(key, found, record) {
+            self.tables.note(Note::Recorded);
+            return goes_to;
+        }
+        if let Some(twin) = self.lines.find(key)
+            && self.lives(twin.record.backend())
+        {
+            // Another CPU has just written the same connection down.
+            return twin.record.backend();
+        }
+        self.tables.note(Note::Refused);
+        if self.lives(self.before) {
+            return self.before;
+        }
+        // Nobody is left whom the slot would have to go on moving for.
+        let fading = Standing { fading: true, since: self.now, ..self.standing };
+        self.tables.swap(&self.side.standing, standing_word, fading.to_word());
+        own
+    }
+
+    /// Writes down that a connection is the backend's before.
+    #[inline(always)]
+    fn adopt(&self, key: u64, found: Option<&Found<'_>>) {
+        let generation = match self.tables.backend(self.before) {
+            Some(backend) => backend.generation.get(),
+            // Nobody's.
+            None => return,
+        };
+        let state = self.asked.state(State::Established);
+        if self.write(key, found, Record::open(state, self.before, generation, self.now)) {
+            self.tables.note(Note::Adopted);
+        } else if self.lines.find(key).is_none() {
+            self.tables.note(Note::Refused);
+            store(&self.side.lost_at, self.now);
+        }
+    }
+
+    /// Writes a record: over the connection's own from an earlier time, else where there is room.
+    #[inline(always)]
+    fn write(&self, key: u64, found: Option<&Found<'_>>, record: Record) -> bool {
+        match found {
+            Some(found) => found.replace(self.tables, record),
+            None => {
+                let idle = &self.config.idle;
+                let span = Span {
+                    datagrams: idle.udp.get(),
+                    half_open: idle.half_open.get(),
+                    established: idle.established.get(),
+                    closed: idle.closed.get(),
+                };
+                self.lines.insert(self.tables, key, record, (span, self.now))
+            }
+        }
+    }
+
+    /// Marks a record as seen, if that is not so already.
+    #[inline(always)]
+    fn see(&self, found: &Found<'_>) {
+        let record = found.record;
+        let state = self.asked.state(record.state());
+        if state != record.state() || record.idle(self.now) >= SEEN_EVERY {
+            let generation =
+                self.tables.backend(record.backend()).map_or(0, |backend| backend.generation.get());
+            found.replace(self.tables, record.seen(state, generation, self.now));
+        }
+    }
+
+    /// Where a connection goes that is not written down.
+    #[inline(always)]
+    fn default(&self) -> u32 {
+        if self.standing.fading { self.asked.own } else { self.before }
+    }
+
+    /// Whether a record still means something.
+    #[inline(always)]
+    fn is_valid(&self, record: Record) -> bool {
+        let since = self.side.unsettled_since.get();
+        record.idle(self.now) <= self.now.since(since)
+            && self.tables.backend(record.backend()).is_some_and(|backend| {
+                backend.flags.get() & (Backend::IN_USE | Backend::FORGET) == Backend::IN_USE
+                    && record.is_of(backend.generation.get())
+            })
+    }
+
+    /// Whether a backend can be given a new connection.
+    #[inline(always)]
+    fn lives(&self, backend: u32) -> bool {
+        const GONE: u16 = Backend::DEAD | Backend::CUT | Backend::FORGET;
+        self.tables
+            .backend(backend)
+            .is_some_and(|backend| backend.flags.get() & (Backend::IN_USE | GONE) == Backend::IN_USE)
+    }
+
+    /// Whether the packet can be of the connection whose SYN is written down.
+    #[inline(always)]
+    fn is_its_first(&self, record: Record) -> bool {
+        self.sequence.wrapping_sub(record.sequence()).wrapping_sub(1) < FIRST_REACH
+    }
+}
+
+/// Writes only what changed: a store makes the other CPUs fetch the line again.
+#[inline(always)]
+fn store(word: &Shared<Tick>, now: Tick) {
+    if word.get() != now {
+        word.set(now);
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

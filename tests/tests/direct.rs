@@ -1,0 +1,236 @@
+//! Services that do not translate (mode `dsr`): real clients, real servers that have the VIP themselves, and
+//! backends that come and go while connections last.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tests::stage::{REFUSED, Stage};
+use xtask::lab::{self, LabOptions};
+
+/// What servers listen on: the same port everywhere.
+const PORT: u16 = 80;
+
+/// A document with one service a family, of backends given by number. Connections that are silent for longer
+/// than six seconds are given up by slots that change hands.
+fn document(stage: &Stage, backends: &[usize], more: &str) -> String {
+    let interfaces = stage.lab.interfaces();
+    let list = |address: &dyn Fn(usize) -> IpAddr| -> String {
+        backends.iter().map(|&b| format!("  {{ address = \"{}\" }},\n", address(b))).collect()
+    };
+    format!(
+        "interfaces = {interfaces:?}\n[timeouts]\nestablished = \"6s\"\n\
+         [pools.web]\nbackends = [\n{}]\n[pools.web6]\nbackends = [\n{}]\n\
+         [services.shop]\nlisten = \"203.0.113.10:{PORT}/tcp\"\npool = \"web\"\nforward = \"dsr\"\n{more}\n\
+         [services.shop6]\nlisten = \"[2001:db8:113::10]:{PORT}/tcp\"\npool = \"web6\"\nforward = \"dsr\"\n{more}\n",
+        list(&|b| stage.lab.backend_v4(b).into()),
+        list(&|b| stage.lab.backend_v6(b).into()),
+    )
+}
+
+/// A lab whose backends have the VIPs, with nginx on each, and Lobby before the first so many.
+fn stage(two_interfaces: bool, backends: usize, used: usize, more: &str) -> Result<Stage> {
+    let options = LabOptions { backends, two_interfaces, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    for backend in 0..backends {
+        stage.hold_vips(backend)?;
+        let place = stage.lab.backends[backend].clone();
+        stage.nginx_at(&place, PORT, &(backend + 1).to_string())?;
+        place.wait_for_tcp(SocketAddr::new(stage.lab.backend_v4(backend).into(), PORT))?;
+    }
+    let all: Vec<usize> = (0..used).collect();
+    stage.write(&document(&stage, &all, more))?;
+    stage.start()?;
+    Ok(stage)
+}
+
+/// A connection that is kept open, and asks its server again and again who it is.
+struct Talk {
+    stream: TcpStream,
+    server: String,
+}
+
+impl Talk {
+    fn start(stage: &Stage, vip: IpAddr) -> Result<Self> {
+        let stream = stage.lab.client.run(|| TcpStream::connect(SocketAddr::new(vip, PORT)))??;
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+        let mut talk = Self { stream, server: String::new() };
+        talk.server = talk.ask()?;
+        Ok(talk)
+    }
+
+    fn ask(&mut self) -> Result<String> {
+        self.stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+        let mut answer = Vec::new();
+        let mut chunk = [0; 1024];
+        while !answer.windows(8).any(|bytes| bytes == b"backend ") || answer.last() != Some(&b'\n') {
+            let length = self.stream.read(&mut chunk)?;
+            ensure!(length > 0, "the server has hung up");
+            answer.extend_from_slice(&chunk[..length]);
+        }
+        let text = String::from_utf8(answer)?;
+        Ok(text.lines().last().context("an answer has a body")?.to_owned())
+    }
+
+    /// The same server still answers.
+    fn goes_on(&mut self) -> Result<()> {
+        let server = self.ask().with_context(|| format!("with {}", self.server))?;
+        ensure!(server == self.server, "{server} answers instead of {}", self.server);
+        Ok(())
+    }
+}
+
+fn talks(stage: &Stage, number: usize) -> Result<Vec<Talk>> {
+    (0..number).map(|n| Talk::start(stage, Stage::VIPS[n % 2])).collect()
+}
+
+fn all_go_on(talks: &mut [Talk]) -> Result<()> {
+    talks.iter_mut().try_for_each(Talk::goes_on)
+}
+
+fn reaches(stage: &Stage, servers: &[&str]) -> Result<()> {
+    for vip in Stage::VIPS {
+        let mut answers = BTreeSet::new();
+        for _ in 0..20 * servers.len() {
+            answers.insert(stage.curl(vip, "/")?.trim().to_owned());
+        }
+        assert_eq!(answers, servers.iter().map(|&s| s.to_owned()).collect(), "{vip}");
+    }
+    stage.checksums_were_right()
+}
+
+#[test]
+fn servers_that_have_the_vip_answer_by_themselves() -> Result<()> {
+    if !lab::possible("servers_that_have_the_vip_answer_by_themselves") {
+        return Ok(());
+    }
+    for two_interfaces in [true, false] {
+        let stage = stage(two_interfaces, 3, 3, "")?;
+        reaches(&stage, &["backend 1", "backend 2", "backend 3"])?;
+        // Nothing has come back through the program.
+        let backends = stage.json(&["backend", "list"])?;
+        for backend in backends.as_array().context("a list")? {
+            assert!(backend["traffic"]["packets_in"].as_u64() > Some(0), "{backend}");
+            assert_eq!(backend["traffic"]["packets_out"].as_u64(), Some(0), "{backend}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_stay_while_servers_come_and_go() -> Result<()> {
+    if !lab::possible("connections_stay_while_servers_come_and_go") {
+        return Ok(());
+    }
+    let mut stage = stage(true, 4, 2, "")?;
+    let mut talks = talks(&stage, 40)?;
+    all_go_on(&mut talks)?;
+
+    stage.write(&document(&stage, &[0, 1, 2, 3], ""))?;
+    stage.until("all four serve", |stage| {
+        all_go_on(&mut talks)?;
+        let answers: BTreeSet<_> = (0..40).map(|_| stage.curl(Stage::VIPS[0], "/")).collect::<Result<_>>()?;
+        Ok(answers.len() == 4)
+    })?;
+    all_go_on(&mut talks)?;
+    talks.extend(self::talks(&stage, 40)?);
+
+    let first = [("web", stage.lab.backend_v4(0).to_string()), ("web6", stage.lab.backend_v6(0).to_string())];
+    for (pool, address) in &first {
+        stage.lb(&["backend", "drain", pool, address])?;
+    }
+    all_go_on(&mut talks)?;
+    // A SYN may have been sent before, and be sent again: for some seconds it goes where it would have gone.
+    stage.until("nobody new is sent to the first", |stage| {
+        all_go_on(&mut talks)?;
+        let answers = (0..40).map(|_| stage.curl(Stage::VIPS[1], "/")).collect::<Result<BTreeSet<_>>>()?;
+        Ok(!answers.contains("backend 1\n"))
+    })?;
+    all_go_on(&mut talks)?;
+
+    // The daemon dies, and another takes over in the middle of it all.
+    let daemon = stage.daemon.take().context("a daemon runs")?;
+    drop(daemon);
+    all_go_on(&mut talks)?;
+    stage.start()?;
+    all_go_on(&mut talks)?;
+
+    for (pool, address) in &first {
+        stage.lb(&["backend", "resume", pool, address])?;
+    }
+    // Until every slot has settled but those that still have a connection elsewhere, and beyond.
+    let settles = |stage: &Stage, talks: &mut [Talk]| {
+        let most = talks.len() as u64;
+        stage.until("slots settle", |stage| {
+            all_go_on(talks)?;
+            let service = stage.json(&["service", "show", "shop"])?;
+            let number = |kind: &str| service["slots"][kind].as_u64().context("a number");
+            Ok(number("settled")? + most >= number("total")?)
+        })
+    };
+    settles(&stage, &mut talks)?;
+    all_go_on(&mut talks)?;
+    // Without connections, all of them.
+    drop(talks);
+    settles(&stage, &mut [])?;
+    stage.checksums_were_right()
+}
+
+#[test]
+fn what_is_taken_out_is_reset() -> Result<()> {
+    if !lab::possible("what_is_taken_out_is_reset") {
+        return Ok(());
+    }
+    let stage = stage(true, 2, 2, "")?;
+    let mut talks = talks(&stage, 20)?;
+    stage.write(&document(&stage, &[1], ""))?;
+    stage.until("one is left", |stage| {
+        Ok(stage.json(&["backend", "list"])?.as_array().map(Vec::len) == Some(2))
+    })?;
+    stage.until("all that was the other's is gone", |_| {
+        for talk in &mut talks {
+            match talk.goes_on() {
+                Ok(()) => {}
+                Err(_) => assert_eq!(talk.server, "backend 1"),
+            }
+        }
+        Ok(talks.iter_mut().filter(|talk| talk.server == "backend 1").all(|talk| talk.goes_on().is_err()))
+    })?;
+    for talk in talks.iter_mut().filter(|talk| talk.server == "backend 2") {
+        talk.goes_on()?;
+    }
+    // And who comes now is served by who is left.
+    for _ in 0..20 {
+        assert_eq!(stage.curl(Stage::VIPS[0], "/")?, "backend 2\n");
+    }
+    // Nobody left at all: clients are told so.
+    stage.write(&document(&stage, &[], ""))?;
+    stage.until("nobody is left", |stage| {
+        Ok(stage.curl_exit(Stage::VIPS[0], &["--max-time", "2"])? == REFUSED)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn what_is_always_tracked_stays_too() -> Result<()> {
+    if !lab::possible("what_is_always_tracked_stays_too") {
+        return Ok(());
+    }
+    let stage = stage(false, 3, 1, "track = \"always\"")?;
+    let mut talks = talks(&stage, 20)?;
+    let counters = |name: &str| -> Result<u64> {
+        let all = stage.json(&["counters"])?;
+        let mut all = all["verdicts"].as_array().context("counters")?.iter();
+        let counter = all.find(|counter| counter["name"] == name).context("a counter")?;
+        counter["packets"].as_u64().context("a number")
+    };
+    assert_eq!(counters("record_new")?, 20);
+    stage.write(&document(&stage, &[1, 2], "track = \"always\""))?;
+    stage.until("the others serve", |stage| Ok(stage.curl(Stage::VIPS[0], "/")? != "backend 1\n"))?;
+    // The first is gone from the document; its connections are cut, each as it next speaks.
+    assert!(talks.iter_mut().all(|talk| talk.goes_on().is_err()));
+    Ok(())
+}
