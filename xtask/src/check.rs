@@ -5,7 +5,7 @@ mod counts;
 use std::{
     ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -34,7 +34,7 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     setup::everything()?;
     step("build", crate::cargo().args(["build", "--package", "lb-userspace"]))?;
 
-    let skipped = crate::target_directory().join("skipped-tests");
+    let skipped = skipped();
     // From the last run, if there was one.
     let _ = std::fs::remove_file(&skipped);
     let mut counts = Counts::default();
@@ -82,12 +82,37 @@ pub fn ci() -> Result<()> {
     } else {
         unchecked = "; dependencies not checked, since cargo-deny is not installed";
     }
-    let counts = test(&TestOptions::default())?;
+    // Before the others, which begin by building `lb` as it is meant to be.
+    let mut counts = traced()?;
+    counts += test(&TestOptions::default())?;
     println!(
         "all is well: format, lint, documentation, {counts}{unchecked}; {} s",
         start.elapsed().as_secs()
     );
     Ok(())
+}
+
+/// Lints and tests the build that logs every verdict: another `lb`, from another program.
+fn traced() -> Result<Counts> {
+    const BUILD: [&str; 4] = ["--package", "lb-userspace", "--features", "trace"];
+    step("lint with traces", crate::cargo().arg("clippy").args(BUILD).args(["--", "-D", "warnings"]))?;
+    let arguments = [&["test"][..], &BUILD, &["--test", "trace"]].concat();
+    let mut command = tests(&arguments, &TestOptions::default(), &skipped())?;
+    judged("test with traces", &mut command)
+}
+
+/// Runs a command that runs tests, none of which may fail.
+fn judged(name: &str, command: &mut Command) -> Result<Counts> {
+    let counts = watched(name, command)?;
+    if counts.failed > 0 {
+        bail!("{name}: {} failed", setup::count(counts.failed, "test"));
+    }
+    Ok(counts)
+}
+
+/// Where tests that were skipped write their names.
+fn skipped() -> PathBuf {
+    crate::target_directory().join("skipped-tests")
 }
 
 /// A command that runs tests, as root where that is wanted and possible.
