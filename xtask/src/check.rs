@@ -62,7 +62,8 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests.
+/// Everything that must hold before a change goes in: form, lints, documentation, licences, demos, the README,
+/// tests.
 ///
 /// # Errors
 ///
@@ -82,8 +83,10 @@ pub fn ci() -> Result<()> {
     } else {
         unchecked = "; dependencies not checked, since cargo-deny is not installed";
     }
+    demos()?;
     // Before the others, which begin by building `lb` as it is meant to be.
     let mut counts = traced()?;
+    counts += readme()?;
     counts += test(&TestOptions::default())?;
     println!(
         "all is well: format, lint, documentation, {counts}{unchecked}; {} s",
@@ -92,11 +95,41 @@ pub fn ci() -> Result<()> {
     Ok(())
 }
 
+/// Shows both demos, and judges the greater one by the summary that it writes.
+fn demos() -> Result<()> {
+    let summary = crate::target_directory().join("demo.json");
+    // Of another run, if there was one.
+    let _ = std::fs::remove_file(&summary);
+    step("demo 1", crate::cargo().args(["xtask", "demo", "1"]))?;
+    step("demo", crate::cargo().args(["xtask", "demo", "--json"]).arg(&summary))?;
+    let text = std::fs::read(&summary).with_context(|| summary.display().to_string())?;
+    let summary: serde_json::Value = serde_json::from_slice(&text)?;
+    let none = |what: &str| summary[what].as_array().is_some_and(Vec::is_empty);
+    let all_paid =
+        none("lost") && none("double") && none("unknown") && summary["payments"].as_u64() > Some(0);
+    let all_served = summary["payments_by_server"].as_array().is_some_and(|servers| {
+        servers.len() == 10 && servers.iter().all(|payments| payments.as_u64() > Some(0))
+    });
+    if summary["good"] != true || !all_paid || !all_served || summary["after_drain"] != 0 {
+        bail!("the demo's summary is not good: {summary}");
+    }
+    Ok(())
+}
+
+/// Runs the README's commands; what they build has been built for the demos.
+fn readme() -> Result<Counts> {
+    let arguments = ["test", "--workspace", "--test", "readme", "--", "--ignored", "--nocapture"];
+    let mut command = tests(&arguments, &TestOptions::default(), &skipped())?;
+    judged("the README's commands", &mut command)
+}
+
 /// Lints and tests the build that logs every verdict: another `lb`, from another program.
 fn traced() -> Result<Counts> {
-    const BUILD: [&str; 4] = ["--package", "lb-userspace", "--features", "trace"];
-    step("lint with traces", crate::cargo().arg("clippy").args(BUILD).args(["--", "-D", "warnings"]))?;
-    let arguments = [&["test"][..], &BUILD, &["--test", "trace"]].concat();
+    // The whole workspace, whose dependencies are built by the other steps too.
+    const BUILD: [&str; 3] = ["--workspace", "--features", "lb-userspace/trace"];
+    let lint = ["--all-targets", "--", "-D", "warnings"];
+    step("lint with traces", crate::cargo().arg("clippy").args(BUILD).args(lint))?;
+    let arguments = [&["test"][..], &BUILD, &["--test", "verdict_log"]].concat();
     let mut command = tests(&arguments, &TestOptions::default(), &skipped())?;
     judged("test with traces", &mut command)
 }

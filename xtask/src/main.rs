@@ -45,7 +45,7 @@ enum Command {
     PaymentServer(demo::server::ServerOptions),
     /// Run all tests
     Test(check::TestOptions),
-    /// Check everything that must hold before a change goes in: format, lints, docs, tests
+    /// Check everything that must hold before a change goes in: format, lints, docs, demos, README, tests
     Ci,
     /// Run the tests of the packet path on Debian's Linux 6.1, in QEMU
     Kernel(kernel::KernelOptions),
