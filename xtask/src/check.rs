@@ -163,7 +163,13 @@ fn tests(arguments: &[&str], options: &TestOptions, skipped: &Path) -> Result<Co
         if !granted {
             bail!("root's rights were not granted; --no-root leaves out what needs them");
         }
-        command.env(runner_variable()?, "sudo --preserve-env");
+        let mut runner = "sudo --preserve-env".to_owned();
+        let path = root::path().to_string_lossy().into_owned();
+        // Cargo takes it apart at spaces.
+        if !path.contains(char::is_whitespace) {
+            runner += &format!(" env {path}");
+        }
+        command.env(runner_variable()?, runner);
     }
     Ok(command)
 }
