@@ -283,7 +283,8 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Link(lower) => link.lower = Some(*lower),
             LinkAttribute::LinkInfo(infos) => {
-                link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
+                let is = |kind| infos.contains(&LinkInfo::Kind(kind));
+                (link.veth, link.vlan) = (is(InfoKind::Veth), is(InfoKind::Vlan));
             }
             LinkAttribute::Xdp(xdp) => link.xdp = attached_xdp(xdp),
             _ => {}

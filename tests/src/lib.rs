@@ -1,6 +1,6 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
 //! one of everything ([`world`]) for the program and the host side by side ([`both`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
-//! and clients that stay long ([`download`]), and random numbers that can be had again ([`random`]).
+//! and clients that stay long ([`download`]) or are in a [`vlan`], and random numbers that can be had again ([`random`]).
 
 pub mod both;
 pub mod document;
@@ -8,4 +8,5 @@ pub mod download;
 pub mod packets;
 pub mod random;
 pub mod stage;
+pub mod vlan;
 pub mod world;

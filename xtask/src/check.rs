@@ -5,7 +5,7 @@ mod counts;
 use std::{
     ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -34,7 +34,7 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     setup::everything()?;
     step("build", crate::cargo().args(["build", "--package", "lb-userspace"]))?;
 
-    let skipped = crate::target_directory().join("skipped-tests");
+    let skipped = skipped();
     // From the last run, if there was one.
     let _ = std::fs::remove_file(&skipped);
     let mut counts = Counts::default();
@@ -62,7 +62,8 @@ pub fn test(options: &TestOptions) -> Result<Counts> {
     Ok(counts)
 }
 
-/// Everything that must hold before a change goes in: form, lints, documentation, licences, tests.
+/// Everything that must hold before a change goes in: form, lints, documentation, licences, demos, the README,
+/// tests.
 ///
 /// # Errors
 ///
@@ -82,12 +83,69 @@ pub fn ci() -> Result<()> {
     } else {
         unchecked = "; dependencies not checked, since cargo-deny is not installed";
     }
-    let counts = test(&TestOptions::default())?;
+    demos()?;
+    // Before the others, which begin by building `lb` as it is meant to be.
+    let mut counts = traced()?;
+    counts += readme()?;
+    counts += test(&TestOptions::default())?;
     println!(
         "all is well: format, lint, documentation, {counts}{unchecked}; {} s",
         start.elapsed().as_secs()
     );
     Ok(())
+}
+
+/// Shows both demos, and judges the greater one by the summary that it writes.
+fn demos() -> Result<()> {
+    let summary = crate::target_directory().join("demo.json");
+    // Of another run, if there was one.
+    let _ = std::fs::remove_file(&summary);
+    step("demo 1", crate::cargo().args(["xtask", "demo", "1"]))?;
+    step("demo", crate::cargo().args(["xtask", "demo", "--json"]).arg(&summary))?;
+    let text = std::fs::read(&summary).with_context(|| summary.display().to_string())?;
+    let summary: serde_json::Value = serde_json::from_slice(&text)?;
+    let none = |what: &str| summary[what].as_array().is_some_and(Vec::is_empty);
+    let all_paid =
+        none("lost") && none("double") && none("unknown") && summary["payments"].as_u64() > Some(0);
+    let all_served = summary["payments_by_server"].as_array().is_some_and(|servers| {
+        servers.len() == 10 && servers.iter().all(|payments| payments.as_u64() > Some(0))
+    });
+    if summary["good"] != true || !all_paid || !all_served || summary["after_drain"] != 0 {
+        bail!("the demo's summary is not good: {summary}");
+    }
+    Ok(())
+}
+
+/// Runs the README's commands; what they build has been built for the demos.
+fn readme() -> Result<Counts> {
+    let arguments = ["test", "--workspace", "--test", "readme", "--", "--ignored", "--nocapture"];
+    let mut command = tests(&arguments, &TestOptions::default(), &skipped())?;
+    judged("the README's commands", &mut command)
+}
+
+/// Lints and tests the build that logs every verdict: another `lb`, from another program.
+fn traced() -> Result<Counts> {
+    // The whole workspace, whose dependencies are built by the other steps too.
+    const BUILD: [&str; 3] = ["--workspace", "--features", "lb-userspace/trace"];
+    let lint = ["--all-targets", "--", "-D", "warnings"];
+    step("lint with traces", crate::cargo().arg("clippy").args(BUILD).args(lint))?;
+    let arguments = [&["test"][..], &BUILD, &["--test", "verdict_log"]].concat();
+    let mut command = tests(&arguments, &TestOptions::default(), &skipped())?;
+    judged("test with traces", &mut command)
+}
+
+/// Runs a command that runs tests, none of which may fail.
+fn judged(name: &str, command: &mut Command) -> Result<Counts> {
+    let counts = watched(name, command)?;
+    if counts.failed > 0 {
+        bail!("{name}: {} failed", setup::count(counts.failed, "test"));
+    }
+    Ok(counts)
+}
+
+/// Where tests that were skipped write their names.
+fn skipped() -> PathBuf {
+    crate::target_directory().join("skipped-tests")
 }
 
 /// A command that runs tests, as root where that is wanted and possible.
@@ -105,7 +163,13 @@ fn tests(arguments: &[&str], options: &TestOptions, skipped: &Path) -> Result<Co
         if !granted {
             bail!("root's rights were not granted; --no-root leaves out what needs them");
         }
-        command.env(runner_variable()?, "sudo --preserve-env");
+        let mut runner = "sudo --preserve-env".to_owned();
+        let path = root::path().to_string_lossy().into_owned();
+        // Cargo takes it apart at spaces.
+        if !path.contains(char::is_whitespace) {
+            runner += &format!(" env {path}");
+        }
+        command.env(runner_variable()?, runner);
     }
     Ok(command)
 }

@@ -4,11 +4,13 @@
 //! - [`check`] runs the tests, and everything that must hold before a change goes in,
 //! - [`lab`] makes networks out of namespaces, for tests, for the demo and for people,
 //! - [`demo`] tells the story of Lobby's stages on real servers,
+//! - [`kernel`] runs tests on the oldest kernel that Lobby is promised for,
 //! - [`bench`](mod@bench) measures.
 
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod kernel;
 pub mod lab;
 pub mod root;
 pub mod setup;

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, check, demo,
+    bench, check, demo, kernel,
     lab::{LabOptions, named},
     root, setup,
 };
@@ -45,8 +45,13 @@ enum Command {
     PaymentServer(demo::server::ServerOptions),
     /// Run all tests
     Test(check::TestOptions),
-    /// Check everything that must hold before a change goes in: format, lints, docs, tests
+    /// Check everything that must hold before a change goes in: format, lints, docs, demos, README, tests
     Ci,
+    /// Run the tests of the packet path on Debian's Linux 6.1, in QEMU
+    Kernel(kernel::KernelOptions),
+    /// What the kernel in QEMU starts
+    #[command(hide = true)]
+    KernelGuest,
     /// A network of namespaces to play in: client, balancer, backends
     #[command(subcommand, after_help = LAB_EXAMPLES)]
     Lab(Lab),
@@ -127,6 +132,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::PaymentServer(options) => demo::server::serve(options)?,
         Command::Test(options) => drop(check::test(&options)?),
         Command::Ci => check::ci()?,
+        Command::Kernel(options) => kernel::run(&options)?,
+        Command::KernelGuest => kernel::guest::run()?,
         Command::Lab(_) if !root::is_root() => {
             return root::myself("for network namespaces", &std::env::args_os().skip(1).collect::<Vec<_>>());
         }

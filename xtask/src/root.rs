@@ -46,13 +46,22 @@ pub fn myself(what_for: &str, arguments: &[OsString]) -> Result<ExitCode> {
             sudo.arg(pair);
         }
     }
+    sudo.arg(path());
     let status = sudo.arg(std::env::current_exe()?).args(arguments).status()?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1).into())
 }
 
-/// What sudo would take away, and is needed: where programs are, and how to speak to the terminal.
-pub const KEPT: [&str; 10] = [
-    "PATH",
+/// Where programs are, as `PATH=…`, for what runs as root: sudo has a path of its own (`secure_path` in
+/// sudoers(5)), without cargo's programs, and an ordinary user's is without the system's, such as nginx.
+pub fn path() -> OsString {
+    let mut path = OsString::from("PATH=");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+    path
+}
+
+/// What sudo would take away besides, and is needed: where cargo is, and how to speak to the terminal.
+pub const KEPT: [&str; 9] = [
     "HOME",
     "CARGO",
     "CARGO_HOME",

@@ -31,6 +31,13 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tcpdump", package: "tcpdump", use_: "looking at packets in the lab" },
 ];
 
+/// For `cargo xtask kernel` alone.
+const EMULATOR: Tool = Tool {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    use_: "running tests on another kernel",
+};
+
 /// Version of bpf-linker that is installed where there is none.
 const LINKER_VERSION: &str = "0.13.0";
 /// Versions of LLVM that it can be built with.
@@ -44,7 +51,7 @@ const LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 pub fn everything() -> Result<()> {
     let mut missing = Vec::new();
     missing.extend(build().err());
-    missing.extend(tools(|_| true));
+    missing.extend(tools(&TOOLS.iter().collect::<Vec<_>>()));
     if missing.is_empty() {
         return Ok(());
     }
@@ -70,7 +77,35 @@ pub fn build() -> Result<()> {
 ///
 /// It cannot be had; how to get it.
 pub fn program(name: &str) -> Result<()> {
-    tools(|tool| tool.program == name).into_iter().next().map_or(Ok(()), Err)
+    let wanted: Vec<_> = TOOLS.iter().filter(|tool| tool.program == name).collect();
+    tools(&wanted).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Gets what another kernel runs in.
+///
+/// # Errors
+///
+/// It cannot be had; how to get it.
+pub fn emulator() -> Result<()> {
+    tools(&[&EMULATOR]).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// The names of all packages that begin so, a line each.
+///
+/// # Errors
+///
+/// This is another kind of system, or its lists of packages cannot be had.
+pub fn packages(prefix: &str) -> Result<String> {
+    apt::names(prefix)
+}
+
+/// Fetches a package and unpacks it into a directory, without installing it.
+///
+/// # Errors
+///
+/// It cannot be had.
+pub fn unpack(package: &str, directory: &Path) -> Result<()> {
+    apt::unpack(package, directory)
 }
 
 /// Prints what is there, a line each.
@@ -193,8 +228,8 @@ fn llvm_prefix(llvm: u32) -> Result<PathBuf> {
 }
 
 /// Gets tools; what could not be had.
-fn tools(wanted: impl Fn(&Tool) -> bool) -> Vec<anyhow::Error> {
-    let absent = || TOOLS.iter().filter(|tool| wanted(tool) && toolchain::on_path(tool.program).is_none());
+fn tools(wanted: &[&Tool]) -> Vec<anyhow::Error> {
+    let absent = || wanted.iter().filter(|tool| toolchain::on_path(tool.program).is_none());
     if absent().next().is_none() {
         return Vec::new();
     }

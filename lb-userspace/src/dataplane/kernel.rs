@@ -7,6 +7,8 @@ mod live;
 mod mapped;
 mod program;
 mod read;
+#[cfg(feature = "trace")]
+mod trace;
 mod write;
 
 use std::{

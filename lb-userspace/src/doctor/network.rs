@@ -89,8 +89,25 @@ fn interface(link: &Link, facts: &Facts) -> Vec<Finding> {
     }
     if link.veth {
         findings.extend(peer(link, &subject, facts));
+    } else if has_vlans(link, facts) && is_on(&link.name, "rx-vlan-hw-parse", facts) {
+        findings.push(Finding::bad(
+            Verdict::Problem,
+            &subject,
+            "its driver takes VLAN tags out of frames before the program sees them: what Lobby sends back has none",
+            format!("`ethtool -K {} rxvlan off`", link.name),
+        ));
     }
     findings
+}
+
+/// Whether there are VLANs on an interface.
+fn has_vlans(link: &Link, facts: &Facts) -> bool {
+    facts.around.links.values().any(|other| other.vlan && other.lower == Some(link.index))
+}
+
+/// Whether an interface has an offload, as far as it can be seen.
+fn is_on(interface: &str, offload: &str, facts: &Facts) -> bool {
+    facts.features.get(interface).is_some_and(|on| on.contains(offload))
 }
 
 /// The other end of a veth pair: seen if it is in this namespace, else described.
@@ -115,6 +132,17 @@ fn peer(link: &Link, subject: &str, facts: &Facts) -> Vec<Finding> {
                 subject,
                 format!("its other end, {}, leaves checksums unfinished: translated packets are discarded by who gets them", other.name),
                 format!("`ethtool -K {} tx off`", other.name),
+            ));
+        }
+        if has_vlans(link, facts) && on.contains("tx-vlan-hw-insert") {
+            findings.push(Finding::bad(
+                Verdict::Problem,
+                subject,
+                format!(
+                    "its other end, {}, leaves VLAN tags outside of frames, where the program does not see them: what Lobby sends back has none",
+                    other.name
+                ),
+                format!("`ethtool -K {} txvlan off`", other.name),
             ));
         }
         if !on.contains("rx-gro") && other.xdp.is_none() {
@@ -322,6 +350,22 @@ pool = "web"
         assert!(finding.remedy.contains("gro on"), "{finding:?}");
         let native = AttachedXdp { program: 9, native: true };
         assert_eq!(wrong(&with_peer(Some(native), &[])), []);
+    }
+
+    #[test]
+    fn tags_that_the_program_would_not_see_are_a_problem_where_there_are_vlans() {
+        let vlan = Link { index: 5, name: "eth0.10".into(), vlan: true, lower: Some(2), ..Link::default() };
+        let mut facts = facts();
+        facts.features.insert("eth0".into(), ["rx-vlan-hw-parse".into()].into());
+        assert_eq!(wrong(&facts), []);
+        facts.around.links.insert(5, vlan.clone());
+        assert!(only(&facts).remedy.contains("ethtool -K eth0 rxvlan off"));
+
+        let mut facts = with_peer(None, &["rx-gro", "tx-vlan-hw-insert"]);
+        facts.features.insert("eth0".into(), ["rx-vlan-hw-parse".into()].into());
+        assert_eq!(wrong(&facts), []);
+        facts.around.links.insert(5, vlan);
+        assert!(only(&facts).remedy.contains("ethtool -K peer0 txvlan off"));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Link {
     pub up: bool,
     /// One end of a pair of virtual interfaces.
     pub veth: bool,
+    /// It is a VLAN of the interface that it lies on.
+    pub vlan: bool,
     /// The loopback interface.
     pub loopback: bool,
     /// Interface that this one lies on, or its other end (veth in the same namespace).

@@ -1,6 +1,7 @@
 //! Packages of Debian and its kin.
 
 use std::{
+    path::Path,
     process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
@@ -47,6 +48,54 @@ pub(super) fn install(packages: &[&str], what_for: &str) -> Result<()> {
         Ok(()) => Ok(()),
         Err(second) => tell(&list, &second),
     }
+}
+
+/// The names of all packages that begin so, a line each; from lists that are fetched if they know none.
+pub(super) fn names(prefix: &str) -> Result<String> {
+    if toolchain::on_path("apt-cache").is_none() {
+        bail!("there is no apt-cache here to look for {prefix}* with");
+    }
+    let ask = || -> Result<String> {
+        let output = Command::new("apt-cache").args(["pkgnames", prefix]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let known = ask()?;
+    if !known.is_empty() || UPDATED.swap(true, Relaxed) {
+        return Ok(known);
+    }
+    super::say(&format!("no list of packages knows {prefix}*: apt-get update"));
+    shell("to fetch the lists of packages", "apt-get update")?;
+    ask()
+}
+
+/// Fetches a package and unpacks it below a directory.
+pub(super) fn unpack(package: &str, directory: &Path) -> Result<()> {
+    let fetch = || -> Result<()> {
+        let output = Command::new("apt-get").args(["download", package]).current_dir(directory).output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        bail!("apt-get download {package}: {}", String::from_utf8_lossy(&output.stderr).trim())
+    };
+    if let Err(first) = fetch() {
+        if UPDATED.swap(true, Relaxed) {
+            return Err(first);
+        }
+        super::say("not with the lists of packages that are here: apt-get update");
+        shell("to fetch the lists of packages", "apt-get update")?;
+        fetch()?;
+    }
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        let file = entry.path();
+        if file.extension().is_some_and(|extension| extension == "deb") {
+            let status = Command::new("dpkg-deb").arg("-x").arg(&file).arg(directory).status();
+            if !status.context("dpkg-deb cannot be run")?.success() {
+                bail!("{} cannot be unpacked", file.display());
+            }
+            std::fs::remove_file(file)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a script as root, its output kept back.

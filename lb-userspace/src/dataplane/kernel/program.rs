@@ -17,6 +17,8 @@ use aya::{
 };
 use lb_common::abi::{LAYOUT_VERSION, name};
 
+#[cfg(feature = "trace")]
+use super::trace::Trace;
 use super::{OpenError, live::Ran};
 use crate::{daemon::plane::Notice, dataplane::MAX_SOURCES, model::Limits};
 
@@ -106,6 +108,9 @@ pub(super) struct Program {
     pins: Option<Pins>,
     /// Links by interface: held here, and pinned too unless everything ends with this process.
     links: BTreeMap<String, (u32, XdpLinkId)>,
+    /// Reads what the program says of each packet.
+    #[cfg(feature = "trace")]
+    _trace: Trace,
 }
 
 impl Program {
@@ -113,6 +118,9 @@ impl Program {
     pub(super) fn load(limits: Limits, pins: Option<Pins>) -> Result<Self, OpenError> {
         let fresh = pins.as_ref().is_some_and(|pins| !pins.layout.exists());
         match Self::try_load(limits, pins.as_ref()) {
+            #[cfg(feature = "trace")]
+            Ok(mut ebpf) => Ok(Self { _trace: Trace::start(&mut ebpf)?, ebpf, pins, links: BTreeMap::new() }),
+            #[cfg(not(feature = "trace"))]
             Ok(ebpf) => Ok(Self { ebpf, pins, links: BTreeMap::new() }),
             Err(error) => {
                 // What was begun here and holds nothing would pass for tables at the next start.
