@@ -16,7 +16,7 @@ mod tick;
 pub use self::{
     record::{RECORD_WAYS, Record, Records, Span, State, Way},
     ring::{NO_BACKEND, PAGE_SLOTS, Page, RingAt, Side, SidePage, Slot, Standing},
-    tick::Tick,
+    tick::{Clock, Tick},
 };
 use crate::shared::Shared;
 

@@ -30,7 +30,7 @@ pub mod select;
 pub mod unsettled;
 
 use crate::{
-    abi::{Backend, Config, NO_BACKEND, RingAt, Service, TCP, Tick, Traffic},
+    abi::{Backend, Clock, Config, NO_BACKEND, RingAt, Service, TCP, Tick, Traffic},
     tables::Tables,
     verdict::{DropReason, PassReason, ResetReason, Verdict},
     wire::{Frame, eth, eth::Link, l4::Tcp},
@@ -39,6 +39,24 @@ use family::{Family, V4, V6};
 use flow::Known;
 use parse::Packet;
 use unsettled::At;
+
+/// What is the same for the whole of one decision, before anybody has asked for the time.
+#[repr(C)]
+struct Setting<'a, T, C> {
+    tables: &'a T,
+    config: &'a Config,
+    ingress: u32,
+    clock: C,
+}
+
+impl<'a, T, C: Clock> Setting<'a, T, C> {
+    /// The same, now.
+    #[inline(always)]
+    fn now(&self) -> Context<'a, T> {
+        let Self { tables, config, ingress, clock } = *self;
+        Context { tables, config, ingress, now: clock.now() }
+    }
+}
 
 /// What is the same for the whole of one decision.
 #[repr(C)]
@@ -69,13 +87,13 @@ impl<T> Copy for Context<'_, T> {}
 ///
 /// The verdict is counted, and the tables are changed as it demands.
 #[inline(always)]
-pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: Tick) -> Verdict {
+pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, clock: impl Clock) -> Verdict {
     let verdict = match Link::parse(frame) {
         None => PassReason::NotIp.into(),
         Some(link) if link.is_group() => PassReason::NotUnicast.into(),
         Some(link) => match link.ethertype {
-            eth::IPV4 => route::<V4, T>(frame, tables, ingress, now),
-            eth::IPV6 => route::<V6, T>(frame, tables, ingress, now),
+            eth::IPV4 => route::<V4, _, _>(frame, tables, ingress, clock),
+            eth::IPV6 => route::<V6, _, _>(frame, tables, ingress, clock),
             _ => PassReason::NotIp.into(),
         },
     };
@@ -88,9 +106,14 @@ pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: 
 /// A function of its own also in BPF, and [`arrive`] another: there a stack is 512 bytes, a call takes
 /// five arguments of a word each, and a result must be a word too.
 #[inline(never)]
-fn route<V: Family, T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, now: Tick) -> Verdict {
+fn route<V: Family, T: Tables, C: Clock>(
+    frame: &mut impl Frame,
+    tables: &T,
+    ingress: u32,
+    clock: C,
+) -> Verdict {
     let Some(config) = tables.config() else { return DropReason::Tables.into() };
-    verdict(|| steps::<V, T>(frame, Context { tables, config, ingress, now }))
+    verdict(|| steps::<V, T, C>(frame, &Setting { tables, config, ingress, clock }))
 }
 
 /// The verdict of steps, whether they went to the end or left early.
@@ -103,26 +126,31 @@ fn verdict(steps: impl FnOnce() -> Result<Verdict, Verdict>) -> Verdict {
 
 /// Every step either gives the next one what it needs, or a verdict.
 #[inline(always)]
-fn steps<V: Family, T: Tables>(frame: &mut impl Frame, context: Context<'_, T>) -> Result<Verdict, Verdict> {
+fn steps<V: Family, T: Tables, C: Clock>(
+    frame: &mut impl Frame,
+    setting: &Setting<'_, T, C>,
+) -> Result<Verdict, Verdict> {
+    let Setting { tables, config, .. } = *setting;
     let mut packet = Packet::<V>::default();
-    parse::packet(frame, context.tables, &mut packet)?;
+    parse::packet(frame, tables, &mut packet)?;
 
-    if let Some(reply) = flow::of_backend(&packet, context) {
-        return Ok(to_client(frame, &packet, &reply, &context));
+    if let Some(reply) = flow::of_backend(&packet, tables, config) {
+        return Ok(to_client(frame, &packet, &reply, &setting.now()));
     }
 
-    let (index, service) = select::service(&packet, context.tables)?;
-    firewall::admit(&packet, service, context.tables)?;
+    let (index, service) = select::service(&packet, tables)?;
+    firewall::admit(&packet, service, tables)?;
     if packet.fragment {
         return Err(DropReason::Fragment.into());
     }
-    let place = flow::place(&packet, context.config);
+    let place = flow::place(&packet, config);
     if service.flags.get() & Service::DIRECT != 0 {
-        return Ok(direct(frame, &packet, &Call { index, service, place }, &context));
+        return Ok(direct(frame, &packet, &Call { index, service, place }, setting));
     }
     if packet.ttl <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
+    let context = setting.now();
     if let Some(known) = flow::of_client(&packet, index, place, context)
         && !flow::starts_anew(&packet, &known, context)
     {
@@ -134,23 +162,23 @@ fn steps<V: Family, T: Tables>(frame: &mut impl Frame, context: Context<'_, T>) 
 /// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
 /// hands of late nothing is looked up of its connection, and nothing kept.
 #[inline(never)]
-fn direct<V: Family, T: Tables>(
+fn direct<V: Family, T: Tables, C: Clock>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     call: &Call<'_>,
-    context: &Context<'_, T>,
+    setting: &Setting<'_, T, C>,
 ) -> Verdict {
-    verdict(|| lead(frame, packet, call, *context))
+    verdict(|| lead(frame, packet, call, setting))
 }
 
 #[inline(always)]
-fn lead<V: Family, T: Tables>(
+fn lead<V: Family, T: Tables, C: Clock>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     call: &Call<'_>,
-    context: Context<'_, T>,
+    setting: &Setting<'_, T, C>,
 ) -> Result<Verdict, Verdict> {
-    let tables = context.tables;
+    let tables = setting.tables;
     let ring = RingAt::from_word(call.service.ring.get());
     let mut index = NO_BACKEND;
     if ring.slots != 0 {
@@ -161,20 +189,20 @@ fn lead<V: Family, T: Tables>(
             && !slot.is_settled()
         {
             let at = At { slot: number, first_side, service: call.index };
-            index = unsettled::backend(frame, packet, at, index, call.place, &context)?;
+            index = unsettled::backend(frame, packet, at, index, call.place, &setting.now())?;
         }
     }
     let Some((index, backend)) = select::entry(call.index, index, tables)? else {
         return if packet.protocol == TCP {
             let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
-            reset::answer(frame, packet, reason, context)
+            reset::answer(frame, packet, reason, setting.now())
         } else {
             Err(DropReason::NoBackend.into())
         };
     };
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
-        return cut(frame, packet, context);
+        return cut(frame, packet, setting.now());
     }
     let bytes = frame.len() as u64;
     let flows = u64::from(packet.is_first());

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_action, helpers, macros::xdp, programs::XdpContext};
 use lb_common::{
-    abi::{Config, Tick},
+    abi::{Clock, Config, Tick},
     datapath,
     tables::Tables as _,
     verdict::Verdict,
@@ -10,14 +10,24 @@ use lb_common::{
 
 use crate::{frame::PacketFrame, maps::Maps};
 
+/// The kernel's own clock.
+#[derive(Clone, Copy)]
+struct KernelClock;
+
+impl Clock for KernelClock {
+    #[inline(always)]
+    fn now(self) -> Tick {
+        // SAFETY: a helper without arguments; coarse (up to 7 ms late) is enough for ticks of 67 ms.
+        Tick::from_ns(unsafe { helpers::generated::bpf_ktime_get_coarse_ns() })
+    }
+}
+
 /// The program.
 #[xdp]
 pub(crate) fn lobby(ctx: XdpContext) -> u32 {
-    // SAFETY: a helper without arguments; coarse (up to 7 ms late) is enough for ticks of 67 ms.
-    let now = Tick::from_ns(unsafe { helpers::generated::bpf_ktime_get_coarse_ns() });
     let mut frame = PacketFrame::new(&ctx);
     let ingress = ctx.ingress_ifindex() as u32;
-    let verdict = datapath::decide(&mut frame, &Maps, ingress, now);
+    let verdict = datapath::decide(&mut frame, &Maps, ingress, KernelClock);
     #[cfg(feature = "trace")]
     aya_log_ebpf::info!(&ctx, "interface {}: {}", ingress, verdict.name());
     match verdict {

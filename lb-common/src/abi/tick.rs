@@ -6,6 +6,21 @@
 #[repr(transparent)]
 pub struct Tick(pub u32);
 
+/// Something that knows the time. Asked only when it is needed: in BPF asking is a call, and most packets
+/// need no time.
+pub trait Clock: Copy {
+    /// The time.
+    fn now(self) -> Tick;
+}
+
+/// A time that has been asked for already.
+impl Clock for Tick {
+    #[inline(always)]
+    fn now(self) -> Tick {
+        self
+    }
+}
+
 impl Tick {
     /// Bits of a nanosecond clock below a tick.
     pub const SHIFT: u32 = 26;

@@ -152,9 +152,9 @@ pub(crate) fn of_client<'t, V: Family, T: Tables>(
 #[inline(always)]
 pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
-    context: Context<'t, T>,
+    tables: &'t T,
+    config: &Config,
 ) -> Option<Known<'t>> {
-    let Context { tables, config, .. } = context;
     let port = u16::from_be(packet.destination_port());
     let bit = V::source_bits(config) >> V::last_bits(packet.destination);
     if port < config.port_low.get() || port > config.port_high.get() || bit & 1 == 0 || packet.fragment {

@@ -20,7 +20,9 @@ use crate::{
 ///
 /// On a BPF stack every access must be aligned, and the compiler joins neighbours into one: so fields
 /// stand where any pair of them is aligned. The same goes for what else the datapath keeps there.
-#[repr(C)]
+///
+/// As long as a multiple of eight: it is cleared by words then, not byte by byte.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Packet<V: Family> {
     /// Source address.
