@@ -13,13 +13,14 @@ mod services;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-pub use self::rings::Rings;
+pub use self::{rings::Rings, verdicts::plan_verdicts};
 use crate::{
     dataplane::{Globals, NextHop, Op, Tables},
     health::Verdicts,
@@ -116,6 +117,7 @@ pub fn plan_again(desired: &Desired<'_>, before: &Tables, rings: &mut Rings) -> 
     let sources = sources::lay_out(desired, before, &mut steps)?;
     let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
     rules::write(&services, before, &mut steps)?;
+    rings.keep(&services);
     rings::write(desired, before, &services, &backends, rings, &mut steps)?;
     services::lead(desired, before, &services, &mut steps);
     Ok(Plan { ops: steps.in_order(before) })

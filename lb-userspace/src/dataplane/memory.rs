@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use lb_common::{
-    abi::{NO_BACKEND, PAGE_SLOTS, Traffic},
+    abi::{NO_BACKEND, Traffic},
     verdict::Verdict,
 };
 
@@ -20,9 +20,10 @@ use crate::model::{Limits, Listen, Protocol};
 #[derive(Clone, Debug)]
 pub struct MemoryDataplane {
     tables: Tables,
-    /// What was written to each page, be it in use or not. A ring is read from here when a service is
-    /// switched to it; from then on its pages cannot be written, so it stays true.
-    pages: BTreeMap<u32, Vec<u32>>,
+    /// The ring that was written to each page, be it in use or not, and which of its pages this is. A ring
+    /// is taken from here when a service is switched to it; from then on its pages cannot be written, so it
+    /// stays true.
+    pages: BTreeMap<u32, (Arc<[u32]>, u32)>,
     /// Live flows, for whoever plays the part of the packets.
     pub live: Vec<FlowEntry>,
     /// Traffic by backend, for whoever plays the part of the packets.
@@ -52,11 +53,14 @@ impl MemoryDataplane {
         memory
     }
 
-    fn write_pages(&mut self, first_page: u32, slots: &[u32]) {
-        for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
-            let mut page_slots = slots.to_vec();
-            page_slots.resize(PAGE_SLOTS, NO_BACKEND);
-            self.pages.insert(page, page_slots);
+    /// The tables, to look at.
+    pub fn held(&self) -> &Tables {
+        &self.tables
+    }
+
+    fn write_pages(&mut self, first_page: u32, slots: &Arc<[u32]>) {
+        for number in 0..pages_for(slots.len()) {
+            self.pages.insert(first_page + number, (Arc::clone(slots), number));
         }
     }
 
@@ -87,13 +91,23 @@ impl MemoryDataplane {
         if pages.end > self.tables.limits.ring_pages {
             return Err(misfit(format!("page {} is beyond the last", pages.end)));
         }
-        let written = pages.clone().filter_map(|page| self.pages.get(&page)).flatten();
-        let ring: Arc<[u32]> = written.take(slots as usize).copied().collect();
-        if ring.len() != slots as usize {
-            return Err(misfit(format!("a page of {pages:?} was never written")));
-        }
+        let written = pages.clone().zip(0..).all(|(page, number)| {
+            self.pages.get(&page).is_some_and(|(ring, n)| *n == number && ring.len() == slots as usize)
+        });
+        let ring = match self.pages.get(&first_page) {
+            _ if slots == 0 => Arc::new([]),
+            Some((ring, _)) if written => Arc::clone(ring),
+            _ => return Err(misfit(format!("no ring of {slots} slots was written to {pages:?}"))),
+        };
         let its_own = |slot: u32| self.tables.backends.get(&slot).is_some_and(|b| b.service == service);
-        if let Some(slot) = ring.iter().find(|&&slot| slot != NO_BACKEND && !its_own(slot)) {
+        // Large rings lead to few backends: each is looked up once.
+        let mut seen = vec![false; self.tables.limits.backends as usize];
+        let mut is_first = |slot: u32| match seen.get_mut(slot as usize) {
+            Some(seen) => !std::mem::replace(seen, true),
+            None => true,
+        };
+        let mut strange = |slot: u32| slot != NO_BACKEND && is_first(slot) && !its_own(slot);
+        if let Some(slot) = ring.iter().copied().find(|slot| strange(*slot)) {
             return Err(misfit(format!("a slot of service {service} leads to backend {slot}, not its own")));
         }
         let first_page = if slots == 0 { 0 } else { first_page };
@@ -129,7 +143,10 @@ impl MemoryDataplane {
     }
 
     fn leads_to(&self, backend: u32) -> bool {
-        self.tables.services.values().any(|service| service.ring.slots.contains(&backend))
+        // Slots lead to backends of their own service only: `switch_ring`.
+        let service = self.tables.backends.get(&backend).map(|entry| entry.service);
+        let service = service.and_then(|index| self.tables.services.get(&index));
+        service.is_some_and(|service| service.ring.slots.contains(&backend))
     }
 
     fn remove_service(&mut self, index: u32) -> Result<(), DataplaneError> {

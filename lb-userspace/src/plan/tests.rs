@@ -175,6 +175,37 @@ proptest! {
         }
     }
 
+    /// Verdicts on some pools turn, some of them together, and nothing else changes.
+    #[test]
+    fn a_plan_for_verdicts_alone_is_the_whole_plan(seed: u64) {
+        let dice = &mut Dice(seed);
+        let mut memory = MemoryDataplane::new(ROOMY);
+        let mut world = World::empty();
+        for _ in 0..3 {
+            world = World::rolled(dice, &memory.tables().unwrap());
+            apply(&mut memory, &world, usize::MAX);
+        }
+        world.spent.clear();
+        let mut rings = Rings::default();
+        for _ in 0..4 {
+            let mut turned = BTreeSet::new();
+            for (pool, verdicts) in &mut world.verdicts {
+                for verdict in verdicts.values_mut() {
+                    if dice.chance(70) {
+                        continue;
+                    }
+                    let flows = dice.pick(&[FlowsOf::Keep, FlowsOf::Keep, FlowsOf::Forget, FlowsOf::Cut]);
+                    let usable = dice.chance(60);
+                    *verdict = Verdict { usable, dead: !usable && dice.chance(50), flows };
+                    turned.insert(pool.clone());
+                }
+            }
+            let before = memory.tables().unwrap();
+            let short = plan_verdicts(&world.desired(), &before, &turned, &mut rings).unwrap();
+            prop_assert_eq!(short, Some(apply(&mut memory, &world, usize::MAX)));
+        }
+    }
+
     /// The daemon dies after any operation; the next one goes on from what it finds.
     #[test]
     fn a_plan_may_be_interrupted_anywhere(seed: u64) {
