@@ -185,7 +185,7 @@ impl KernelDataplane {
         })
     }
 
-    fn read_ring(&self, first_page: u32, size: u32) -> Result<Ring, DataplaneError> {
+    pub(super) fn read_ring(&self, first_page: u32, size: u32) -> Result<Ring, DataplaneError> {
         if size == 0 {
             return Ok(Ring::empty());
         }
