@@ -7,17 +7,22 @@ use std::{
     fmt::Write,
     hint::black_box,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
 };
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use lb_common::abi::Tick;
 use lb_userspace::{
     config::Document,
+    daemon::{checks::Host, core::Core},
     dataplane::{Dataplane, NextHop, Tables, memory::MemoryDataplane},
-    health::{Verdict, Verdicts},
+    health::{Key, Now, Verdict, Verdicts},
     maglev::{self, Member},
     model::{BackendAddress, Config},
+    netlink::surroundings::{HostAddress, Link, Route, Surroundings},
     plan::{Desired, Plan, Rings, plan_again},
+    probe::{Answer, ProbeError},
 };
 
 fn rings(criterion: &mut Criterion) {
@@ -75,6 +80,89 @@ fn documents(criterion: &mut Criterion) {
         );
     });
     group.finish();
+}
+
+/// All that the daemon's loop does for a deciding probe, with tables in memory.
+fn deciding_probes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("deciding probe, applied");
+    group.sample_size(10);
+    for (services, backends) in [(1, 1000), (100, 50), (10_000, 10)] {
+        let mut daemon = Daemon::of(&text(services, backends));
+        let (pool, backend) = (format!("p{}", services / 2), address(services / 2 * backends + 1));
+        let key = Key { pool, backend: BackendAddress::Remote(backend, Some(8080)) };
+        let mut good = true;
+        group.bench_function(format!("{services} services of {backends} backends"), |bencher| {
+            bencher.iter(|| {
+                good = !good;
+                daemon.hear(&key, good);
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The daemon's state, with a network around it in which everything is near.
+struct Daemon {
+    core: Core<MemoryDataplane>,
+    now: Now,
+}
+
+impl Daemon {
+    /// All healthy.
+    fn of(text: &str) -> Self {
+        let document = Document::parse(text).unwrap_or_else(|why| panic!("{why}"));
+        let config = document.config.clone();
+        let memory = MemoryDataplane::new(config.settings.limits);
+        let core = Core::new(memory, "lb.toml".into(), [1, 2], 3).unwrap_or_else(|why| panic!("{why}"));
+        let mut daemon = Self { core, now: Now { uptime: Duration::from_secs(1), epoch: 1_700_000_000 } };
+        let put = config.services.values().map(|service| (1, service.listen.address)).collect();
+        daemon.core.set_put(put);
+        let around = Arc::new(surroundings(&config));
+        let loaded = daemon.core.load(text, document, around, &Host::default(), daemon.now);
+        loaded.unwrap_or_else(|why| panic!("{why}"));
+        for (name, pool) in &config.pools {
+            for backend in &pool.backends {
+                let key = Key { pool: name.clone(), backend: backend.address };
+                daemon.core.answer(Answer { key, outcome: Ok(Duration::ZERO) }, daemon.now);
+            }
+        }
+        daemon.core.settle().unwrap_or_else(|why| panic!("{why}"));
+        daemon
+    }
+
+    /// A probe says that a backend has turned.
+    fn hear(&mut self, key: &Key, good: bool) {
+        let outcome = if good { Ok(Duration::ZERO) } else { Err(ProbeError::Status(500)) };
+        assert!(self.core.answer(Answer { key: key.clone(), outcome }, self.now));
+        let operations = self.core.settle().unwrap_or_else(|why| panic!("{why}"));
+        assert!(operations > 0);
+        self.core.pass_time(self.now);
+        black_box(self.core.wait(self.now));
+    }
+}
+
+/// One interface, every backend a neighbour, every VIP put on `lo`.
+fn surroundings(config: &Config) -> Surroundings {
+    let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
+    let eth0 = Link { mac: Some([2; 6]), ..link(2, "eth0") };
+    let lo = Link { loopback: true, ..link(1, "lo") };
+    let own = HostAddress { address: address(0), prefix: 8, interface: 2, ours: false };
+    let vips = config.services.values().map(|service| service.listen.address);
+    let vips = vips.map(|address| HostAddress { address, prefix: 32, interface: 1, ours: true });
+    let backends = config.pools.values().flat_map(|pool| &pool.backends);
+    let backends: Vec<IpAddr> = backends
+        .filter_map(|backend| match backend.address {
+            BackendAddress::Remote(ip, _) => Some(ip),
+            BackendAddress::Local => None,
+        })
+        .collect();
+    let route = Route { interface: 2, gateway: None, source: Some(address(0)), local: false };
+    Surroundings {
+        links: [(1, lo), (2, eth0)].into(),
+        addresses: std::iter::once(own).chain(vips).collect(),
+        routes: backends.iter().map(|&ip| (ip, Ok(route))).collect(),
+        neighbours: backends.iter().map(|&ip| ((2, ip), [4; 6])).collect(),
+    }
 }
 
 /// Everything that a plan is made from.
@@ -145,7 +233,8 @@ fn text(services: u32, backends: u32) -> String {
         "interfaces = [\"eth0\"]\n[limits]\nservices = 16384\nbackends = 262144\nring_pages = 131072\n",
     );
     for service in 0..services {
-        let _ = writeln!(text, "[pools.p{service}]\nhealth = {{ tcp = true }}\nbackends = [");
+        let _ =
+            writeln!(text, "[pools.p{service}]\nhealth = {{ tcp = true, rise = 1, fall = 1 }}\nbackends = [");
         for backend in 0..backends {
             let _ =
                 writeln!(text, "  {{ address = \"{}:8080\" }},", address(service * backends + backend + 1));
@@ -160,5 +249,5 @@ fn address(number: u32) -> IpAddr {
     IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number))
 }
 
-criterion_group!(benches, rings, plans, documents);
+criterion_group!(benches, rings, plans, documents, deciding_probes);
 criterion_main!(benches);

@@ -5,7 +5,7 @@ use crate::{shared::Shared, wire::checksum::Sum};
 /// Words of eight bytes in a template: enough for IPv6 and TCP.
 pub const WORDS: usize = 10;
 
-/// Where the second half of an IPv4 source address's frame offset is: the address itself.
+/// Where the IPv4 source address is.
 pub const V4_ADDRESS: usize = 26;
 /// Where the IPv4 header's checksum is.
 pub const V4_CHECKSUM: usize = 24;
@@ -76,10 +76,11 @@ impl Order {
         (address, port, checksum)
     }
 
-    /// The IPv4 header's checksum with this source address.
+    /// What the IPv4 header's checksum with this source address differs from the template's by.
     #[inline(always)]
-    pub fn header_checksum(&self, address: u32) -> u16 {
-        Sum::default().replace_u32(0, address).update(self.word(V4_CHECKSUM))
+    pub fn header_checksum_change(&self, address: u32) -> u16 {
+        let template = self.word(V4_CHECKSUM);
+        template ^ Sum::default().replace_u32(0, address).update(template)
     }
 
     /// Where the transport's checksum is, after IPv4.

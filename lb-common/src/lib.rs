@@ -18,7 +18,7 @@ pub mod abi;
 pub mod bench;
 pub mod datapath;
 pub mod shared;
-#[cfg(feature = "sim")]
+#[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod tables;
 pub mod verdict;

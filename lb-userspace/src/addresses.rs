@@ -44,11 +44,12 @@ pub fn changes(
         let addresses = surroundings.addresses.iter().filter(|a| of_lobby(a, put));
         addresses.map(|a| (a.interface, a.address)).collect()
     };
+    let own = hosts_own(put, surroundings);
     let remembered = found(|a, put| put.contains(&(a.interface, a.address)));
     let marked = found(|a, put| a.ours && !put.contains(&(a.interface, a.address)));
     let desired: BTreeSet<Placed> = wanted
         .iter()
-        .filter(|&&address| !is_hosts_own(address, put, surroundings))
+        .filter(|address| !own.contains(address))
         .filter_map(|&address| Some((if address.is_ipv4() { loopback? } else { first? }, address)))
         .collect();
     Changes {
@@ -68,7 +69,7 @@ pub fn shared(
     put: &BTreeSet<Placed>,
     surroundings: &Surroundings,
 ) -> BTreeSet<IpAddr> {
-    wanted.iter().copied().filter(|&address| is_hosts_own(address, put, surroundings)).collect()
+    wanted.intersection(&hosts_own(put, surroundings)).copied().collect()
 }
 
 /// Carries out the changes and keeps `put` true. What fails is logged and tried again with the next
@@ -95,9 +96,9 @@ pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netl
     }
 }
 
-fn is_hosts_own(address: IpAddr, put: &BTreeSet<Placed>, surroundings: &Surroundings) -> bool {
-    let host = |a: &HostAddress| a.address == address && !a.ours && !put.contains(&(a.interface, a.address));
-    surroundings.addresses.iter().any(host)
+fn hosts_own(put: &BTreeSet<Placed>, surroundings: &Surroundings) -> BTreeSet<IpAddr> {
+    let own = |a: &&HostAddress| !a.ours && !put.contains(&(a.interface, a.address));
+    surroundings.addresses.iter().filter(own).map(|a| a.address).collect()
 }
 
 #[cfg(test)]

@@ -76,18 +76,13 @@ pub trait Dataplane {
     /// When the sides cannot be read.
     fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError>;
 
-    /// Looks at what slots remember now, for all services in `tables`.
+    /// What slots remember now, for all services in `tables` that have side pages: [`Tables::sides`].
     ///
     /// # Errors
     /// When the sides cannot be read.
-    fn observe(&self, tables: &mut Tables) -> Result<(), DataplaneError> {
-        tables.sides.clear();
-        for (&index, service) in &tables.services {
-            if service.ring.first_side.is_some() {
-                tables.sides.insert(index, self.sides(&service.ring)?);
-            }
-        }
-        Ok(())
+    fn observed(&self, tables: &Tables) -> Result<BTreeMap<u32, Arc<[SideEntry]>>, DataplaneError> {
+        let unsettled = tables.services.iter().filter(|(_, service)| service.ring.first_side.is_some());
+        unsettled.map(|(&index, service)| Ok((index, self.sides(&service.ring)?))).collect()
     }
 
     /// Shows every record that has not timed out to `visit`, in no order, as with [`Dataplane::flows`].
@@ -153,7 +148,7 @@ pub struct Tables {
     /// Source addresses by index.
     pub sources: BTreeMap<u32, SourceEntry>,
     /// What the slots of each ring with side pages remember, by the index of the service, as it was when
-    /// somebody last looked ([`Dataplane::observe`]): packets write to it too.
+    /// somebody last looked ([`Dataplane::observed`]): packets write to it too.
     pub sides: BTreeMap<u32, Arc<[SideEntry]>>,
     /// Rule sets by number, from 1. A set that is being filled or emptied may be here in part.
     pub rules: BTreeMap<u32, RuleSet>,
@@ -302,7 +297,7 @@ pub struct SideEntry {
 
 impl SideEntry {
     /// Of a slot that was `before`'s and begins to move.
-    pub fn moving(before: u32, now: Tick) -> Self {
+    pub const fn moving(before: u32, now: Tick) -> Self {
         let standing = Standing { before, fading: false, since: now };
         Self { standing, unsettled_since: now, last_elsewhere: now, lost_at: now }
     }

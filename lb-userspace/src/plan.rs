@@ -14,6 +14,7 @@ mod slots;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use std::{
 
 use lb_common::abi::Tick;
 
-pub use self::rings::Rings;
+pub use self::{rings::Rings, verdicts::plan_verdicts};
 use crate::{
     dataplane::{Globals, NextHop, Op, Tables},
     health::Verdicts,
@@ -128,6 +129,7 @@ pub fn plan_again(desired: &Desired<'_>, before: &Tables, rings: &mut Rings) -> 
     let sources = sources::lay_out(desired, before, &mut steps)?;
     let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
     rules::write(&services, before, &mut steps)?;
+    rings.keep(&services);
     let due = rings::write(desired, before, &services, &backends, rings, &mut steps)?;
     services::lead(desired, before, &services, &mut steps);
     Ok(Plan { ops: steps.in_order(before), due })

@@ -330,15 +330,16 @@ impl Stage {
     }
 }
 
-/// The daemon's and command line's program, beside this test.
+/// The daemon's and command line's program, beside this one.
 ///
 /// # Panics
 /// When the test does not run from cargo's target directory.
 pub fn lb() -> PathBuf {
-    let test = std::env::current_exe().expect("a running program has a path");
-    let path = test.parent().and_then(Path::parent).expect("target/PROFILE/deps").join("lb");
-    assert!(path.exists(), "{} is not built; `cargo xtask test` builds it", path.display());
-    path
+    let this = std::env::current_exe().expect("a running program has a path");
+    // A test is in target/PROFILE/deps, a benchmark in target/PROFILE.
+    let mut beside = this.ancestors().skip(1).take(2).map(|directory| directory.join("lb"));
+    let found = beside.find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("no lb beside {}; `cargo xtask test` builds it", this.display()))
 }
 
 /// Runs a program in a namespace to its end.

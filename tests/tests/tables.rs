@@ -69,7 +69,7 @@ fn the_kernels_tables_are_those_in_memory() {
 /// The tables, and what unsettled slots remember: of settled ones it means nothing.
 fn observed(plane: &impl Dataplane) -> Tables {
     let mut tables = plane.tables().unwrap();
-    plane.observe(&mut tables).unwrap();
+    tables.sides = plane.observed(&tables).unwrap();
     for (index, sides) in &mut tables.sides {
         let slots = tables.services[index].ring.slots.iter();
         let nothing = SideEntry::moving(0, Tick(0));

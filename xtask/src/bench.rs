@@ -28,7 +28,8 @@ pub fn packets(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs the criterion benches of rings, plans and documents.
+/// Runs the criterion benches of rings, plans and documents, and measures how soon a probe takes effect,
+/// which is written to `target/bench/probes.json`.
 ///
 /// # Errors
 ///
@@ -37,6 +38,17 @@ pub fn control() -> Result<()> {
     setup::build()?;
     if !crate::cargo().args(["bench", "--package", "benches", "--bench", "control"]).status()?.success() {
         bail!("the benches failed");
+    }
+    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
+    if !crate::cargo().args(release).status()?.success() {
+        bail!("the benchmark of probes did not build");
+    }
+    let program = crate::target_directory().join("release/probes");
+    let status = root::command("for network namespaces", &program.to_string_lossy())?
+        .current_dir(crate::workspace())
+        .status()?;
+    if !status.success() {
+        bail!("the benchmark of probes failed ({status})");
     }
     Ok(())
 }

@@ -54,9 +54,11 @@ impl Report {
 
     pub(crate) fn print_head(&self) {
         println!(
-            "nanoseconds a packet; empty program {:.0}, floor IPv4 {:.0}, IPv6 {:.0}\n",
+            "nanoseconds a packet; empty program {:.0}, floor IPv4 {:.0}, IPv6 {:.0}",
             self.empty_ns, self.floors["v4"], self.floors["v6"]
         );
+        println!("floor - empty, IPv4: {:.1}", self.floors["v4"] - self.empty_ns);
+        println!("floor - empty, IPv6: {:.1}\n", self.floors["v6"] - self.empty_ns);
         println!(
             "{:22} {:>9} {:>7} {:>11} {:>7} {:>7}",
             "case", "flows", "total", "over floor", "min", "max"

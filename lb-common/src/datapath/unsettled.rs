@@ -359,5 +359,5 @@ fn store(word: &Shared<Tick>, now: Tick) {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! What the daemon knows, and what follows from it: inputs change the state, [`Core::settle`] brings the
 //! tables to it. No sockets, no files, no clock: time is an argument, so tests play whole days.
 
+mod census;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -14,21 +16,19 @@ use tracing::{info, warn};
 use super::{
     checks::{self, Host},
     document::revision,
-    snapshot::address,
     ways::Ways,
 };
 use crate::{
-    addresses::{self, Placed},
+    addresses::Placed,
     api::view,
     config::{Complaint, Complaints, Document, Severity},
     dataplane::{
-        BackendEntry, Dataplane, DataplaneError, NextHop, Op, Tables, duration_of, memory::MemoryDataplane,
-        ticks_in,
+        Dataplane, DataplaneError, NextHop, Op, Tables, duration_of, memory::MemoryDataplane, ticks_in,
     },
     health::{self, Event, Health, Key, Now, State, Verdicts},
     model::{BackendAddress, Config, HealthCheck},
     netlink::surroundings::Surroundings,
-    plan::{Desired, Plan, PlanError, plan},
+    plan::{Desired, PlanError, Rings, plan_again, plan_verdicts},
     probe::Answer,
 };
 
@@ -87,8 +87,10 @@ pub struct Core<D> {
     plane: D,
     /// What the data plane holds, without asking it: changed as it is changed.
     mirror: MemoryDataplane,
-    /// What `mirror` says.
-    tables: Tables,
+    /// The rings of the last plan.
+    rings: Rings,
+    /// Pools on which verdicts have changed since the tables were as desired, if that is all that has.
+    turned: Option<BTreeSet<String>>,
     hash_key: [u64; 2],
     path: String,
     loaded: Option<Loaded>,
@@ -126,7 +128,8 @@ impl<D: Dataplane> Core<D> {
         Ok(Self {
             hash_key: tables.globals.as_ref().map_or(hash_key, |globals| globals.hash_key),
             mirror: MemoryDataplane::from_tables(&tables),
-            tables,
+            rings: Rings::default(),
+            turned: None,
             plane,
             path,
             loaded: None,
@@ -162,7 +165,7 @@ impl<D: Dataplane> Core<D> {
 
     /// What the data plane holds.
     pub fn tables(&self) -> &Tables {
-        &self.tables
+        self.mirror.held()
     }
 
     /// The document in force.
@@ -188,19 +191,20 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
-        self.consider(&document, &around, host, now)?;
+        self.rings = self.considered(&document, &around, host, now)?;
         let complaints = checks::complaints(&document, &around, host);
         let mut warnings = document.warnings.clone();
         warnings.extend(complaints);
         let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
         let config = &loaded.document.config;
         tell(&self.health.configure(config, &self.remembered(config), now));
+        self.turned = None;
         let there = |key: &Key| {
             let pool = config.pools.get(&key.pool);
             pool.is_some_and(|pool| pool.backends.iter().any(|backend| backend.address == key.backend))
         };
         self.reports.retain(|key, _| there(key));
-        self.ways = Ways::of(config, &around);
+        self.ways = Ways::of(config, &self.put, &around);
         self.around = around;
         self.loaded = Some(loaded);
         self.refused = None;
@@ -219,20 +223,35 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
+        self.considered(document, around, host, now).map(drop)
+    }
+
+    /// Gives back the rings that the document would have, which are not to be built twice.
+    fn considered(
+        &self,
+        document: &Document,
+        around: &Surroundings,
+        host: &Host,
+        now: Now,
+    ) -> Result<Rings, LoadError> {
         let complaints = checks::complaints(document, around, host);
         if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
             return Err(Complaints(complaints).into());
         }
         let mut health = self.health.clone();
         health.configure(&document.config, &self.remembered(&document.config), now);
-        self.plan(&document.config, &health, &Ways::of(&document.config, around), around)?;
-        Ok(())
+        let ways = Ways::of(&document.config, &self.put, around);
+        let mut rings = self.rings.clone();
+        let now = self.plane.now().map_err(SettleError::from)?;
+        let desired = desired(&document.config, &health, &ways, self.hash_key, &self.spent, now);
+        plan_again(&desired, self.tables(), &mut rings).map_err(SettleError::from)?;
+        Ok(rings)
     }
 
     /// At a start, health is as the tables say it was.
     fn remembered(&self, config: &Config) -> Verdicts {
         match self.loaded {
-            None => health::remembered(config, &self.tables),
+            None => health::remembered(config, self.tables()),
             Some(_) => Verdicts::new(),
         }
     }
@@ -267,13 +286,20 @@ impl<D: Dataplane> Core<D> {
 
     /// The surroundings have changed.
     pub fn set_around(&mut self, around: Arc<Surroundings>) {
-        self.ways = self.loaded.as_ref().map(|l| Ways::of(&l.document.config, &around)).unwrap_or_default();
         self.around = around;
+        self.find_ways();
+    }
+
+    fn find_ways(&mut self) {
+        let ways = self.loaded.as_ref().map(|l| Ways::of(&l.document.config, &self.put, &self.around));
+        self.ways = ways.unwrap_or_default();
+        self.turned = None;
     }
 
     /// The addresses that were put are these now.
     pub fn set_put(&mut self, put: BTreeSet<Placed>) {
         self.put = put;
+        self.find_ways();
     }
 
     /// Takes in the answer to a probe; says whether the tables must change.
@@ -285,7 +311,20 @@ impl<D: Dataplane> Core<D> {
             Ok(latency) => *report = Report { latency: Some(latency), failure: None },
             Err(error) => report.failure = Some(error.to_string()),
         }
-        tell(&events)
+        self.hear(events)
+    }
+
+    /// Tells what happened to backends; says whether verdicts have changed.
+    fn hear(&mut self, events: Vec<Event>) -> bool {
+        let mut changed = false;
+        tell(&events);
+        for event in events {
+            if let Event::Verdicts { pool } = event {
+                changed = true;
+                self.turned.iter_mut().for_each(|pools| _ = pools.insert(pool.clone()));
+            }
+        }
+        changed
     }
 
     /// The probes that are due; each is to be sent once.
@@ -300,7 +339,8 @@ impl<D: Dataplane> Core<D> {
             return false;
         }
         self.passed = now.epoch;
-        tell(&self.health.pass_time(now))
+        let events = self.health.pass_time(now);
+        self.hear(events)
     }
 
     /// How long until there is something to do without an input: a tick exact where slots are due.
@@ -332,96 +372,48 @@ impl<D: Dataplane> Core<D> {
     }
 
     fn try_settle(&mut self) -> Result<usize, SettleError> {
-        // If it fails it is tried again, not at once.
-        self.due = self.due.and(self.plane.now().ok()).map(|now| now.after(ticks_in(RETRY)));
-        self.plane.observe(&mut self.tables)?;
         let Some(loaded) = &self.loaded else { return Ok(0) };
-        let plan = self.plan(&loaded.document.config, &self.health, &self.ways, &self.around)?;
-        self.due = plan.due;
-        if plan.ops.is_empty() {
-            return Ok(0);
-        }
+        let (due, is_due) = (self.due, self.is_due());
+        // If it fails it is tried again, not at once.
+        self.due = due.and(self.plane.now().ok()).map(|now| now.after(ticks_in(RETRY)));
+        self.mirror.see(self.plane.observed(self.mirror.held())?);
+        let turned = self.turned.take();
+        let config = &loaded.document.config;
+        let now = self.plane.now()?;
+        let desired = desired(config, &self.health, &self.ways, self.hash_key, &self.spent, now);
+        // When slots are due, anybody's may be.
+        let short = match &turned {
+            Some(pools) if !is_due => plan_verdicts(&desired, self.mirror.held(), pools, &mut self.rings)?,
+            _ => None,
+        };
+        let plan = match short {
+            Some(plan) => {
+                self.due = due.into_iter().chain(plan.due).min_by_key(|due| due.since(now));
+                plan
+            }
+            None => {
+                let plan = plan_again(&desired, self.mirror.held(), &mut self.rings)?;
+                self.due = plan.due;
+                plan
+            }
+        };
         for op in &plan.ops {
             if let Err(error) = self.plane.apply(op).and_then(|()| self.mirror.apply(op)) {
                 // What they hold now is what they say themselves.
-                self.tables = self.plane.tables()?;
-                self.mirror = MemoryDataplane::from_tables(&self.tables);
+                self.mirror = MemoryDataplane::from_tables(&self.plane.tables()?);
                 return Err(error.into());
             }
         }
-        self.tables = self.mirror.tables()?;
+        // Slots change with the time too; a plan for verdicts alone leaves those of others for when they are due.
+        debug_assert!(
+            turned.is_none()
+                || !self.mirror.held().sides.is_empty()
+                || plan_again(&desired, self.mirror.held(), &mut self.rings).is_ok_and(|p| p.ops.is_empty()),
+            "a plan for {turned:?} alone has left something to do"
+        );
         self.spent.retain(|index| !plan.ops.contains(&Op::RemoveBackend { index: *index }));
+        self.turned = self.spent.is_empty().then(BTreeSet::new);
         Ok(plan.ops.len())
-    }
-
-    fn plan(
-        &self,
-        config: &Config,
-        health: &Health,
-        ways: &Ways,
-        around: &Surroundings,
-    ) -> Result<Plan, SettleError> {
-        let vips = config.services.values().map(|service| service.listen.address).collect();
-        let desired = Desired {
-            config,
-            verdicts: health.verdicts(),
-            next_hops: &ways.next_hops,
-            sources: &ways.sources,
-            shared_vips: &addresses::shared(&vips, &self.put, around),
-            interfaces: &ways.interfaces,
-            hash_key: self.hash_key,
-            same_interface_tx: !ways.veth,
-            spent: &self.spent,
-            now: self.plane.now()?,
-        };
-        Ok(plan(&desired, &self.tables)?)
-    }
-
-    /// Whether [`Core::census`] could change anything: a backend drains, or is gone from the document.
-    pub fn wants_census(&self) -> bool {
-        self.wants_census
-    }
-
-    fn is_census_wanted(&self) -> bool {
-        self.health.states().any(|(_, _, state)| state == State::Draining) || !self.gone().is_empty()
-    }
-
-    /// Counts the flows and records of each backend, and slots that look after connections of it; says whether the tables must change.
-    ///
-    /// # Errors
-    /// When the flows cannot be read.
-    pub fn census(&mut self, now: Now) -> Result<bool, DataplaneError> {
-        let mut flows: BTreeMap<u32, u64> = BTreeMap::new();
-        let backends = &self.tables.backends;
-        self.plane.flows(&mut |flow| {
-            if backends.get(&flow.backend).is_some_and(|b| b.generation == flow.generation) {
-                *flows.entry(flow.backend).or_default() += 1;
-            }
-        })?;
-        self.plane.records(&mut |record| *flows.entry(record.backend).or_default() += 1)?;
-        self.plane.observe(&mut self.tables)?;
-        for backend in self.tables.remembered() {
-            // Nobody knows how many there still are.
-            *flows.entry(backend).or_default() += 1;
-        }
-        self.spent = self.gone().into_iter().filter(|index| !flows.contains_key(index)).collect();
-        // A backend that no service uses has none.
-        let draining = self.health.states().filter(|(_, _, state)| *state == State::Draining);
-        let mut left: BTreeMap<Key, u64> =
-            draining.map(|(pool, backend, _)| (Key { pool: pool.to_owned(), backend }, 0)).collect();
-        let pools = self.pools_of_services();
-        for (index, entry) in &self.tables.backends {
-            if let Some(&pool) = pools.get(&entry.service) {
-                let key = Key { pool: pool.to_owned(), backend: address(entry) };
-                *left.entry(key).or_default() += flows.get(index).copied().unwrap_or(0);
-            }
-        }
-        let mut changed = !self.spent.is_empty();
-        for (key, flows) in left {
-            changed |= tell(&self.health.note_connections(&key, flows, now));
-        }
-        self.wants_census = self.is_census_wanted();
-        Ok(changed)
     }
 }
 
@@ -468,7 +460,7 @@ impl<D: Dataplane> Core<D> {
         alarms.extend(self.unattached.clone());
         let Some(loaded) = &self.loaded else { return alarms };
         let config = &loaded.document.config;
-        if config.settings.limits != self.tables.limits {
+        if config.settings.limits != self.tables().limits {
             alarms.push(
                 "the document's limits are not those that the tables were made with; they hold after `lb detach` and a new start".into(),
             );
@@ -505,37 +497,33 @@ impl<D: Dataplane> Core<D> {
             refusals: self.refusals,
         }
     }
+}
 
-    /// Indices of backends in the tables that the document does not have.
-    fn gone(&self) -> BTreeSet<u32> {
-        let pools = self.loaded.as_ref().map(|loaded| &loaded.document.config.pools);
-        let there: BTreeSet<(&str, BackendAddress)> = pools
-            .into_iter()
-            .flatten()
-            .flat_map(|(name, pool)| pool.backends.iter().map(|backend| (name.as_str(), backend.address)))
-            .collect();
-        let pools = self.pools_of_services();
-        let known = |entry: &BackendEntry| {
-            pools.get(&entry.service).is_some_and(|pool| there.contains(&(*pool, address(entry))))
-        };
-        self.tables.backends.iter().filter(|(_, entry)| !known(entry)).map(|(&index, _)| index).collect()
-    }
-
-    /// The pool of each service in the tables that the document has too, by the service's index.
-    fn pools_of_services(&self) -> BTreeMap<u32, &str> {
-        let services = self.loaded.as_ref().map(|loaded| &loaded.document.config.services);
-        let pools: BTreeMap<_, _> = services
-            .into_iter()
-            .flatten()
-            .map(|(_, service)| (service.listen, service.pool.as_str()))
-            .collect();
-        let tables = self.tables.services.iter();
-        tables.filter_map(|(&index, entry)| Some((index, *pools.get(&entry.listen)?))).collect()
+/// What the tables should say.
+fn desired<'a>(
+    config: &'a Config,
+    health: &'a Health,
+    ways: &'a Ways,
+    hash_key: [u64; 2],
+    spent: &'a BTreeSet<u32>,
+    now: Tick,
+) -> Desired<'a> {
+    Desired {
+        config,
+        verdicts: health.verdicts(),
+        next_hops: &ways.next_hops,
+        sources: &ways.sources,
+        shared_vips: &ways.shared_vips,
+        interfaces: &ways.interfaces,
+        hash_key,
+        same_interface_tx: !ways.veth,
+        spent,
+        now,
     }
 }
 
-/// Logs what happened to backends; says whether verdicts have changed.
-fn tell(events: &[Event]) -> bool {
+/// Logs what happened to backends.
+fn tell(events: &[Event]) {
     for event in events {
         match event {
             Event::Transition { key, from, to } => {
@@ -547,7 +535,6 @@ fn tell(events: &[Event]) -> bool {
             Event::Verdicts { .. } => {}
         }
     }
-    events.iter().any(|event| matches!(event, Event::Verdicts { .. }))
 }
 
 fn all_failed(pool: &str, kept: usize) -> String {

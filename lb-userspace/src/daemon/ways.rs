@@ -6,7 +6,12 @@ use std::{
 };
 
 use super::checks::targets;
-use crate::{dataplane::NextHop, model::Config, netlink::surroundings::Surroundings};
+use crate::{
+    addresses::{self, Placed},
+    dataplane::NextHop,
+    model::Config,
+    netlink::surroundings::Surroundings,
+};
 
 /// Ways to backends, and by what they leave.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,15 +26,19 @@ pub struct Ways {
     pub interfaces: BTreeMap<u32, [u8; 6]>,
     /// Some listed interface is one end of a veth pair.
     pub veth: bool,
+    /// VIPs that the host has by itself.
+    pub shared_vips: BTreeSet<IpAddr>,
 }
 
 impl Ways {
-    /// The ways for a document.
-    pub fn of(config: &Config, around: &Surroundings) -> Self {
+    /// The ways for a document. The addresses that were `put` are not the host's own.
+    pub fn of(config: &Config, put: &BTreeSet<Placed>, around: &Surroundings) -> Self {
+        let vips = config.services.values().map(|service| service.listen.address).collect();
         let listed: Vec<_> = config.interfaces.iter().filter_map(|name| around.link(name)).collect();
         let mut ways = Self {
             interfaces: listed.iter().filter_map(|link| Some((link.index, link.mac?))).collect(),
             veth: listed.iter().any(|link| link.veth),
+            shared_vips: addresses::shared(&vips, put, around),
             ..Self::default()
         };
         for target in targets(config) {

@@ -16,13 +16,17 @@ use super::{
 };
 use crate::model::{Limits, Listen, Protocol};
 
+/// A side that nobody has written.
+const UNWRITTEN: SideEntry = SideEntry::moving(NO_BACKEND, Tick(0));
+
 /// Tables in memory.
 #[derive(Clone, Debug)]
 pub struct MemoryDataplane {
     tables: Tables,
-    /// What was written to each page, be it in use or not. A ring is read from here when a service is
-    /// switched to it; from then on its pages cannot be written, so it stays true.
-    pages: BTreeMap<u32, Vec<Slot>>,
+    /// The ring that was written to each page, be it in use or not, and which of its pages this is. A ring
+    /// is taken from here when a service is switched to it; from then on its pages cannot be written, so it
+    /// stays true.
+    pages: BTreeMap<u32, (Arc<[Slot]>, u32)>,
     /// What was written to each side page, by slot.
     sides: BTreeMap<u32, BTreeMap<u32, SideEntry>>,
     /// Whether packets that saw a ring of before may still be there.
@@ -71,18 +75,26 @@ impl MemoryDataplane {
         memory
     }
 
-    fn write_pages(&mut self, first_page: u32, slots: &[Slot]) {
-        for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
-            let mut page_slots = slots.to_vec();
-            page_slots.resize(PAGE_SLOTS, Slot::settled(NO_BACKEND));
-            self.pages.insert(page, page_slots);
+    /// The tables, to look at.
+    pub fn held(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Takes over what slots remember, as [`Dataplane::observed`] has seen it elsewhere.
+    pub fn see(&mut self, sides: BTreeMap<u32, Arc<[SideEntry]>>) {
+        self.tables.sides = sides;
+    }
+
+    fn write_pages(&mut self, first_page: u32, slots: &Arc<[Slot]>) {
+        for number in 0..pages_for(slots.len()) {
+            self.pages.insert(first_page + number, (Arc::clone(slots), number));
         }
     }
 
     /// What a slot of the ring with these side pages remembers, for whoever plays the part of the packets.
     pub fn side(&mut self, first_side: u32, slot: u32) -> &mut SideEntry {
         let page = self.sides.entry(first_side + slot / PAGE_SLOTS as u32).or_default();
-        page.entry(slot % PAGE_SLOTS as u32).or_insert(SideEntry::moving(NO_BACKEND, Tick(0)))
+        page.entry(slot % PAGE_SLOTS as u32).or_insert(UNWRITTEN)
     }
 
     /// The slots of the rings in force with these side pages, and whether they are settled.
@@ -157,18 +169,24 @@ impl MemoryDataplane {
         if pages.end > self.tables.limits.ring_pages {
             return Err(misfit(format!("page {} is beyond the last", pages.end)));
         }
-        let written = pages.clone().filter_map(|page| self.pages.get(&page)).flatten();
-        let slots: Arc<[Slot]> = written.take(at.slots as usize).copied().collect();
-        if slots.len() != at.slots as usize {
-            return Err(misfit(format!("a page of {pages:?} was never written")));
-        }
-        let its_own =
-            |slot: &Slot| self.tables.backends.get(&slot.backend()).is_some_and(|b| b.service == service);
-        if let Some(slot) = slots.iter().find(|slot| slot.backend() != NO_BACKEND && !its_own(slot)) {
-            return Err(misfit(format!(
-                "a slot of service {service} leads to backend {}, not its own",
-                slot.backend()
-            )));
+        let written = pages.clone().zip(0..).all(|(page, number)| {
+            self.pages.get(&page).is_some_and(|(ring, n)| *n == number && ring.len() == at.slots as usize)
+        });
+        let slots = match self.pages.get(&at.first_page) {
+            _ if at.slots == 0 => Arc::new([]),
+            Some((ring, _)) if written => Arc::clone(ring),
+            _ => return Err(misfit(format!("no ring of {} slots was written to {pages:?}", at.slots))),
+        };
+        let its_own = |slot: u32| self.tables.backends.get(&slot).is_some_and(|b| b.service == service);
+        // Large rings lead to few backends: each is looked up once.
+        let mut seen = vec![false; self.tables.limits.backends as usize];
+        let mut is_first = |slot: u32| match seen.get_mut(slot as usize) {
+            Some(seen) => !std::mem::replace(seen, true),
+            None => true,
+        };
+        let mut strange = |slot: u32| slot != NO_BACKEND && is_first(slot) && !its_own(slot);
+        if let Some(slot) = slots.iter().map(|slot| slot.backend()).find(|slot| strange(*slot)) {
+            return Err(misfit(format!("a slot of service {service} leads to backend {slot}, not its own")));
         }
         if at.first_side.is_none() && !old && slots.iter().any(|slot| !slot.is_settled()) {
             return Err(misfit(format!("a slot of service {service} is not settled, and has no side")));
@@ -180,8 +198,9 @@ impl MemoryDataplane {
             // Its sides are the ring's in force.
             entry.old_ring = ring;
         } else {
-            self.unsettled |= !entry.ring.slots.is_empty();
-            self.service(service)?.ring = ring;
+            let switched = !entry.ring.slots.is_empty();
+            entry.ring = ring;
+            self.unsettled |= switched;
         }
         Ok(())
     }
@@ -214,8 +233,11 @@ impl MemoryDataplane {
     }
 
     fn leads_to(&self, backend: u32) -> bool {
-        let rings = self.tables.services.values().flat_map(|service| [&service.ring, &service.old_ring]);
-        rings.flat_map(|ring| ring.slots.iter()).any(|slot| slot.backend() == backend)
+        // Slots lead to backends of their own service only: `switch_ring`.
+        let service = self.tables.backends.get(&backend).map(|entry| entry.service);
+        let service = service.and_then(|index| self.tables.services.get(&index));
+        let leads = |ring: &Ring| ring.slots.iter().any(|slot| slot.backend() == backend);
+        service.is_some_and(|service| leads(&service.ring) || leads(&service.old_ring))
     }
 
     fn remove_service(&mut self, index: u32) -> Result<(), DataplaneError> {
@@ -363,9 +385,14 @@ impl Dataplane for MemoryDataplane {
     }
 
     fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
-        let mut memory = self.clone();
         let first = ring.first_side.unwrap_or_default();
-        Ok((0..ring.at().slots).map(|slot| *memory.side(first, slot)).collect())
+        let pages = (first..).map(|page| self.sides.get(&page)).take(pages_for(ring.slots.len()) as usize);
+        let pages: Vec<_> = pages.collect();
+        let side = |slot: u32| {
+            let page = pages.get(slot as usize / PAGE_SLOTS).copied().flatten();
+            page.and_then(|page| page.get(&(slot % PAGE_SLOTS as u32))).copied().unwrap_or(UNWRITTEN)
+        };
+        Ok((0..ring.at().slots).map(side).collect())
     }
 
     fn records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {

@@ -17,6 +17,8 @@ pub struct Health {
     pools: BTreeMap<String, Pool>,
     verdicts: Verdicts,
     schedule: Schedule,
+    /// Deadlines of drains, seconds since the epoch, and whose pool's: all that time alone changes.
+    deadlines: BTreeSet<(u64, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +56,8 @@ enum Probed {
 impl Health {
     /// Of nobody yet. The seed spreads the times of probes.
     pub fn new(seed: u64) -> Self {
-        Self { pools: BTreeMap::new(), verdicts: Verdicts::new(), schedule: Schedule::new(seed) }
+        let (pools, verdicts) = (BTreeMap::new(), Verdicts::new());
+        Self { pools, verdicts, schedule: Schedule::new(seed), deadlines: BTreeSet::new() }
     }
 
     /// Takes over a document. Who is known stays as it is; who is new counts as what `remembered` says
@@ -90,6 +93,10 @@ impl Health {
         self.verdicts.retain(|name, _| self.pools.contains_key(name));
         let probed = self.pools.iter().flat_map(|(name, pool)| pool.probed(name));
         self.schedule.set(probed, now.uptime);
+        let deadlines = self.pools.iter().flat_map(|(name, pool)| {
+            pool.deadlines().map(|deadline| (deadline, name.clone())).collect::<Vec<_>>()
+        });
+        self.deadlines = deadlines.collect();
         let names: Vec<String> = self.pools.keys().cloned().collect();
         names.iter().flat_map(|name| self.refresh(name, now)).collect()
     }
@@ -119,18 +126,17 @@ impl Health {
 
     /// Time has passed: deadlines of drains may have.
     pub fn pass_time(&mut self, now: Now) -> Vec<Event> {
-        let names: Vec<String> = self.pools.keys().cloned().collect();
-        names.iter().flat_map(|name| self.refresh(name, now)).collect()
+        let mut events = Vec::new();
+        while self.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now.epoch) {
+            let Some((_, name)) = self.deadlines.pop_first() else { break };
+            events.extend(self.refresh(&name, now));
+        }
+        events
     }
 
     /// The next deadline of a drain, seconds since the epoch: the time for [`Health::pass_time`].
     pub fn next_deadline(&self, now: Now) -> Option<u64> {
-        let backends = self.pools.values().flat_map(|pool| pool.backends.values());
-        let deadline = |backend: &Backend| match backend.admin {
-            Admin::Drain { deadline } => deadline.filter(|deadline| *deadline > now.epoch),
-            Admin::Enabled | Admin::Disabled => None,
-        };
-        backends.filter_map(deadline).min()
+        self.deadlines.iter().map(|(deadline, _)| *deadline).find(|deadline| *deadline > now.epoch)
     }
 
     /// When the next probe is due.
@@ -213,6 +219,13 @@ impl Pool {
         let backends = self.backends.iter().filter(|(_, backend)| backend.admin != Admin::Disabled);
         let key = |address| Key { pool: name.to_owned(), backend: address };
         backends.map(|(&address, _)| (key(address), check.interval, check.jitter)).collect()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = u64> {
+        self.backends.values().filter_map(|backend| match backend.admin {
+            Admin::Drain { deadline } => deadline,
+            Admin::Enabled | Admin::Disabled => None,
+        })
     }
 
     /// When nobody is left, those stay in use that turned bad together with the last one: an outage is

@@ -81,12 +81,7 @@ pub(super) fn assign(
                 flows: verdict.flows,
                 dead: verdict.dead,
             };
-            if now != Some(&entry) {
-                // What harms new flows waits until no slot leads there.
-                let harmful = entry.flows != FlowsOf::Keep || entry.dead;
-                let stage = if harmful && now.is_some() { Stage::Retire } else { Stage::Backends };
-                steps.add(stage, Op::WriteBackend { index, backend: entry });
-            }
+            write(index, now, entry, steps);
             wanted.insert(index);
             of_service.push(index);
         }
@@ -94,6 +89,16 @@ pub(super) fn assign(
     }
     retire(desired, before, &wanted, services, steps);
     Ok(indices)
+}
+
+/// Writes an entry that is new or changed.
+pub(super) fn write(index: u32, now: Option<&BackendEntry>, entry: BackendEntry, steps: &mut Steps) {
+    if now != Some(&entry) {
+        // What harms new flows waits until no slot leads there.
+        let harmful = entry.flows != FlowsOf::Keep || entry.dead;
+        let stage = if harmful && now.is_some() { Stage::Retire } else { Stage::Backends };
+        steps.add(stage, Op::WriteBackend { index, backend: entry });
+    }
 }
 
 /// Whether a backend gets new connections.
@@ -183,7 +188,7 @@ fn shortage(in_document: usize, before: &Tables) -> PlanError {
     }
 }
 
-fn parts(address: BackendAddress) -> (Option<IpAddr>, Option<u16>) {
+pub(super) fn parts(address: BackendAddress) -> (Option<IpAddr>, Option<u16>) {
     match address {
         BackendAddress::Local => (None, None),
         BackendAddress::Remote(ip, port) => (Some(ip), port),

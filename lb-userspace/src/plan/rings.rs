@@ -1,7 +1,7 @@
 //! Each service's ring: built, written to fresh pages, switched to by one store.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -23,6 +23,14 @@ use crate::{
 /// no difference but in time.
 #[derive(Clone, Debug, Default)]
 pub struct Rings(HashMap<u32, (Recipe, Arc<[u32]>)>);
+
+impl Rings {
+    /// Forgets those of other services.
+    pub(super) fn keep(&mut self, services: &[Placed<'_>]) {
+        let indices: HashSet<u32> = services.iter().map(|placed| placed.index).collect();
+        self.0.retain(|index, _| indices.contains(index));
+    }
+}
 
 /// All that a ring depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,12 +62,11 @@ pub(super) fn write(
     steps: &mut Steps,
 ) -> Result<Option<Tick>, PlanError> {
     let mut room = Room::of(before);
-    let mut remembered = std::mem::take(&mut rings.0);
     let lost = Lost::of(desired, before, services, backends);
     let mut due: Option<Tick> = None;
     for (placed, indices) in services.iter().zip(backends) {
         let recipe = recipe(desired, placed, indices);
-        let wanted = match remembered.remove(&placed.index) {
+        let wanted = match rings.0.remove(&placed.index) {
             Some((earlier, slots)) if earlier == recipe => slots,
             _ => recipe.ring(),
         };

@@ -4,6 +4,7 @@ use lb_common::abi::NO_BACKEND;
 
 use super::*;
 use crate::{
+    daemon::snapshot::address,
     dataplane::{FlowEntry, FlowState, FlowsOf},
     model::{Limits, Protocol},
     netlink::surroundings::{HostAddress, Link, Route},
@@ -288,6 +289,28 @@ fn a_way_by_an_interface_that_is_not_listed_is_no_way() {
     core.settle().unwrap();
     let tables = core.plane().tables().unwrap();
     assert_eq!(tables.backends[&index(&core, "10.0.0.11:80")].next_hop, None);
+}
+
+#[test]
+fn what_else_has_changed_is_not_forgotten_over_a_probe() {
+    let mut core = healthy();
+    let mut changed = Surroundings::clone(&around());
+    changed.neighbours.insert((2, ip("10.0.0.12")), [2, 0, 0, 0, 9, 9]);
+    core.set_around(Arc::new(changed));
+    answer(&mut core, "10.0.0.11:80", false, at(2));
+    answer(&mut core, "10.0.0.11:80", false, at(3));
+    let hop = core.tables().backends[&index(&core, "10.0.0.12:80")].next_hop;
+    assert_eq!((targets(&core), hop.map(|hop| hop.mac)), ([12].into(), Some([2, 0, 0, 0, 9, 9])));
+    // An address that turns out to be the host's own makes its VIP shared with it.
+    core.set_put([(1, ip("10.0.0.10"))].into());
+    let mut changed = Surroundings::clone(core.around());
+    changed.addresses.push(HostAddress { address: ip("10.0.0.10"), prefix: 32, interface: 1, ours: false });
+    core.set_around(Arc::new(changed));
+    core.settle().unwrap();
+    assert!(!core.tables().vips[&ip("10.0.0.10")].shared);
+    core.set_put(BTreeSet::new());
+    core.settle().unwrap();
+    assert!(core.tables().vips[&ip("10.0.0.10")].shared);
 }
 
 #[test]

@@ -2,13 +2,13 @@
 //! a run of the program itself on one frame.
 
 use lb_common::{
-    abi::{self, INTERFACES, name},
+    abi::{self, INTERFACES, RingAt, name},
     shared::Shared,
     sim::MemTables,
 };
 
-use super::{KernelDataplane, mapped::Mapped, unread};
-use crate::dataplane::DataplaneError;
+use super::{KernelDataplane, mapped::Mapped, unread, write::entry};
+use crate::dataplane::{DataplaneError, Ring};
 
 impl KernelDataplane {
     /// A copy of the tables, flows and cursors included, that [`lb_common::datapath::decide`] can run on.
@@ -62,6 +62,15 @@ impl KernelDataplane {
             }
         }
         Ok(copy)
+    }
+
+    /// A service's ring as packets find it now.
+    ///
+    /// # Errors
+    /// When there is no such service, or its ring makes no sense.
+    pub fn ring(&self, service: u32) -> Result<Ring, DataplaneError> {
+        let word = entry(&self.services, service, "service")?.ring.get();
+        self.read_ring(RingAt::from_word(word))
     }
 
     /// Runs the program on one frame, as if it came in by the loopback interface. What it does to the

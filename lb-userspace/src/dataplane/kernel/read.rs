@@ -221,7 +221,7 @@ impl KernelDataplane {
         })
     }
 
-    fn read_ring(&self, at: RingAt) -> Result<Ring, DataplaneError> {
+    pub(super) fn read_ring(&self, at: RingAt) -> Result<Ring, DataplaneError> {
         if at.slots == 0 {
             return Ok(Ring::empty());
         }

@@ -363,7 +363,7 @@ fn with16(flags: u16, flag: u16, set: bool) -> u16 {
     if set { flags | flag } else { flags & !flag }
 }
 
-fn entry<'a, T>(table: &'a [T], index: u32, what: &str) -> Result<&'a T, DataplaneError> {
+pub(super) fn entry<'a, T>(table: &'a [T], index: u32, what: &str) -> Result<&'a T, DataplaneError> {
     table
         .get(index as usize)
         .ok_or_else(|| DataplaneError::Misfit(format!("{what} {index} is beyond the last, {}", table.len())))
