@@ -4,6 +4,7 @@
 //! the pinned maps, so that a restart is the same thing as a reload. [`Dataplane`] has two
 //! implementations: the kernel's maps, and [`memory`] for tests and simulation.
 
+pub mod cells;
 pub mod kernel;
 pub mod memory;
 
