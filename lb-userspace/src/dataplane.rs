@@ -4,8 +4,10 @@
 //! the pinned maps, so that a restart is the same thing as a reload. [`Dataplane`] has two
 //! implementations: the kernel's maps, and [`memory`] for tests and simulation.
 
+pub mod cells;
 pub mod kernel;
 pub mod memory;
+mod op;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +20,7 @@ use std::{
 
 use lb_common::abi::{Action, PAGE_SLOTS, RingAt, Slot, Standing, State, Tick, Traffic};
 
+pub use self::op::Op;
 use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
 
 /// Number of source addresses that the tables can hold; not a matter of the document, since a few
@@ -400,155 +403,6 @@ pub struct SourceEntry {
     pub address: IpAddr,
     /// Its ports.
     pub ports: PortRange,
-}
-
-/// One change of the tables.
-///
-/// The order in which [`crate::plan`] gives them is safe for packets in between; a data plane applies
-/// them as they come.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Op {
-    /// What holds for all packets.
-    SetGlobals(Globals),
-    /// Our MAC address on an interface.
-    SetInterface {
-        /// Interface index.
-        index: u32,
-        /// The address.
-        mac: [u8; 6],
-    },
-    /// An interface is not ours any more.
-    RemoveInterface {
-        /// Interface index.
-        index: u32,
-    },
-    /// Writes an address to send from, and leads its address here. An address that the entry had before
-    /// leads nowhere, unless another entry has it.
-    WriteSource {
-        /// Index of the entry.
-        index: u32,
-        /// What it says.
-        source: SourceEntry,
-    },
-    /// Frees an entry that no backend names. Its address leads nowhere, unless another entry has it.
-    RemoveSource {
-        /// Index of the entry.
-        index: u32,
-    },
-    /// Writes an entry that no slot leads to yet, or whose new contents are good for its flows too.
-    WriteBackend {
-        /// Index of the entry.
-        index: u32,
-        /// What it says.
-        backend: BackendEntry,
-    },
-    /// Frees an entry that no slot leads to. Its generation is remembered.
-    RemoveBackend {
-        /// Index of the entry.
-        index: u32,
-    },
-    /// Writes a ring to pages that no service leads to.
-    WritePages {
-        /// First of the pages.
-        first_page: u32,
-        /// What it leads to.
-        slots: Arc<[Slot]>,
-    },
-    /// Writes the sides of slots that are settled in every ring in force.
-    WriteSides {
-        /// First of the side pages.
-        first_side: u32,
-        /// Numbers of slots, and what they are to remember.
-        sides: Arc<[(u32, SideEntry)]>,
-    },
-    /// Changes how far slots are that are not settled: one store each.
-    SetStandings {
-        /// First of the side pages.
-        first_side: u32,
-        /// Numbers of slots, and how far they are from now on.
-        standings: Arc<[(u32, Standing)]>,
-    },
-    /// Writes a set of rules whose number is free.
-    WriteRules {
-        /// Number of the set.
-        set: u32,
-        /// All its rules.
-        rules: RuleSet,
-    },
-    /// Removes a set of rules that no service leads to.
-    RemoveRules {
-        /// Number of the set.
-        set: u32,
-    },
-    /// Makes a service that no packet is led to yet: without a ring, without a firewall.
-    WriteService {
-        /// Index of the entry.
-        index: u32,
-        /// Where it listens.
-        listen: Listen,
-        /// How packets get to its backends.
-        mode: Mode,
-    },
-    /// Changes how packets get to a service's backends.
-    SwitchMode {
-        /// Index of the service.
-        service: u32,
-        /// How from now on.
-        mode: Mode,
-    },
-    /// Leads a service to a ring that has been written: one store.
-    SwitchRing {
-        /// Index of the service.
-        service: u32,
-        /// Where the ring is; without slots: no backend.
-        ring: RingAt,
-    },
-    /// Says which ring slots may ask for that remember [`Standing::BY_OLD_RING`].
-    SwitchOldRing {
-        /// Index of the service.
-        service: u32,
-        /// Where that ring is; without slots: nobody asks.
-        ring: RingAt,
-    },
-    /// Leads a service to a rule set that has been written: one store.
-    SwitchFirewall {
-        /// Index of the service.
-        service: u32,
-        /// The rules that hold from now on.
-        firewall: Firewall,
-    },
-    /// Frees a service that no packet is led to.
-    RemoveService {
-        /// Index of the service.
-        index: u32,
-    },
-    /// Makes an address a VIP, or changes what its other ports lead to.
-    SetVip {
-        /// The address.
-        address: IpAddr,
-        /// What it leads to.
-        vip: VipEntry,
-    },
-    /// An address is a VIP no more.
-    RemoveVip {
-        /// The address.
-        address: IpAddr,
-    },
-    /// Leads packets to a service. Never a listener on all ports: those are led by their VIP.
-    SetKey {
-        /// Where it listens.
-        listen: Listen,
-        /// Index of the service.
-        service: u32,
-    },
-    /// Leads packets to that service no more.
-    RemoveKey {
-        /// Where it listened.
-        listen: Listen,
-    },
-    /// Waits until every packet that may have seen the tables as they were before has been handled, so
-    /// that what nothing leads to any more may be changed (in the kernel: an RCU grace period).
-    Settle,
 }
 
 /// A live flow, as `lb connections` shows it.

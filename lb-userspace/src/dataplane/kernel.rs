@@ -31,7 +31,10 @@ use self::{
     mapped::{Mapped, Words},
     program::{Pins, Program},
 };
-use super::{Dataplane, DataplaneError, FlowEntry, Op, RecordEntry, Ring, SideEntry, Tables};
+use super::{
+    Dataplane, DataplaneError, FlowEntry, Op, RecordEntry, Ring, SideEntry, Tables,
+    cells::{self, Cells},
+};
 use crate::{
     daemon::plane::{Notice, Plane},
     model::Limits,
@@ -206,6 +209,24 @@ impl KernelDataplane {
     }
 }
 
+impl Cells for KernelDataplane {
+    fn config(&self) -> &abi::Config {
+        self.config()
+    }
+    fn services(&self) -> &[abi::Service] {
+        &self.services
+    }
+    fn pages(&self) -> &[abi::Page] {
+        &self.pages
+    }
+    fn sides(&self) -> &[abi::SidePage] {
+        &self.sides
+    }
+    fn backends(&self) -> &[abi::Backend] {
+        &self.backends
+    }
+}
+
 impl Dataplane for KernelDataplane {
     fn tables(&self) -> Result<Tables, DataplaneError> {
         self.read_tables()
@@ -238,7 +259,7 @@ impl Dataplane for KernelDataplane {
     }
 
     fn sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
-        self.read_sides(ring)
+        cells::read_sides(self, ring)
     }
 
     fn records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {

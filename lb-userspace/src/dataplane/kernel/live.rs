@@ -7,8 +7,8 @@ use lb_common::{
     sim::MemTables,
 };
 
-use super::{KernelDataplane, mapped::Mapped, unread, write::entry};
-use crate::dataplane::{DataplaneError, Ring};
+use super::{KernelDataplane, mapped::Mapped, unread};
+use crate::dataplane::{DataplaneError, Ring, cells::entry};
 
 impl KernelDataplane {
     /// A copy of the tables, flows and cursors included, that [`lb_common::datapath::decide`] can run on.

@@ -9,7 +9,7 @@ use std::{
 use lb_common::{
     abi::{
         self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, ServiceKeyV4,
-        ServiceKeyV6, Slot, Span, Standing, Tick, Vip, name,
+        ServiceKeyV6, Slot, Span, Tick, Vip, name,
     },
     datapath::flow::Phase,
 };
@@ -22,8 +22,7 @@ use super::{
 use crate::{
     dataplane::{
         BackendEntry, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, Mode, NextHop,
-        RecordEntry, Ring, RuleSet, ServiceEntry, SideEntry, SourceEntry, SourceRun, Tables, VipEntry,
-        duration_of,
+        RecordEntry, Ring, RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry, duration_of,
     },
     model::{Idle, Listen, Network, PortRange, Protocol},
 };
@@ -101,20 +100,6 @@ impl KernelDataplane {
     /// Entries in use, by index.
     pub(super) fn backends_in_use(&self) -> impl Iterator<Item = (u32, &Backend)> {
         (0..).zip(self.backends.iter()).filter(|(_, backend)| backend.flags.get() & Backend::IN_USE != 0)
-    }
-
-    pub(super) fn read_sides(&self, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
-        let first = ring.first_side.unwrap_or_default();
-        let read = |slot| {
-            let side = self.side(first, slot)?;
-            Ok(SideEntry {
-                standing: Standing::from_word(side.standing.get()),
-                unsettled_since: side.unsettled_since.get(),
-                last_elsewhere: side.last_elsewhere.get(),
-                lost_at: side.lost_at.get(),
-            })
-        };
-        (0..ring.at().slots).map(read).collect()
     }
 
     pub(super) fn visit_records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {

@@ -1,0 +1,207 @@
+//! What operations write to arrays, and what slots remember there: once, for whoever holds the arrays.
+//!
+//! Two do: [`super::kernel`], whose arrays are the program's own, and [`MemTables`], on which the same
+//! decision runs in tests and simulation. What leads to indices (listeners, addresses, rules) is kept in
+//! maps, which each has of its own kind.
+
+use std::sync::Arc;
+
+use lb_common::{
+    abi::{self, Backend, Config, NO_BACKEND, PAGE_SLOTS, Page, Service, Side, SidePage, Slot, Standing},
+    shared::Shared,
+    sim::MemTables,
+    wire::eth::mac_to_word,
+};
+
+use super::{BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, Ring, SideEntry, ticks_in};
+use crate::model::Listen;
+
+/// The arrays that operations write to.
+pub trait Cells {
+    /// What holds for all packets.
+    fn config(&self) -> &Config;
+    /// By index.
+    fn services(&self) -> &[Service];
+    /// By index.
+    fn pages(&self) -> &[Page];
+    /// By index.
+    fn sides(&self) -> &[SidePage];
+    /// By index.
+    fn backends(&self) -> &[Backend];
+}
+
+impl Cells for MemTables {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+    fn services(&self) -> &[Service] {
+        &self.services
+    }
+    fn pages(&self) -> &[Page] {
+        &self.pages
+    }
+    fn sides(&self) -> &[SidePage] {
+        &self.sides
+    }
+    fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+}
+
+/// Applies an operation if it is one on these arrays; `false`: it is not, and nothing was done.
+///
+/// # Errors
+/// When the operation names what is beyond an array's last entry.
+pub fn write(cells: &impl Cells, op: &Op) -> Result<bool, DataplaneError> {
+    let service = |index| entry(cells.services(), index, "service");
+    let backend_at = |index| entry(cells.backends(), index, "backend");
+    match *op {
+        Op::SetGlobals(ref globals) => set_globals(cells.config(), globals),
+        Op::WriteBackend { index, ref backend } => write_backend(backend_at(index)?, backend),
+        Op::RemoveBackend { index } => backend_at(index)?.flags.set(0),
+        Op::WritePages { first_page, ref slots } => write_pages(cells.pages(), first_page, slots)?,
+        Op::WriteSides { first_side, ref sides } => {
+            for (slot, entry) in sides.iter() {
+                write_side(side(cells, first_side, *slot)?, entry);
+            }
+        }
+        Op::SetStandings { first_side, ref standings } => {
+            for (slot, standing) in standings.iter() {
+                side(cells, first_side, *slot)?.standing.set(standing.to_word());
+            }
+        }
+        Op::WriteService { index, listen, mode } => write_service(service(index)?, listen, mode),
+        Op::SwitchMode { service: index, mode } => {
+            let flags = &service(index)?.flags;
+            flags.set(with_mode(flags.get(), mode));
+        }
+        Op::SwitchRing { service: index, ring } => service(index)?.ring.set(ring.to_word()),
+        Op::SwitchOldRing { service: index, ring } => service(index)?.old_ring.set(ring.to_word()),
+        Op::SwitchFirewall { service: index, firewall: Firewall { rule_set, deny_others } } => {
+            let word = u64::from(rule_set.unwrap_or(0)) << 32 | u64::from(deny_others);
+            service(index)?.firewall.set(word);
+        }
+        Op::RemoveService { index } => service(index)?.flags.set(0),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// What the slots of a ring remember now.
+///
+/// # Errors
+/// When the ring has side pages beyond the last.
+pub fn read_sides(cells: &impl Cells, ring: &Ring) -> Result<Arc<[SideEntry]>, DataplaneError> {
+    let first = ring.first_side.unwrap_or_default();
+    let read = |slot| {
+        let side = side(cells, first, slot)?;
+        Ok(SideEntry {
+            standing: Standing::from_word(side.standing.get()),
+            unsettled_since: side.unsettled_since.get(),
+            last_elsewhere: side.last_elsewhere.get(),
+            lost_at: side.lost_at.get(),
+        })
+    };
+    (0..ring.at().slots).map(read).collect()
+}
+
+/// What a slot of the ring with these side pages remembers.
+fn side(cells: &impl Cells, first_side: u32, slot: u32) -> Result<&Side, DataplaneError> {
+    let page = entry(cells.sides(), first_side + slot / PAGE_SLOTS as u32, "side page")?;
+    Ok(&page.sides[slot as usize % PAGE_SLOTS])
+}
+
+fn set_globals(config: &Config, globals: &Globals) {
+    let Globals { hash_key, idle, resets_per_second, same_interface_tx } = globals;
+    for (word, key) in config.hash_key.iter().zip(hash_key) {
+        word.set(*key);
+    }
+    config.idle.half_open.set(ticks_in(idle.half_open));
+    config.idle.established.set(ticks_in(idle.established));
+    config.idle.closing.set(ticks_in(idle.closing));
+    config.idle.closed.set(ticks_in(idle.closed));
+    config.idle.udp.set(ticks_in(idle.udp));
+    config.port_rest.set(ticks_in(idle.port_rest));
+    config.resets_per_second.set(*resets_per_second);
+    config.flags.set(with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));
+    config.flags.set(config.flags.get() | Config::WRITTEN);
+}
+
+fn write_pages(pages: &[Page], first_page: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
+    for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
+        let page = entry(pages, page, "page")?;
+        let filled = slots.iter().copied().chain(std::iter::repeat(Slot::settled(NO_BACKEND)));
+        for (cell, slot) in page.slots.iter().zip(filled) {
+            cell.set(slot.0);
+        }
+    }
+    Ok(())
+}
+
+/// Writes an entry. What makes it valid comes last if it was not in use, and what makes its flows void
+/// first if it is another backend's now.
+fn write_backend(cell: &Backend, backend: &BackendEntry) {
+    if cell.generation.get() != backend.generation {
+        cell.flags.set(0);
+        cell.generation.set(backend.generation);
+    }
+    let mut flags = Backend::IN_USE;
+    flags = with16(flags, Backend::LOCAL, backend.address.is_none());
+    flags = with16(flags, Backend::REACHABLE, backend.next_hop.is_some());
+    flags = with16(flags, Backend::CUT, backend.flows == FlowsOf::Cut);
+    flags = with16(flags, Backend::FORGET, backend.flows == FlowsOf::Forget);
+    flags = with16(flags, Backend::DEAD, backend.dead);
+    store_words(&cell.address, backend.address.map_or([0; 2], abi::address));
+    cell.port.set(backend.port.unwrap_or(0).to_be());
+    cell.service.set(backend.service);
+    cell.sources.set(u64::from(backend.sources.first) << 32 | u64::from(backend.sources.count));
+    if let Some(hop) = backend.next_hop {
+        cell.own_mac.set(mac_to_word(hop.own_mac));
+        cell.next_hop.set(mac_to_word(hop.mac));
+        cell.interface.set(hop.interface);
+    }
+    cell.flags.set(flags);
+}
+
+/// Writes what a slot remembers, which no packet asks for yet.
+fn write_side(cell: &Side, side: &SideEntry) {
+    cell.unsettled_since.set(side.unsettled_since);
+    cell.last_elsewhere.set(side.last_elsewhere);
+    cell.lost_at.set(side.lost_at);
+    cell.standing.set(side.standing.to_word());
+}
+
+fn write_service(cell: &Service, listen: Listen, mode: Mode) {
+    cell.flags.set(0);
+    cell.ring.set(0);
+    cell.old_ring.set(0);
+    cell.firewall.set(0);
+    store_words(&cell.address, abi::address(listen.address));
+    cell.port.set(listen.port.unwrap_or(0).to_be());
+    cell.protocol.set(listen.protocol.number());
+    let flags = with_mode(Service::IN_USE, mode);
+    cell.flags.set(with(flags, Service::ALL_PORTS, listen.port.is_none()));
+}
+
+fn with_mode(flags: u32, mode: Mode) -> u32 {
+    with(with(flags, Service::ROUND_ROBIN, mode.round_robin), Service::DIRECT, mode.direct)
+}
+
+pub(super) fn store_words(cells: &[Shared<u64>; 2], address: abi::Address) {
+    cells[0].set(address[0]);
+    cells[1].set(address[1]);
+}
+
+fn with(flags: u32, flag: u32, set: bool) -> u32 {
+    if set { flags | flag } else { flags & !flag }
+}
+
+fn with16(flags: u16, flag: u16, set: bool) -> u16 {
+    if set { flags | flag } else { flags & !flag }
+}
+
+pub(super) fn entry<'a, T>(table: &'a [T], index: u32, what: &str) -> Result<&'a T, DataplaneError> {
+    table
+        .get(index as usize)
+        .ok_or_else(|| DataplaneError::Misfit(format!("{what} {index} is beyond the last, {}", table.len())))
+}
