@@ -70,10 +70,6 @@ pub(super) fn write(
             Some((earlier, slots)) if earlier == recipe => slots,
             _ => recipe.ring(),
         };
-        let mode = mode(placed.service);
-        if placed.before.is_some_and(|entry| entry.mode != mode) {
-            steps.add(Stage::Rings, Op::SwitchMode { service: placed.index, mode });
-        }
         let quiet = placed.service.quiet_time(&desired.config.settings.idle);
         let sides = before.sides.get(&placed.index);
         let next = match quiet {
@@ -88,6 +84,11 @@ pub(super) fn write(
                 changed(placed, &recipe, &wanted, sides, &rules, &mut room, steps)?
             }
         };
+        // After the ring: in no mode does the ring of the other mean anything.
+        let mode = mode(placed.service);
+        if placed.before.is_some_and(|entry| entry.mode != mode) {
+            steps.add(Stage::Rings, Op::SwitchMode { service: placed.index, mode });
+        }
         due = sooner(due, next);
         rings.0.insert(placed.index, (recipe, wanted));
     }
@@ -150,7 +151,9 @@ fn changed(
     steps: &mut Steps,
 ) -> Result<Option<Tick>, PlanError> {
     let empty = Ring::empty();
-    let now = placed.before.map_or(&empty, |entry| &entry.ring);
+    // What was translated before is no connection of these slots.
+    let direct = placed.before.filter(|entry| entry.mode.direct);
+    let now = direct.map_or(&empty, |entry| &entry.ring);
     let nothing = SideEntry::moving(NO_BACKEND, rules.now);
     let side = |slot: usize| sides.and_then(|sides| sides.get(slot)).copied().unwrap_or(nothing);
     let at_rest = |(number, slot): (usize, &Slot)| {
@@ -213,7 +216,8 @@ fn changed(
             forget_old_ring(placed, steps);
         }
     }
-    if now.slots != slots || now.first_side != first_side {
+    let there = placed.before.map_or(&empty, |entry| &entry.ring);
+    if there.slots != slots || there.first_side != first_side {
         switch(placed, slots, first_side, room, steps)?;
     }
     Ok(due)
