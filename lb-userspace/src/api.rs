@@ -113,6 +113,7 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
             "/v1/counters",
             get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.counters)) }),
         )
+        .route("/v1/explanations", post(explain))
         .route("/v1/document", get(document).put(replace))
         .route("/v1/edits", post(edit))
         .route("/v1/reload", post(|State(d): Daemon| async move { done(&d, Request::Reload).await }))
@@ -142,6 +143,7 @@ impl From<RequestError> for Refused {
             RequestError::Conflict(_) => StatusCode::CONFLICT,
             RequestError::Document(_) => StatusCode::UNPROCESSABLE_ENTITY,
             RequestError::ReadOnly(_) => StatusCode::FORBIDDEN,
+            RequestError::Wrong(_) => StatusCode::BAD_REQUEST,
             RequestError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             RequestError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -217,6 +219,14 @@ async fn connections(
     Query(filter): Query<ConnectionFilter>,
 ) -> Result<Json<Connections>, Refused> {
     Ok(Json(ask(&daemon, |reply| Request::Connections(filter, reply)).await?))
+}
+
+async fn explain(
+    State(daemon): Daemon,
+    body: Result<Json<view::Question>, JsonRejection>,
+) -> Result<Json<view::Explanation>, Refused> {
+    let Json(question) = body?;
+    Ok(Json(ask(&daemon, |reply| Request::Explain(question, reply)).await?))
 }
 
 async fn document(State(daemon): Daemon) -> Result<Json<Text>, Refused> {

@@ -157,6 +157,21 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
             let connections: Connections = client.get(&edit::connections_path(filter)).await?;
             answer(cli, &connections, || show::connections(&connections))
         }
+        Command::Explain { client: from, called, flags } => {
+            let Some(port) = called.port else {
+                let why = "name the port that is called: lb explain 198.51.100.7:40000 203.0.113.10:80/tcp";
+                return Err(Failure::Document(why.into()));
+            };
+            let question = view::Question {
+                client: from.to_string(),
+                called: std::net::SocketAddr::new(called.address, port).to_string(),
+                protocol: called.protocol.to_string(),
+                flags: flags.clone(),
+            };
+            let path = "/v1/explanations";
+            let found: view::Explanation = client.send(hyper::Method::POST, path, &question).await?;
+            answer(cli, &found, || show::explanation(&found))
+        }
         Command::Counters { all } => {
             let counters: Counters = client.get("/v1/counters").await?;
             answer(cli, &counters, || show::counters(&counters, *all))

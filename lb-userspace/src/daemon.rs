@@ -9,6 +9,7 @@ pub mod checks;
 pub mod core;
 pub mod document;
 pub mod edits;
+pub mod explain;
 pub mod lock;
 pub mod plane;
 pub mod record;

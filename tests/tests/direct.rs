@@ -234,3 +234,53 @@ fn what_is_always_tracked_stays_too() -> Result<()> {
     assert!(talks.iter_mut().all(|talk| talk.goes_on().is_err()));
     Ok(())
 }
+
+/// What `lb explain` says of a packet is what becomes of it.
+#[test]
+fn a_packet_is_explained() -> Result<()> {
+    if !lab::possible("a_packet_is_explained") {
+        return Ok(());
+    }
+    let stage = stage(true, 3, 2, "deny = [\"10.9.0.0/16\"]")?;
+    let explain = |arguments: &[&str]| -> Result<(String, String)> {
+        let answer = stage.json(&[&["explain"], arguments].concat())?;
+        let steps = answer["steps"].as_array().context("steps")?.iter();
+        let steps: Vec<String> = steps.map(|s| format!("{}: {}\n", s["what"], s["detail"])).collect();
+        Ok((answer["verdict"].as_str().context("a verdict")?.to_owned(), steps.concat()))
+    };
+    let service = "203.0.113.10:80/tcp";
+    let mut talk = Talk::start(&stage, Stage::VIPS[0])?;
+    let client = talk.stream.local_addr()?.to_string();
+    let (verdict, steps) = explain(&[&client, service, "--flags", "ack"])?;
+    assert_eq!(verdict, "to_backend", "{steps}");
+    let server = stage.lab.backend_v4(if talk.server == "backend 1" { 0 } else { 1 }).to_string();
+    assert!(steps.contains("shop, which listens on 203.0.113.10:80/tcp"), "{steps}");
+    assert!(steps.contains(&format!("leads to {server}")) && !steps.contains("record"), "{steps}");
+    assert!(steps.contains("unchanged but for its MAC addresses"), "{steps}");
+
+    // After a change, it tells whom a connection belongs to, and changes nothing by telling.
+    let patient = document(&stage, &[0, 1, 2], "deny = [\"10.9.0.0/16\"]").replace("6s", "600s");
+    stage.write(&patient)?;
+    stage.until("there are three", |s| {
+        Ok(s.json(&["backend", "list"])?.as_array().map(Vec::len) == Some(6))
+    })?;
+    let unwritten = "the connection is not written down";
+    let moved = (1024..2048).find_map(|port| {
+        let client = format!("10.1.0.2:{port}");
+        let found = explain(&[&client, service, "--flags", "ack"]).ok()?;
+        found.1.contains(unwritten).then_some((client, found.1))
+    });
+    let (moved, steps) = moved.context("some slot has moved")?;
+    assert!(steps.contains("moving for") && steps.contains("adopted"), "{steps}");
+    assert!(explain(&[&moved, service, "--flags", "ack"])?.1.contains(unwritten));
+    talk.goes_on()?;
+
+    assert_eq!(explain(&["10.9.1.1:4000", service])?.0, "drop_denied");
+    assert_eq!(explain(&[&client, "203.0.113.10:81/tcp"])?.0, "pass_no_service");
+    assert_eq!(explain(&[&client, "203.0.113.99:81/udp"])?.0, "pass_not_vip");
+    let v6 = explain(&["[fd00:1::2]:4000", "[2001:db8:113::10]:80/tcp"])?;
+    assert_eq!(v6.0, "to_backend", "{}", v6.1);
+    let wrong = stage.lb(&["explain", "[fd00:1::2]:4000", service]).unwrap_err().to_string();
+    assert!(wrong.contains("different families"), "{wrong}");
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! Whether the oldest kernel that Lobby is promised for takes the program: Debian's, booted in QEMU.
 //!
 //! The kernel comes from Debian's package, which is unpacked below the target directory and not installed.
-//! Its file system is an archive in memory ([`archive`]): the tests, their libraries, and this program itself
+//! Its file system is an archive in memory (`archive`): the tests, their libraries, and this program itself
 //! as what the kernel starts ([`guest`]). Nothing is needed of the machine but time.
 
 mod archive;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::view::{ConnectionFilter, Connections, Done, Replacement, Snapshot, Text};
+use super::view::{ConnectionFilter, Connections, Done, Explanation, Question, Replacement, Snapshot, Text};
 
 /// Something that somebody wants of the daemon.
 #[derive(Debug)]
@@ -12,6 +12,8 @@ pub enum Request {
     Snapshot(Reply<Snapshot>),
     /// Some connections.
     Connections(ConnectionFilter, Reply<Connections>),
+    /// What would become of a packet.
+    Explain(Question, Reply<Explanation>),
     /// The document's text, as it is in the file.
     Document(Reply<Text>),
     /// Change the document.
@@ -151,6 +153,9 @@ pub enum RequestError {
     /// The document is not to be written.
     #[error("{0}")]
     ReadOnly(String),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Wrong(String),
     /// It was tried and did not work.
     #[error("{0}")]
     Failed(String),

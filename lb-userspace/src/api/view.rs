@@ -263,6 +263,37 @@ pub struct ConnectionFilter {
     pub offset: Option<usize>,
 }
 
+/// A packet that somebody asks about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Who sends it: address and port.
+    pub client: String,
+    /// Whom: address and port.
+    pub called: String,
+    /// "tcp" or "udp".
+    pub protocol: String,
+    /// Of TCP: "syn", "ack", "fin" or "rst".
+    pub flags: String,
+}
+
+/// What becomes of a packet, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// As the counters name it.
+    pub verdict: String,
+    /// What was looked at, in order.
+    pub steps: Vec<Step>,
+}
+
+/// One look, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// At what: "service", "firewall", "slot" and so on.
+    pub what: String,
+    /// In words.
+    pub detail: String,
+}
+
 /// The document's text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Text {

@@ -105,6 +105,19 @@ pub(super) enum Command {
         after_help = "EXAMPLES\n  lb connections --service shop --limit 20\n  lb connections --backend 10.0.0.11:8080"
     )]
     Connections(Connections),
+    /// Say what would become of a packet now, step by step, and why
+    #[command(
+        after_help = "EXAMPLES\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp --flags ack\n\nThe packet path's own decision is run on a copy of the live tables: nothing is sent or changed."
+    )]
+    Explain {
+        /// Who sends it: address and port
+        client: std::net::SocketAddr,
+        /// Whom: address, port and protocol
+        called: Listen,
+        /// Of TCP: a connection's first packet, one in its middle, or its end
+        #[arg(long, value_parser = ["syn", "ack", "fin", "rst"], default_value = "syn")]
+        flags: String,
+    },
     /// Show how many packets met which fate
     #[command(
         after_help = "EXAMPLES\n  lb counters --all\n\nEach way out of the program has a name: to_backend, to_client, reset_…, pass_…, drop_…."

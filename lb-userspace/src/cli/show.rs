@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::table::{Cell, Table, Tone, colours, paint};
-use crate::api::view::{Backend, Connections, Counters, Pool, Service, Slots, Snapshot, Traffic};
+use crate::api::view::{
+    Backend, Connections, Counters, Explanation, Pool, Service, Slots, Snapshot, Traffic,
+};
 
 /// The whole picture, for `lb status`.
 pub(super) fn status(snapshot: &Snapshot) -> String {
@@ -89,6 +91,11 @@ fn slots(slots: &Slots) -> String {
     let parts: Vec<String> = there.map(|(number, kind)| format!("{number} {kind}")).collect();
     let since = slots.since_seconds.map(|seconds| format!(", since {seconds} s")).unwrap_or_default();
     format!("slots      {}{since}\n", if parts.is_empty() { "none".to_owned() } else { parts.join(", ") })
+}
+
+pub(super) fn explanation(explanation: &Explanation) -> String {
+    let steps = explanation.steps.iter();
+    steps.map(|step| format!("{:<11} {}\n", step.what, step.detail)).collect()
 }
 
 pub(super) fn pools(pools: &[Pool]) -> String {

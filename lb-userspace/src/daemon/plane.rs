@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::sim::MemTables;
+
 use crate::dataplane::{Dataplane, memory::MemoryDataplane};
 
 /// A data plane that packets can be led to.
@@ -12,6 +14,12 @@ pub trait Plane: Dataplane {
     /// # Errors
     /// In words for an operator; interfaces before the one that failed are attached.
     fn attach(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<Vec<Notice>, String>;
+
+    /// A copy of the tables as packets see them now, for looking at what becomes of one.
+    ///
+    /// # Errors
+    /// In words for an operator.
+    fn copied(&self) -> Result<MemTables, String>;
 
     /// Takes everything away: programs, tables, what is pinned.
     ///
@@ -34,6 +42,10 @@ pub struct Notice {
 impl Plane for MemoryDataplane {
     fn attach(&mut self, _: &BTreeMap<String, u32>) -> Result<Vec<Notice>, String> {
         Ok(Vec::new())
+    }
+
+    fn copied(&self) -> Result<MemTables, String> {
+        Err("no packets come by: the daemon runs with tables in memory".into())
     }
 
     fn take_down(&mut self) -> Result<(), String> {

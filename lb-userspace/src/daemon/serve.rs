@@ -20,6 +20,7 @@ use super::{
     core::{Core, LoadError, SettleError},
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
+    explain::{Names, explain},
     lock::{Lock, LockError},
     plane::Plane,
     record::{Record, RecordFile},
@@ -31,7 +32,7 @@ use crate::{
     addresses,
     api::{
         request::{Reply, Request, RequestError},
-        view::{Done, Text},
+        view::{Done, Explanation, Question, Text},
     },
     config::{Complaints, Document},
     health::{Key, Now},
@@ -417,6 +418,7 @@ impl<P: Plane> Daemon<P> {
             Request::Connections(filter, reply) => {
                 reply.send(snapshot::connections(&self.core, &filter).map_err(failed));
             }
+            Request::Explain(question, reply) => reply.send(self.explain(&question)),
             Request::Document(reply) => reply.send(self.text()),
             Request::Edit(edits, reply) => {
                 let outcome = match self.file.read().map_err(refused) {
@@ -444,6 +446,27 @@ impl<P: Plane> Daemon<P> {
             Request::Detach(reply) => return Some(End::Detach(reply)),
         }
         None
+    }
+
+    /// What would become of a packet that came in by the first listed interface.
+    fn explain(&self, question: &Question) -> Result<Explanation, RequestError> {
+        let tables = self.core.plane().copied().map_err(RequestError::Failed)?;
+        let now = self.core.plane().now().map_err(|error| RequestError::Failed(error.to_string()))?;
+        let around = self.core.around();
+        let services = snapshot::names(&self.core);
+        let held = self.core.tables();
+        let service = |index: u32| match held.services.get(&index).map(|entry| entry.listen) {
+            Some(listen) => {
+                let name = services.get(&listen).map_or("one that is gone", String::as_str);
+                format!("{name}, which listens on {listen}")
+            }
+            None => format!("number {index}, which is gone"),
+        };
+        let interface = |index: u32| around.link_name(index);
+        let names = Names { held, service: &service, interface: &interface };
+        let listed = self.core.loaded().and_then(|loaded| loaded.document.config.interfaces.first());
+        let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
+        explain(&tables, &names, question, ingress, now).map_err(RequestError::Wrong)
     }
 
     fn text(&self) -> Result<Text, RequestError> {

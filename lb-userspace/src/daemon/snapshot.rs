@@ -312,7 +312,7 @@ pub(super) fn address(entry: &BackendEntry) -> BackendAddress {
 }
 
 /// Names of the services, by where they listen.
-fn names<D: Dataplane>(core: &Core<D>) -> BTreeMap<model::Listen, String> {
+pub(super) fn names<D: Dataplane>(core: &Core<D>) -> BTreeMap<model::Listen, String> {
     let services = core.loaded().map(|loaded| &loaded.document.config.services);
     services.into_iter().flatten().map(|(name, service)| (service.listen, name.clone())).collect()
 }

@@ -24,6 +24,7 @@ use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use lb_common::{
     abi::{self, Address, AddressV4, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Traffic, Vip, name},
     shared::Shared,
+    sim::MemTables,
     verdict::COUNTERS,
 };
 
@@ -274,6 +275,10 @@ impl Dataplane for KernelDataplane {
 impl Plane for KernelDataplane {
     fn attach(&mut self, interfaces: &BTreeMap<String, u32>) -> Result<Vec<Notice>, String> {
         self.program.attach(interfaces)
+    }
+
+    fn copied(&self) -> Result<MemTables, String> {
+        self.copy().map_err(|error| error.to_string())
     }
 
     fn take_down(&mut self) -> Result<(), String> {
