@@ -57,7 +57,7 @@ enum Command {
     Lab(Lab),
     /// Measure the packet path in the kernel
     Bench {
-        /// Instead, measure the daemon's own work: rings, plans and documents
+        /// Instead, measure the daemon's own work: rings, plans, documents, and how soon a probe takes effect
         #[arg(long)]
         control: bool,
         /// For the benchmark itself; `-- --help` tells them

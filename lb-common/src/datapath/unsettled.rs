@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | any | SYN | open, its backend lives | the record's | seen; half open: the new sequence number |
 //! | moving | SYN | none, or over | before, if the change is fresh and it lives; else the slot's | half open |
-//! | moving | SYN | there is no room | before; if that is dead, the slot's | if dead: the slot fades |
+//! | moving | SYN | there is no room | before; if that is dead, the slot's | a loss; if dead: the slot fades |
 //! | fading | SYN | none, or over | the slot's | removes the record |
 //! | any | other | valid, not half open | the record's | seen; FIN, RST: closed |
 //! | any | other | half open, its first | the record's | established |
@@ -22,7 +22,8 @@
 //!
 //! The default is *before* while moving, and the slot's own backend while fading. A record is valid if it
 //! was seen since the slot was last settled, and its backend is not gone. A loss is remembered with its
-//! time: the slot must go on moving for as long as that connection may live.
+//! time: the slot must go on moving for as long as that connection may live. A SYN that stays with *before*
+//! for want of room is one too, else the slot could fade before the connection's next packet.
 
 use super::{
     Context,
@@ -263,6 +264,8 @@ impl<T: Tables> Case<'_, T> {
         }
         self.tables.note(Note::Refused);
         if self.lives(self.before) {
+            // Its next packet must find the slot moving still.
+            store(&self.side.lost_at, self.now);
             return self.before;
         }
         // Nobody is left whom the slot would have to go on moving for.

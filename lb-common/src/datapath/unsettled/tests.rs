@@ -148,6 +148,7 @@ fn a_syn_without_room_stays_where_it_would_have_gone() {
     assert_eq!(world.send(SYN, 500, LATER), BEFORE);
     assert_eq!((world.record(), world.notes()), (None, [0, 0, 1]));
     assert!(!Standing::from_word(world.side().standing.get()).fading);
+    assert_eq!(world.side().lost_at.get(), LATER, "or it would fade before the next packet");
 }
 
 #[test]
