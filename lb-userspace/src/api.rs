@@ -114,6 +114,7 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
             get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.counters)) }),
         )
         .route("/v1/explanations", post(explain))
+        .route("/v1/plans", post(foresee))
         .route("/v1/document", get(document).put(replace))
         .route("/v1/edits", post(edit))
         .route("/v1/reload", post(|State(d): Daemon| async move { done(&d, Request::Reload).await }))
@@ -227,6 +228,14 @@ async fn explain(
 ) -> Result<Json<view::Explanation>, Refused> {
     let Json(question) = body?;
     Ok(Json(ask(&daemon, |reply| Request::Explain(question, reply)).await?))
+}
+
+async fn foresee(
+    State(daemon): Daemon,
+    body: Result<Json<Replacement>, JsonRejection>,
+) -> Result<Json<view::Foreseen>, Refused> {
+    let Json(replacement) = body?;
+    Ok(Json(ask(&daemon, |reply| Request::Foresee(replacement.text, reply)).await?))
 }
 
 async fn document(State(daemon): Daemon) -> Result<Json<Text>, Refused> {

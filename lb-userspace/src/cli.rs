@@ -111,6 +111,7 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
     let client = Client::new(&cli.run_dir);
     match &cli.command {
         Command::Apply { file } => documents::apply(file, &client, cli.json).await,
+        Command::Plan { file } => documents::plan(file, &client, cli.json).await,
         Command::Reload => done(cli, &client.send(hyper::Method::POST, "/v1/reload", &()).await?),
         Command::Detach { bpffs } => match client.send(hyper::Method::POST, "/v1/detach", &()).await {
             Err(ClientError::NotRunning(_)) => {

@@ -10,6 +10,7 @@ pub mod core;
 pub mod document;
 pub mod edits;
 pub mod explain;
+pub mod foresee;
 pub mod lock;
 pub mod plane;
 pub mod record;

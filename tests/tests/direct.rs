@@ -284,3 +284,48 @@ fn a_packet_is_explained() -> Result<()> {
     assert!(wrong.contains("different families"), "{wrong}");
     Ok(())
 }
+
+/// What `lb plan` foresees is what `lb apply` then does.
+#[test]
+fn a_change_is_foreseen() -> Result<()> {
+    if !lab::possible("a_change_is_foreseen") {
+        return Ok(());
+    }
+    let stage = stage(true, 3, 2, "")?;
+    let next = stage.directory().join("next.toml");
+    let foreseen = |document: &str| -> Result<serde_json::Value> {
+        std::fs::write(&next, document)?;
+        stage.json(&["plan", next.to_str().context("a path")?])
+    };
+    let of = |foreseen: &serde_json::Value, what: &str| -> Result<u64> {
+        let services = foreseen["services"].as_array().context("services")?;
+        let shop = services.iter().find(|service| service["listen"] == "203.0.113.10:80/tcp");
+        shop.context("the service")?[what].as_u64().with_context(|| format!("{what} in {foreseen}"))
+    };
+    let same = foreseen(&document(&stage, &[0, 1], ""))?;
+    assert_eq!((same["operations"].as_array().map(Vec::len), of(&same, "slots_moved")?), (Some(0), 0));
+
+    // A third server: a third of the slots, give or take what Maglev moves besides.
+    let more = document(&stage, &[0, 1, 2], "");
+    let plan = foreseen(&more)?;
+    let (slots, moved) = (of(&plan, "slots")?, of(&plan, "slots_moved")?);
+    assert!(moved * 3 >= slots && moved * 2 < slots, "{moved} of {slots}");
+    let before = stage.json(&["service", "show", "shop"])?;
+    assert_eq!(before["slots"]["settled"].as_u64(), Some(slots), "foreseeing has changed something");
+    stage.lb(&["apply", next.to_str().context("a path")?])?;
+    let after = stage.json(&["service", "show", "shop"])?;
+    assert_eq!(
+        (after["slots"]["moving"].as_u64(), after["slots"]["total"].as_u64()),
+        (Some(moved), Some(slots))
+    );
+
+    // A connection that is written down, and whose server is taken out.
+    let always = document(&stage, &[0, 1, 2], "track = \"always\"");
+    foreseen(&always)?;
+    stage.lb(&["apply", next.to_str().context("a path")?])?;
+    let mut talks = talks(&stage, 20)?;
+    let plan = foreseen(&document(&stage, &[1, 2], "track = \"always\""))?;
+    let first = talks.iter().enumerate().filter(|(n, talk)| n % 2 == 0 && talk.server == "backend 1").count();
+    assert_eq!((of(&plan, "connections")?, of(&plan, "connections_reset")?), (10, first as u64));
+    all_go_on(&mut talks)
+}

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::view::{ConnectionFilter, Connections, Done, Explanation, Question, Replacement, Snapshot, Text};
+use super::view::{
+    ConnectionFilter, Connections, Done, Explanation, Foreseen, Question, Replacement, Snapshot, Text,
+};
 
 /// Something that somebody wants of the daemon.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub enum Request {
     Connections(ConnectionFilter, Reply<Connections>),
     /// What would become of a packet.
     Explain(Question, Reply<Explanation>),
+    /// What a document with this text would change.
+    Foresee(String, Reply<Foreseen>),
     /// The document's text, as it is in the file.
     Document(Reply<Text>),
     /// Change the document.

@@ -263,6 +263,34 @@ pub struct ConnectionFilter {
     pub offset: Option<usize>,
 }
 
+/// What a document would change, were it put in force now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Foreseen {
+    /// What would be done, in order, in words.
+    pub operations: Vec<String>,
+    /// Services of before and after, by where they listen.
+    pub services: Vec<ForeseenService>,
+}
+
+/// What would become of a service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ForeseenService {
+    /// Where it listens.
+    pub listen: String,
+    /// "new", "removed", "changed" or "same": its ring, its mode and its firewall.
+    pub change: String,
+    /// Slots of its ring afterwards.
+    pub slots: u32,
+    /// Those that would lead new connections to another backend than now.
+    pub slots_moved: u32,
+    /// The part of new connections that would, 0 to 1; also where the ring changes its size.
+    pub share_moved: f64,
+    /// Connections that are written down now.
+    pub connections: u64,
+    /// Those of them that would be reset, since their backend goes.
+    pub connections_reset: u64,
+}
+
 /// A packet that somebody asks about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {

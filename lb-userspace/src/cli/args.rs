@@ -74,6 +74,15 @@ pub(super) enum Command {
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
+    /// Say what a file's contents would change, were they put in force now; nothing is done
+    #[command(
+        after_help = "EXAMPLES\n  lb plan new.toml\n\nTells the operations in order, and of each service the share of slots and connections that move."
+    )]
+    Plan {
+        /// The new document
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+    },
     /// Read the document again, as SIGHUP does; an edit of the file is noticed without it
     Reload,
     /// Stop the daemon, if one runs, and take the data plane down: programs, tables, addresses

@@ -1,10 +1,12 @@
-//! `lb check` and `lb apply`.
+//! `lb check`, `lb plan` and `lb apply`.
 
 use std::path::Path;
 
-use super::{Failure, answer_or_json, client::Client, client::ClientError};
+use serde::de::DeserializeOwned;
+
+use super::{Failure, answer_or_json, client::Client, client::ClientError, show};
 use crate::{
-    api::view::{Done, Replacement},
+    api::view::{Done, Foreseen, Replacement},
     config::{Complaint, Document},
 };
 
@@ -42,6 +44,26 @@ pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
 
 /// Makes a file's contents the document in force.
 pub(super) async fn apply(file: &Path, client: &Client, as_json: bool) -> Result<(), Failure> {
+    let done: Done = send(file, client, hyper::Method::PUT, "/v1/document").await?;
+    answer_or_json(as_json, &done, || {
+        let warnings: String = done.warnings.iter().map(|warning| format!("{warning}\n")).collect();
+        format!("{warnings}{}\n", done.message)
+    })
+}
+
+/// Says what a file's contents would change.
+pub(super) async fn plan(file: &Path, client: &Client, as_json: bool) -> Result<(), Failure> {
+    let foreseen: Foreseen = send(file, client, hyper::Method::POST, "/v1/plans").await?;
+    answer_or_json(as_json, &foreseen, || show::foreseen(&foreseen))
+}
+
+/// Sends a document that has no mistakes.
+async fn send<T: DeserializeOwned>(
+    file: &Path,
+    client: &Client,
+    method: hyper::Method,
+    path: &str,
+) -> Result<T, Failure> {
     let text = read(file)?;
     // Said here with the name of this file, rather than by the daemon with that of its own.
     if let Err(complaints) = Document::parse(&text) {
@@ -51,14 +73,10 @@ pub(super) async fn apply(file: &Path, client: &Client, as_json: bool) -> Result
         return Err(Failure::Document(mistakes(file, &complaints.0)));
     }
     let body = Replacement { text, revision: None };
-    let done: Done = match client.send(hyper::Method::PUT, "/v1/document", &body).await {
-        Err(ClientError::Document(why)) => return Err(Failure::Document(why)),
-        other => other?,
-    };
-    answer_or_json(as_json, &done, || {
-        let warnings: String = done.warnings.iter().map(|warning| format!("{warning}\n")).collect();
-        format!("{warnings}{}\n", done.message)
-    })
+    match client.send(method, path, &body).await {
+        Err(ClientError::Document(why)) => Err(Failure::Document(why)),
+        other => Ok(other?),
+    }
 }
 
 /// The text of a document.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::table::{Cell, Table, Tone, colours, paint};
 use crate::api::view::{
-    Backend, Connections, Counters, Explanation, Pool, Service, Slots, Snapshot, Traffic,
+    Backend, Connections, Counters, Explanation, Foreseen, Pool, Service, Slots, Snapshot, Traffic,
 };
 
 /// The whole picture, for `lb status`.
@@ -91,6 +91,26 @@ fn slots(slots: &Slots) -> String {
     let parts: Vec<String> = there.map(|(number, kind)| format!("{number} {kind}")).collect();
     let since = slots.since_seconds.map(|seconds| format!(", since {seconds} s")).unwrap_or_default();
     format!("slots      {}{since}\n", if parts.is_empty() { "none".to_owned() } else { parts.join(", ") })
+}
+
+pub(super) fn foreseen(foreseen: &Foreseen) -> String {
+    if foreseen.operations.is_empty() {
+        return "nothing would change in the tables\n".into();
+    }
+    let operations = foreseen.operations.iter().zip(1..).map(|(op, number)| format!("{number:>4}  {op}\n"));
+    let mut table = Table::new(&["LISTEN", "CHANGE", "SLOTS", "MOVED", "SHARE", "CONNECTIONS", "RESET"]);
+    for service in &foreseen.services {
+        table.row(vec![
+            Cell::text(&service.listen),
+            Cell::text(&service.change),
+            Cell::text(service.slots.to_string()),
+            Cell::text(service.slots_moved.to_string()),
+            Cell::text(format!("{:.1} %", 100.0 * service.share_moved)),
+            Cell::text(service.connections.to_string()),
+            Cell::text(service.connections_reset.to_string()),
+        ]);
+    }
+    format!("{}\n{}", operations.collect::<String>(), table.render(colours()))
 }
 
 pub(super) fn explanation(explanation: &Explanation) -> String {

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::{
     checks::{self, Host},
     document::revision,
+    foresee::foresee,
     ways::Ways,
 };
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     health::{self, Event, Health, Key, Now, State, Verdicts},
     model::{BackendAddress, Config, HealthCheck},
     netlink::surroundings::Surroundings,
-    plan::{Desired, PlanError, Rings, plan_again, plan_verdicts},
+    plan::{Desired, Plan, PlanError, Rings, plan_again, plan_verdicts},
     probe::Answer,
 };
 
@@ -191,7 +192,7 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
-        self.rings = self.considered(&document, &around, host, now)?;
+        self.rings = self.considered(&document, &around, host, now)?.0;
         let complaints = checks::complaints(&document, &around, host);
         let mut warnings = document.warnings.clone();
         warnings.extend(complaints);
@@ -226,14 +227,29 @@ impl<D: Dataplane> Core<D> {
         self.considered(document, around, host, now).map(drop)
     }
 
-    /// Gives back the rings that the document would have, which are not to be built twice.
+    /// What [`Core::load`] and [`Core::settle`] would change.
+    ///
+    /// # Errors
+    /// What speaks against the document, or that connections cannot be read.
+    pub fn foresee(
+        &self,
+        document: &Document,
+        around: &Surroundings,
+        host: &Host,
+        now: Now,
+    ) -> Result<view::Foreseen, LoadError> {
+        let (_, plan) = self.considered(document, around, host, now)?;
+        Ok(foresee(&self.plane, self.tables(), &plan.ops).map_err(SettleError::from)?)
+    }
+
+    /// Gives back the rings that the document would have, which are not to be built twice, and the plan.
     fn considered(
         &self,
         document: &Document,
         around: &Surroundings,
         host: &Host,
         now: Now,
-    ) -> Result<Rings, LoadError> {
+    ) -> Result<(Rings, Plan), LoadError> {
         let complaints = checks::complaints(document, around, host);
         if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
             return Err(Complaints(complaints).into());
@@ -244,8 +260,8 @@ impl<D: Dataplane> Core<D> {
         let mut rings = self.rings.clone();
         let now = self.plane.now().map_err(SettleError::from)?;
         let desired = desired(&document.config, &health, &ways, self.hash_key, &self.spent, now);
-        plan_again(&desired, self.tables(), &mut rings).map_err(SettleError::from)?;
-        Ok(rings)
+        let plan = plan_again(&desired, self.tables(), &mut rings).map_err(SettleError::from)?;
+        Ok((rings, plan))
     }
 
     /// At a start, health is as the tables say it was.

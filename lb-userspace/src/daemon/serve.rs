@@ -32,7 +32,7 @@ use crate::{
     addresses,
     api::{
         request::{Reply, Request, RequestError},
-        view::{Done, Explanation, Question, Text},
+        view::{Done, Explanation, Foreseen, Question, Text},
     },
     config::{Complaints, Document},
     health::{Key, Now},
@@ -419,6 +419,7 @@ impl<P: Plane> Daemon<P> {
                 reply.send(snapshot::connections(&self.core, &filter).map_err(failed));
             }
             Request::Explain(question, reply) => reply.send(self.explain(&question)),
+            Request::Foresee(text, reply) => reply.send(self.foresee(&text).await),
             Request::Document(reply) => reply.send(self.text()),
             Request::Edit(edits, reply) => {
                 let outcome = match self.file.read().map_err(refused) {
@@ -467,6 +468,13 @@ impl<P: Plane> Daemon<P> {
         let listed = self.core.loaded().and_then(|loaded| loaded.document.config.interfaces.first());
         let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
         explain(&tables, &names, question, ingress, now).map_err(RequestError::Wrong)
+    }
+
+    async fn foresee(&self, text: &str) -> Result<Foreseen, RequestError> {
+        let prepared = self.prepare(text).await.map_err(|error| self.request_error(error))?;
+        let (document, around) = prepared;
+        let foreseen = self.core.foresee(&document, &around, &Host::read(), self.clock.now());
+        foreseen.map_err(|error| self.request_error(error.into()))
     }
 
     fn text(&self) -> Result<Text, RequestError> {

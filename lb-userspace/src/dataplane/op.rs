@@ -1,6 +1,6 @@
 //! The changes that tables can be asked for.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use lb_common::abi::{RingAt, Slot, Standing};
 
@@ -154,4 +154,67 @@ pub enum Op {
     /// Waits until every packet that may have seen the tables as they were before has been handled, so
     /// that what nothing leads to any more may be changed (in the kernel: an RCU grace period).
     Settle,
+}
+
+/// In words, without what would fill pages: for a person who wants to know what is about to be done.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetGlobals(_) => f.write_str("write what holds for all packets"),
+            Self::SetInterface { index, .. } => write!(f, "write our MAC address on interface {index}"),
+            Self::RemoveInterface { index } => write!(f, "forget our MAC address on interface {index}"),
+            Self::WriteSource { index, source } => {
+                write!(f, "write source {index}: {}, ports {}", source.address, source.ports)
+            }
+            Self::RemoveSource { index } => write!(f, "free source {index}"),
+            Self::WriteBackend { index, backend } => {
+                write!(f, "write backend {index} of service {}: ", backend.service)?;
+                match backend.address {
+                    Some(address) => write!(f, "{address}")?,
+                    None => f.write_str("this host")?,
+                }
+                match backend.flows {
+                    super::FlowsOf::Keep => Ok(()),
+                    super::FlowsOf::Forget => f.write_str(", its connections are forgotten"),
+                    super::FlowsOf::Cut => f.write_str(", its connections are cut"),
+                }
+            }
+            Self::RemoveBackend { index } => write!(f, "free backend {index}"),
+            Self::WritePages { first_page, slots } => {
+                write!(f, "write a ring of {} slots to page {first_page} and on", slots.len())
+            }
+            Self::WriteSides { first_side, sides } => {
+                write!(
+                    f,
+                    "{} slots of side page {first_side} and on begin to remember who had them",
+                    sides.len()
+                )
+            }
+            Self::SetStandings { first_side, standings } => {
+                let fading = standings.iter().filter(|(_, standing)| standing.fading).count();
+                let moving = standings.len() - fading;
+                write!(f, "of side page {first_side} and on, {moving} slots move and {fading} fade")
+            }
+            Self::WriteRules { set, rules } => write!(f, "write rule set {set}, {} rules", rules.len()),
+            Self::RemoveRules { set } => write!(f, "free rule set {set}"),
+            Self::WriteService { index, listen, .. } => write!(f, "write service {index}: {listen}"),
+            Self::SwitchMode { service, .. } => write!(f, "switch the mode of service {service}"),
+            Self::SwitchRing { service, ring } => {
+                write!(f, "switch service {service} to the ring on page {}", ring.first_page)
+            }
+            Self::SwitchOldRing { service, ring } if ring.slots == 0 => {
+                write!(f, "service {service} gives up its ring of another size")
+            }
+            Self::SwitchOldRing { service, ring } => {
+                write!(f, "service {service} keeps the ring on page {} to ask", ring.first_page)
+            }
+            Self::SwitchFirewall { service, .. } => write!(f, "switch the firewall of service {service}"),
+            Self::RemoveService { index } => write!(f, "free service {index}"),
+            Self::SetVip { address, .. } => write!(f, "lead packets to {address}"),
+            Self::RemoveVip { address } => write!(f, "lead packets to {address} no more"),
+            Self::SetKey { listen, service } => write!(f, "lead {listen} to service {service}"),
+            Self::RemoveKey { listen } => write!(f, "lead {listen} nowhere"),
+            Self::Settle => f.write_str("wait until no packet sees what was before"),
+        }
+    }
 }
