@@ -36,7 +36,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 17] = [
+const WAYS: [(&str, Way); 18] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -53,20 +53,24 @@ const WAYS: [(&str, Way); 17] = [
     ("sudo lb run --config /etc/lobby/lb.toml", Way::Daemon),
     ("sudo lb status --watch", Way::Watch),
     ("sudo lb doctor", Way::Host),
+    ("sudo lb explain 198.51.100.7:40000 203.0.113.10:80/tcp", Way::Host),
     ("sudo lb backend add web 10.0.0.13:8080", Way::Host),
 ];
 /// The last one; what follows it is looked at apart.
 const DRAIN: &str = "sudo lb backend drain web 10.0.0.11:8080 --deadline 5m";
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 8] = [
+const IN_SENTENCES: [(&str, Way); 11] = [
     ("cargo xtask setup --report", Way::Desk),
     ("cargo xtask ci", Way::Elsewhere("runs this test")),
     ("cargo xtask bench", Way::Elsewhere("see above")),
+    ("cargo xtask bench --control", Way::Elsewhere("see above")),
     ("cargo xtask kernel", Way::Elsewhere("fetches a kernel, and boots it for minutes")),
     ("lb run --ephemeral", Way::Elsewhere("tests/tests/trace.rs has all that it leaves behind")),
     ("sudo lb doctor --config FILE", Way::Host),
     ("lb apply FILE", Way::Host),
+    ("lb plan FILE", Way::Host),
+    ("lb service show shop", Way::Host),
     // Ends the daemon.
     ("lb detach", Way::Host),
 ];
