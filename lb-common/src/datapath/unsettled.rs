@@ -10,7 +10,7 @@
 //! | slot | packet | record | goes to | writes |
 //! |---|---|---|---|---|
 //! | any | SYN | open, its backend lives | the record's | seen; half open: the new sequence number |
-//! | moving | SYN | none, or over | before, if the change is fresh and it lives; else the slot's | half open |
+//! | moving | SYN | none, or over | before, if the change or a loss is fresh and it lives; else the slot's | half open |
 //! | moving | SYN | there is no room | before; if that is dead, the slot's | a loss; if dead: the slot fades |
 //! | fading | SYN | none, or over | the slot's | removes the record |
 //! | any | other | valid, not half open | the record's | seen; FIN, RST: closed |
@@ -246,7 +246,9 @@ impl<T: Tables> Case<'_, T> {
             }
             return own;
         }
-        let fresh = self.now.since(self.standing.since) < FRESH;
+        // A SYN that found no room a moment ago went to the backend before, whose answer may be under way.
+        let recently = |then| self.now.since(then) < FRESH;
+        let fresh = recently(self.standing.since) || recently(self.side.lost_at.get());
         let goes_to = if fresh && self.lives(self.before) { self.before } else { own };
         if goes_to == NO_BACKEND {
             return own;

@@ -70,6 +70,16 @@ pub fn write(cells: &impl Cells, op: &Op) -> Result<bool, DataplaneError> {
                 side(cells, first_side, *slot)?.standing.set(standing.to_word());
             }
         }
+        Op::EndMoving { first_side, ref standings, quiet } => {
+            for (slot, standing) in standings.iter() {
+                let side = side(cells, first_side, *slot)?;
+                // A connection may have been lost since the plan looked: its next packet must find the
+                // slot moving still.
+                if standing.since.since(side.lost_at.get()) >= quiet {
+                    side.standing.set(standing.to_word());
+                }
+            }
+        }
         Op::WriteService { index, listen, mode } => write_service(service(index)?, listen, mode),
         Op::SwitchMode { service: index, mode } => {
             let flags = &service(index)?.flags;
@@ -204,4 +214,29 @@ pub(super) fn entry<'a, T>(table: &'a [T], index: u32, what: &str) -> Result<&'a
     table
         .get(index as usize)
         .ok_or_else(|| DataplaneError::Misfit(format!("{what} {index} is beyond the last, {}", table.len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::Tick;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_that_has_lost_a_connection_since_the_plan_goes_on_moving() {
+        const QUIET: u32 = 1000;
+        const PLANNED: Tick = Tick(10_000);
+        let mut tables = MemTables::new(0, 0, 0, 1);
+        tables.sides.push(SidePage { sides: std::array::from_fn(|_| Side::default()) });
+        let fades = Standing { before: NO_BACKEND, fading: true, since: PLANNED };
+        let moves = Standing { before: 1, fading: false, since: Tick(1) };
+        let lost = [Tick(1), Tick(9000), Tick(9001), PLANNED, PLANNED.after(3)];
+        for (side, lost_at) in tables.sides[0].sides.iter().zip(lost) {
+            write_side(side, &SideEntry { lost_at, ..SideEntry::moving(1, Tick(1)) });
+        }
+        let standings = (0..5).map(|slot| (slot, fades)).collect();
+        write(&tables, &Op::EndMoving { first_side: 0, standings, quiet: QUIET }).unwrap();
+        let now = tables.sides[0].sides.iter().map(|side| Standing::from_word(side.standing.get()));
+        assert!(now.take(5).eq([fades, fades, moves, moves, moves]));
+    }
 }

@@ -339,6 +339,13 @@ impl Dataplane for MemoryDataplane {
             }
             Op::WriteSides { first_side, ref sides } => self.write_sides(first_side, sides)?,
             Op::SetStandings { first_side, ref standings } => self.set_standings(first_side, standings)?,
+            Op::EndMoving { first_side, ref standings, quiet } => {
+                let quiet_ones = standings.iter().filter(|(slot, standing)| {
+                    standing.since.since(self.side(first_side, *slot).lost_at) >= quiet
+                });
+                let standings: Vec<(u32, Standing)> = quiet_ones.copied().collect();
+                self.set_standings(first_side, &standings)?;
+            }
             Op::WriteService { index, listen, mode } => {
                 below(index, tables.limits.services, "service")?;
                 if tables.services.contains_key(&index) {

@@ -73,6 +73,16 @@ pub enum Op {
         /// Numbers of slots, and how far they are from now on.
         standings: Arc<[(u32, Standing)]>,
     },
+    /// The same, at the end of the time of who had slots before; those that have lost a connection since the
+    /// plan, or less than `quiet` ticks before it, stay as they are.
+    EndMoving {
+        /// First of the side pages.
+        first_side: u32,
+        /// Numbers of slots, and how far they are from now on, since the time of the plan.
+        standings: Arc<[(u32, Standing)]>,
+        /// For how many ticks nothing must have been lost.
+        quiet: u32,
+    },
     /// Writes a set of rules whose number is free.
     WriteRules {
         /// Number of the set.

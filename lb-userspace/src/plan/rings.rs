@@ -196,7 +196,7 @@ fn changed(
         _ if unsettled => Some(room.sides.take(pages_for(slots.len()))?),
         _ => None,
     };
-    write_sides(first_side, &turns, steps);
+    write_sides(first_side, &turns, rules.quiet, steps);
     let mut due = turns.iter().fold(None, |due, turn| sooner(due, turn.due));
     if resizes && !may_resize {
         // Perhaps all are at rest with this plan.
@@ -232,15 +232,16 @@ fn forget_old_ring(placed: &Placed<'_>, steps: &mut Steps) {
 
 /// Writes what slots are to remember: before the ring is switched what new rings need, afterwards what old
 /// ones must not see.
-fn write_sides(first_side: Option<u32>, turns: &[Turn], steps: &mut Steps) {
+fn write_sides(first_side: Option<u32>, turns: &[Turn], quiet: u32, steps: &mut Steps) {
     let Some(first_side) = first_side else { return };
-    let (mut sides, mut earlier, mut later) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut sides, mut earlier, mut later, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (number, turn) in (0..).zip(turns) {
         match turn.write {
             Write::Nothing => {}
             Write::Side(side) => sides.push((number, side)),
             Write::Before(standing) => earlier.push((number, standing)),
             Write::After(standing) => later.push((number, standing)),
+            Write::End(standing) => ends.push((number, standing)),
         }
     }
     if !sides.is_empty() {
@@ -250,6 +251,9 @@ fn write_sides(first_side: Option<u32>, turns: &[Turn], steps: &mut Steps) {
         if !standings.is_empty() {
             steps.add(stage, Op::SetStandings { first_side, standings: standings.into() });
         }
+    }
+    if !ends.is_empty() {
+        steps.add(Stage::Fade, Op::EndMoving { first_side, standings: ends.into(), quiet });
     }
 }
 

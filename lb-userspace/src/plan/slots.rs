@@ -49,6 +49,8 @@ pub(super) enum Write {
     Before(Standing),
     /// How far it is, once no packet can see the ring of before.
     After(Standing),
+    /// The same, unless a connection has been lost by then.
+    End(Standing),
 }
 
 impl Rules<'_> {
@@ -97,7 +99,9 @@ impl Rules<'_> {
         }
         let since = later(side.standing.since, side.lost_at);
         if self.now.since(since) >= self.quiet {
-            return self.over(wanted);
+            let turn = self.over(wanted);
+            let Write::After(standing) = turn.write else { return turn };
+            return Turn { write: Write::End(standing), ..turn };
         }
         self.turned(wanted, Write::Nothing, Some(since.after(self.quiet)))
     }
@@ -185,6 +189,7 @@ mod tests {
 
     const FADES: fn(Tick) -> Write =
         |since| Write::After(Standing { before: NO_BACKEND, fading: true, since });
+    const ENDS: fn(Tick) -> Write = |since| Write::End(Standing { before: NO_BACKEND, fading: true, since });
 
     #[test]
     fn a_settled_slot_moves_when_another_backend_has_it() {
@@ -228,7 +233,7 @@ mod tests {
     #[test]
     fn a_loss_makes_it_move_for_longer() {
         let end = NOW.after(QUIET);
-        assert_eq!(unsettled(rules(end).turn(Slot::unsettled(B), moving(A), B)), (B, FADES(end)));
+        assert_eq!(unsettled(rules(end).turn(Slot::unsettled(B), moving(A), B)), (B, ENDS(end)));
         let early = NOW.after(QUIET - 1);
         assert_eq!(unsettled(rules(early).turn(Slot::unsettled(B), moving(A), B)).1, Write::Nothing);
         let side = SideEntry { lost_at: NOW.after(5), ..moving(A) };
@@ -278,7 +283,7 @@ mod tests {
         let end = late.after(QUIET);
         let side = SideEntry { standing, ..moving(A) };
         let rest = Standing { before: B, fading: false, since: end };
-        assert_eq!(unsettled(always(end).turn(Slot::unsettled(B), side, B)), (B, Write::After(rest)));
+        assert_eq!(unsettled(always(end).turn(Slot::unsettled(B), side, B)), (B, Write::End(rest)));
     }
 
     #[test]
@@ -293,6 +298,6 @@ mod tests {
         assert_eq!(unsettled(turn), (B, Write::Side(moving(Standing::BY_OLD_RING))));
         let end = NOW.after(QUIET);
         let side = moving(Standing::BY_OLD_RING);
-        assert_eq!(unsettled(rules(end).turn(Slot::unsettled(B), side, B)), (B, FADES(end)));
+        assert_eq!(unsettled(rules(end).turn(Slot::unsettled(B), side, B)), (B, ENDS(end)));
     }
 }

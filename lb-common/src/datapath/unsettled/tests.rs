@@ -152,6 +152,18 @@ fn a_syn_without_room_stays_where_it_would_have_gone() {
 }
 
 #[test]
+fn a_syn_that_is_sent_again_and_finds_room_goes_where_it_went_without() {
+    for (age, goes_to) in [(1, BEFORE), (FRESH - 1, BEFORE), (FRESH, OWN)] {
+        let world = World::moving().full();
+        assert_eq!(world.send(SYN, 500, LATER), BEFORE);
+        world.tables.records[0].ways[0].key.set(Record::EMPTY);
+        let again = LATER.after(age);
+        assert_eq!(world.send(SYN, 500, again), goes_to, "after {age}");
+        assert_eq!(world.record(), Some(Record::half_open(goes_to, 500, again)));
+    }
+}
+
+#[test]
 fn with_no_room_and_nobody_alive_before_the_slot_fades() {
     let world = World::moving().full().flagged(BEFORE, Backend::DEAD);
     assert_eq!(world.send(SYN, 500, LATER), OWN);

@@ -71,6 +71,7 @@ impl KernelDataplane {
             | Op::WritePages { .. }
             | Op::WriteSides { .. }
             | Op::SetStandings { .. }
+            | Op::EndMoving { .. }
             | Op::WriteService { .. }
             | Op::SwitchMode { .. }
             | Op::SwitchRing { .. }

@@ -1,0 +1,62 @@
+//! Packets of clients: IPv4, TCP, 54 bytes.
+
+use std::hash::Hasher as _;
+
+use lb_common::wire::l4::Tcp;
+use siphasher::sip::SipHasher13;
+
+use crate::world::VIP;
+
+/// Port of the service.
+pub const PORT: u16 = 80;
+/// Key of the hash that chooses slots.
+pub const HASH_KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
+
+/// A client's address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client(pub u32, pub u16);
+
+/// A packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    /// Who sends it.
+    pub client: Client,
+    /// TCP's sequence number.
+    pub sequence: u32,
+    /// TCP's control bits.
+    pub flags: u8,
+}
+
+impl Packet {
+    /// Whether it asks for a new connection.
+    pub fn is_syn(&self) -> bool {
+        self.flags == Tcp::SYN
+    }
+
+    /// The hash of its connection, by another implementation than the program's.
+    pub fn hash(&self) -> u64 {
+        let mut bytes = [0; 13];
+        bytes[..4].copy_from_slice(&self.client.0.to_be_bytes());
+        bytes[4..8].copy_from_slice(&VIP.octets());
+        bytes[8..10].copy_from_slice(&self.client.1.to_be_bytes());
+        bytes[10..12].copy_from_slice(&PORT.to_be_bytes());
+        bytes[12] = 6;
+        let mut hasher = SipHasher13::new_with_keys(HASH_KEY[0], HASH_KEY[1]);
+        hasher.write(&bytes);
+        hasher.finish()
+    }
+
+    /// Writes it over a frame. Checksums are zero: a packet that is not translated is not looked at so
+    /// closely.
+    pub fn write(&self, frame: &mut Vec<u8>) {
+        frame.clear();
+        frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00]);
+        frame.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+        frame.extend(self.client.0.to_be_bytes());
+        frame.extend(VIP.octets());
+        frame.extend(self.client.1.to_be_bytes());
+        frame.extend(PORT.to_be_bytes());
+        frame.extend(self.sequence.to_be_bytes());
+        frame.extend([0, 0, 0, 0, 0x50, self.flags, 0x20, 0, 0, 0, 0, 0]);
+    }
+}
