@@ -52,7 +52,9 @@ fn no_connection_to_a_living_server_breaks() {
         if outcome.broken > allowed(scenario, connections) || !lobby.watch.violations.is_empty() {
             red.push(format!("{}: {} broken, {:#?}", scenario.name, outcome.broken, outcome.examples));
         }
-        if std::env::var("DBG").is_ok() && outcome.broken > 0 { println!("{:#?}", outcome.examples); }
+        if std::env::var("DBG").is_ok() && outcome.broken > 0 {
+            println!("{:#?}", outcome.examples);
+        }
         assert!(outcome.established > connections * 99 / 100, "{}: {outcome:?}", scenario.name);
         assert!(lobby.plans > 20 && (lobby.kills > 5) == scenario.restarts, "{}", scenario.name);
         assert_eq!(lobby.resizes > 0, scenario.changes == Changes::Resize, "{}", scenario.name);

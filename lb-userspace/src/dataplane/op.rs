@@ -200,7 +200,7 @@ impl fmt::Display for Op {
                     sides.len()
                 )
             }
-            Self::SetStandings { first_side, standings } => {
+            Self::SetStandings { first_side, standings } | Self::EndMoving { first_side, standings, .. } => {
                 let fading = standings.iter().filter(|(_, standing)| standing.fading).count();
                 let moving = standings.len() - fading;
                 write!(f, "of side page {first_side} and on, {moving} slots move and {fading} fade")
