@@ -1,12 +1,14 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
 //! one of everything ([`world`]) for the program and the host side by side ([`both`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
-//! and clients that stay long ([`download`]) or are in a [`vlan`], and random numbers that can be had again ([`random`]).
+//! and clients that stay long ([`download`]) or are in a [`vlan`], random numbers that can be had again
+//! ([`random`]), and connections played through changes of their backends ([`simulation`]).
 
 pub mod both;
 pub mod document;
 pub mod download;
 pub mod packets;
 pub mod random;
+pub mod simulation;
 pub mod stage;
 pub mod vlan;
 pub mod world;

@@ -33,6 +33,8 @@ pub struct Connection {
     pub ends: u64,
     /// Bytes sent.
     sent: u32,
+    /// It has sent the last of them.
+    ending: bool,
     /// Shortest and longest silence.
     silence: [u64; 2],
     random: Random,
@@ -58,6 +60,7 @@ impl Connection {
             life: 0,
             ends: 0,
             sent: 0,
+            ending: false,
             silence: [0; 2],
             random,
         }
@@ -95,9 +98,9 @@ impl Connection {
         self.first_sequence.wrapping_add(1).wrapping_add(self.sent)
     }
 
-    /// Whether it has sent data.
-    pub fn has_spoken(&self) -> bool {
-        self.sent > 0
+    /// Whether it has sent data, and goes on.
+    pub fn is_speaking(&self) -> bool {
+        self.phase == Phase::Open && self.sent > 0 && !self.ending
     }
 
     /// The sequence number of the data that it sends now, and when it sends the next, or ends.
@@ -111,6 +114,7 @@ impl Connection {
 
     /// How it ends.
     pub fn end(&mut self, scenario: &Scenario) -> End {
+        self.ending = true;
         let how = self.random.below(100);
         let flags = if how < scenario.crashes {
             None

@@ -8,9 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{
-        self, PAGE_SLOTS, Record, RingAt, ServiceKeyV4, Side, SidePage, Slot, Span, Standing, TCP, Tick, Vip,
-    },
+    abi::{self, PAGE_SLOTS, Record, RingAt, ServiceKeyV4, Side, SidePage, Span, Standing, TCP, Tick, Vip},
     datapath::decide,
     sim::{MemTables, SliceFrame},
     tables::Tables as _,
@@ -225,13 +223,16 @@ impl Lobby {
         spent
     }
 
-    fn apply(&mut self, op: &Op, now: Tick) {
+    fn apply(&mut self, op: &Op) {
         self.mirror.apply(op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
         let op = &match (self.fault, op) {
             (Some(Fault::OldRecordsCount), Op::WriteSides { first_side, sides }) => {
                 let ancient = |side: &SideEntry| SideEntry { unsettled_since: Tick(0), ..*side };
                 let sides = sides.iter().map(|(slot, side)| (*slot, ancient(side))).collect();
                 Op::WriteSides { first_side: *first_side, sides }
+            }
+            (Some(Fault::ForgetsLosses), Op::EndMoving { first_side, standings, .. }) => {
+                Op::EndMoving { first_side: *first_side, standings: standings.clone(), quiet: 0 }
             }
             (Some(Fault::SettlesEarly), Op::SetGlobals(globals)) => {
                 let mut globals = globals.clone();
@@ -241,20 +242,6 @@ impl Lobby {
             _ => op.clone(),
         };
         match op {
-            Op::SetStandings { first_side, standings } => {
-                let ring = RingAt::from_word(self.tables.services[0].ring.get());
-                for (slot, _) in standings.iter().filter(|(_, standing)| standing.fading) {
-                    let (page, place) = (slot / PAGE_SLOTS as u32, *slot as usize % PAGE_SLOTS);
-                    let side = self.tables.side(first_side + page, place).expect("a side");
-                    let at = self.tables.slot(ring.first_page + page, place).unwrap_or(Slot(0));
-                    let before = Standing::from_word(side.standing.get()).before;
-                    let before = self.tables.backends.get(before as usize);
-                    let address = before.map(|it| abi::ip_addr([it.address[0].get(), it.address[1].get()]));
-                    if address.is_some_and(|address| self.planned.1.contains(&address)) {
-                        self.watch.fade(&self.tables, at, side, ticks_in(ESTABLISHED), self.planned.0);
-                    }
-                }
-            }
             Op::SwitchOldRing { ring, .. } => self.resizes += u64::from(ring.slots > 0),
             Op::SetVip { address: IpAddr::V4(address), vip } => {
                 let any = |service: Option<u32>| service.map_or(0, |index| index + 1);
@@ -268,7 +255,41 @@ impl Lobby {
             }
             _ => {}
         }
-        cells::write(&self.tables, op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
+        let write = || cells::write(&self.tables, op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
+        match op {
+            Op::SetStandings { first_side, standings } | Op::EndMoving { first_side, standings, .. } => {
+                let moving = self.moving(*first_side, standings);
+                write();
+                for (slot, before) in moving {
+                    let side = &self.side(*first_side, slot).clone();
+                    self.watch.fade(before, side, ticks_in(ESTABLISHED), self.planned.0);
+                }
+            }
+            _ => {
+                write();
+            }
+        }
+    }
+
+    fn side(&self, first_side: u32, slot: u32) -> &Side {
+        let page = first_side + slot / PAGE_SLOTS as u32;
+        self.tables.side(page, slot as usize % PAGE_SLOTS).expect("a side")
+    }
+
+    /// Those of these slots that move from a backend that was still in the document when this was planned, and
+    /// is another than their own; and that backend.
+    fn moving(&self, first_side: u32, standings: &[(u32, Standing)]) -> Vec<(u32, u32)> {
+        let ring = RingAt::from_word(self.tables.services[0].ring.get());
+        let leaves = |&(slot, _): &(u32, Standing)| {
+            let page = ring.first_page + slot / PAGE_SLOTS as u32;
+            let own = self.tables.slot(page, slot as usize % PAGE_SLOTS)?.backend();
+            let Standing { before, fading, .. } =
+                Standing::from_word(self.side(first_side, slot).standing.get());
+            let entry = self.tables.backends.get(before as usize)?;
+            let address = abi::ip_addr([entry.address[0].get(), entry.address[1].get()]);
+            (!fading && before != own && self.planned.1.contains(&address)).then_some((slot, before))
+        };
+        standings.iter().filter_map(leaves).collect()
     }
 
     /// The server that a backend entry is.
@@ -319,7 +340,7 @@ impl Balancer for Lobby {
             return Some(self.down_until);
         }
         if let Some(op) = self.ops.pop_front() {
-            self.apply(&op, tick);
+            self.apply(&op);
         } else if self.asked || self.due.is_some_and(|due| tick.has_reached(due)) {
             self.plan(fleet, tick);
         }

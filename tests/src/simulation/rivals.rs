@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use lb_common::abi::RingAt;
 use lb_userspace::maglev;
 
 use super::{Balancer, fleet::Fleet, packet::Packet};
@@ -68,7 +69,10 @@ impl Rival {
 impl Balancer for Rival {
     fn forward(&mut self, packet: &Packet, _: u64) -> Option<usize> {
         let hash = packet.hash();
-        let slot = |ring: &[u32]| ring.get(((hash >> 32) * ring.len() as u64 >> 32) as usize).copied();
+        let slot = |ring: &[u32]| {
+            let at = RingAt { slots: ring.len() as u32, ..RingAt::default() };
+            ring.get(at.slot((hash >> 32) as u32) as usize).copied()
+        };
         let chosen = slot(&self.ring)? as usize;
         let (entries, endangered) = match self.keeps {
             Keeps::Nothing => return Some(chosen),

@@ -167,18 +167,11 @@ impl Watch {
         self.never("a packet ended a living backend's time", fades && spot.lives(earlier.before));
     }
 
-    /// Before an operation lets a slot fade.
-    pub(super) fn fade(&mut self, tables: &MemTables, slot: Slot, side: &Side, quiet: u32, now: Tick) {
+    /// After an operation on a slot that was moving from the backend of this index, which is in the document still.
+    pub(super) fn fade(&mut self, before: u32, side: &Side, quiet: u32, now: Tick) {
         let standing = Standing::from_word(side.standing.get());
-        let kept = tables.backends.get(standing.before as usize).is_some_and(|before| {
-            const GIVEN_UP: u16 = Backend::CUT | Backend::FORGET;
-            before.flags.get() & (Backend::IN_USE | GIVEN_UP) == Backend::IN_USE
-        });
-        let leaves = !standing.fading && kept && standing.before != slot.backend();
+        let moves = !standing.fading && standing.before == before;
         let lost = now.since(side.lost_at.get()) < quiet;
-        if leaves && lost && std::env::var("DBG").is_ok() {
-            println!("fade {now:?} {side:?} slot {slot:?}");
-        }
-        self.never("a slot faded soon after a loss", leaves && lost);
+        self.never("a slot faded soon after a loss", !moves && lost);
     }
 }
