@@ -116,6 +116,11 @@ fn verdicts(snapshot: &Snapshot, registry: &mut Registry) {
         packets.get_or_create(&vec![("verdict", verdict.name.clone())]).inc_by(verdict.packets);
     }
     registry.register("packets", "Packets, by what became of them", packets);
+    let records = Counters::default();
+    for record in &snapshot.counters.records {
+        records.get_or_create(&vec![("event", record.name.clone())]).inc_by(record.times);
+    }
+    registry.register("records", "Connections written down, or not, while their slots change hands", records);
 }
 
 fn services(snapshot: &Snapshot, registry: &mut Registry) {
@@ -125,6 +130,21 @@ fn services(snapshot: &Snapshot, registry: &mut Registry) {
         usable.get_or_create(&labels).set(number(service.usable));
     }
     registry.register("service_usable_backends", "Backends that get new connections", usable);
+    let slots = Gauges::default();
+    for service in &snapshot.services {
+        let Some(its) = &service.slots else { continue };
+        let states = [
+            ("settled", its.settled),
+            ("moving", its.moving),
+            ("fading", its.fading),
+            ("tracked", its.tracked),
+        ];
+        for (state, number) in states {
+            let labels = vec![("service", service.name.clone()), ("state", state.into())];
+            slots.get_or_create(&labels).set(number.into());
+        }
+    }
+    registry.register("service_slots", "Slots of the service's ring, by how far they are", slots);
     let all = snapshot.services.iter().map(|s| (vec![("service", s.name.clone())], s.traffic));
     traffic("service", all, registry);
 }
@@ -196,12 +216,15 @@ mod tests {
                 "document": {{"path": "/lb.toml", "revision": "r", "read_only": null, "since": 1,
                     "warnings": [], "refused": "bad", "reloads": 3, "refusals": 2}}}},
             "services": [{{"name": "shop", "listen": "203.0.113.10:80/tcp", "pool": "web", "scheduler": "maglev",
-                "forward": "nat", "allow": [], "deny": [], "usable": 1, "backends": 1, "traffic": {traffic}}}],
+                "forward": "dsr", "track": "changes", "allow": [], "deny": [], "usable": 1, "backends": 1,
+                "slots": {{"total": 13, "settled": 10, "moving": 2, "fading": 1, "tracked": 0, "since_seconds": 5}},
+                "traffic": {traffic}}}],
             "pools": [],
             "backends": [{{"pool": "web", "address": "10.0.0.11:80", "state": "healthy", "usable": true,
                 "weight": 1, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
                 "no_next_hop": null, "traffic": {traffic}}}],
-            "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}]}}
+            "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
+                "records": [{{"name": "record_adopted", "times": 8}}]}}
         }}"#
         );
         serde_json::from_str(&json).unwrap()
@@ -221,6 +244,9 @@ mod tests {
             "lobby_interface_up{interface=\"eth0\",mode=\"native\"} 1",
             "lobby_packets_total{verdict=\"to_backend\"} 9",
             "lobby_packets_total{verdict=\"drop_no_port\"} 4",
+            "lobby_records_total{event=\"record_adopted\"} 8",
+            "lobby_service_slots{service=\"shop\",state=\"settled\"} 10",
+            "lobby_service_slots{service=\"shop\",state=\"moving\"} 2",
             "lobby_service_usable_backends{service=\"shop\",pool=\"web\"} 1",
             "lobby_service_packets_total{service=\"shop\",direction=\"in\"} 11",
             "lobby_backend_state{pool=\"web\",backend=\"10.0.0.11:80\",state=\"healthy\"} 1",

@@ -223,9 +223,9 @@ fn what_is_always_tracked_stays_too() -> Result<()> {
     let mut talks = talks(&stage, 20)?;
     let counters = |name: &str| -> Result<u64> {
         let all = stage.json(&["counters"])?;
-        let mut all = all["verdicts"].as_array().context("counters")?.iter();
+        let mut all = all["records"].as_array().context("counters")?.iter();
         let counter = all.find(|counter| counter["name"] == name).context("a counter")?;
-        counter["packets"].as_u64().context("a number")
+        counter["times"].as_u64().context("a number")
     };
     assert_eq!(counters("record_new")?, 20);
     stage.write(&document(&stage, &[1, 2], "track = \"always\""))?;

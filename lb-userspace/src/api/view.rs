@@ -202,6 +202,17 @@ impl std::ops::AddAssign for Traffic {
 pub struct Counters {
     /// Name and number, in the order of the program's counters.
     pub verdicts: Vec<Verdict>,
+    /// What happened to records of connections, and how often; the packets that did it are among the verdicts.
+    pub records: Vec<Happened>,
+}
+
+/// One kind of event.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Happened {
+    /// Its name.
+    pub name: String,
+    /// How often.
+    pub times: u64,
 }
 
 /// One counter.

@@ -109,7 +109,7 @@ pub(super) enum Command {
     /// Backends: the servers
     #[command(subcommand)]
     Backend(Backend),
-    /// List connections in the flow table
+    /// List connections of services that translate (nat); of others only hashes are known
     #[command(
         after_help = "EXAMPLES\n  lb connections --service shop --limit 20\n  lb connections --backend 10.0.0.11:8080"
     )]

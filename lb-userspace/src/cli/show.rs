@@ -210,7 +210,13 @@ pub(super) fn counters(counters: &Counters, all: bool) -> String {
         let tone = if verdict.name.starts_with("drop_") { Tone::Odd } else { Tone::Plain };
         table.row(vec![Cell::text(&verdict.name).tone(tone), Cell::number(verdict.packets)]);
     }
-    table.render(colours())
+    let mut records = Table::new(&["RECORDS", "TIMES"]);
+    let happened = || counters.records.iter().filter(|record| all || record.times > 0);
+    for record in happened() {
+        records.row(vec![Cell::text(&record.name), Cell::number(record.times)]);
+    }
+    let records = if happened().next().is_some() { records.render(colours()) } else { String::new() };
+    table.render(colours()) + &records
 }
 
 fn traffic(traffic: &Traffic) -> String {

@@ -27,10 +27,14 @@ const CONNECTIONS_MOST: usize = 10_000;
 pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot, DataplaneError> {
     let plane = core.plane();
     let traffic = Sums::of(core.tables(), &plane.traffic()?);
-    let names = verdict::Verdict::names().chain(verdict::Note::ALL.map(verdict::Note::name));
-    let verdicts =
-        names.zip(plane.verdicts()?).map(|(name, packets)| view::Verdict { name: name.into(), packets });
-    let counters = view::Counters { verdicts: verdicts.collect() };
+    let counted = plane.verdicts()?;
+    let number = |counter: usize| counted.get(counter).copied().unwrap_or_default();
+    let verdicts = verdict::Verdict::names()
+        .enumerate()
+        .map(|(counter, name)| view::Verdict { name: name.into(), packets: number(counter) });
+    let records = verdict::Note::ALL
+        .map(|note| view::Happened { name: note.name().into(), times: number(note.counter()) });
+    let counters = view::Counters { verdicts: verdicts.collect(), records: records.into() };
     let fill = plane.fill()?;
     let Some(loaded) = core.loaded() else {
         return Ok(view::Snapshot {
