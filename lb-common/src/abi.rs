@@ -103,7 +103,7 @@ pub struct Config {
     pub sources_v6: Shared<u64>,
     /// Number of [`Flow`]s, less one; the number is a power of two.
     pub flow_mask: Shared<u32>,
-    /// Number of [`Bucket`]s, less one; the number is a power of two.
+    /// Number of [`Bucket`]s, less one, and of [`Records`]; the number is a power of two.
     pub bucket_mask: Shared<u32>,
     /// Lowest port of any source.
     pub port_low: Shared<u16>,
@@ -201,7 +201,7 @@ pub struct Service {
     pub ring: Shared<u64>,
     /// The firewall: rule set (zero: none) in the upper 32 bits, [`Service::DENY_OTHERS`] in the lower.
     pub firewall: Shared<u64>,
-    /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`].
+    /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`], [`Service::DIRECT`].
     pub flags: Shared<u32>,
     /// [`TCP`] or [`UDP`].
     pub protocol: Shared<u8>,

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Action, PAGE_SLOTS, RingAt, Slot, Standing, State, Tick, Traffic};
+use lb_common::abi::{Action, PAGE_SLOTS, RingAt, Slot, Standing, Tick, Traffic};
 
 pub use self::op::Op;
 use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
@@ -311,8 +311,6 @@ impl SideEntry {
 pub struct RecordEntry {
     /// Index of its backend.
     pub backend: u32,
-    /// How far it is.
-    pub state: State,
 }
 
 /// Pages that a ring of so many slots takes.

@@ -1,6 +1,6 @@
 //! Records: connections whose backend is written down, sixteen bytes each.
 
-use super::Tick;
+use super::{Idle, Tick};
 use crate::shared::Shared;
 
 /// Ways of a bucket of [`Records`].
@@ -166,6 +166,9 @@ impl State {
 }
 
 /// How long records may be idle, in ticks.
+///
+/// What the client has ended is not kept for long, though the server may still be sending: while slots
+/// change hands, room is worth more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// UDP.
@@ -176,6 +179,19 @@ pub struct Span {
     pub established: u32,
     /// TCP, closed.
     pub closed: u32,
+}
+
+impl Span {
+    /// As the configuration says.
+    #[inline(always)]
+    pub fn of(idle: &Idle) -> Self {
+        Self {
+            datagrams: idle.udp.get(),
+            half_open: idle.half_open.get(),
+            established: idle.established.get(),
+            closed: idle.closed.get(),
+        }
+    }
 }
 
 #[cfg(test)]

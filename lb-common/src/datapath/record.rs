@@ -64,11 +64,14 @@ impl<'a> Lines<'a> {
         // A swap and not a store: what follows must not be read before this is seen by others.
         tables.swap(&way.key, Record::BUSY, key);
         // Another CPU may have written the same connection down meanwhile. The first way is found first, so
-        // it is the other one that goes.
+        // it is the other one that goes, whoever of the two sees it.
         for other in 0..2 * RECORD_WAYS {
-            if other < number && self.way(other).key.get() == key {
-                tables.swap(&way.key, key, Record::EMPTY);
-                return false;
+            if other != number && self.way(other).key.get() == key {
+                let goes = if other < number { way } else { self.way(other) };
+                tables.swap(&goes.key, key, Record::EMPTY);
+                if other < number {
+                    return false;
+                }
             }
         }
         true

@@ -17,6 +17,7 @@
 //! | any | other | half open, its first | the record's | established |
 //! | any | other | half open, another's | default | moving: a loss |
 //! | moving | data, FIN | none | before | adopts; no room: a loss |
+//! | moving | datagram | none | before, if it lives; else the slot's | adopts |
 //! | moving | RST | none | before | |
 //! | fading | other | none | the slot's | |
 //!
@@ -161,12 +162,19 @@ pub fn choose<T: Tables>(tables: &T, at: u64, hash: u64, asked: u64, sequence: u
         Standing::BY_OLD_RING => by_old_ring(tables, at.service, hash),
         before => before,
     };
-    let case = Case { tables, config, side, lines, asked, standing, before, sequence, now };
+    let case =
+        Case { tables, config, side, lines, service: at.service, asked, standing, before, sequence, now };
     let chosen = case.choose(Record::key(hash), word);
     if chosen != own {
         store(&side.last_elsewhere, now);
     }
     u64::from(chosen)
+}
+
+/// What is written down of the connection with this hash.
+pub fn recorded<T: Tables>(tables: &T, hash: u64) -> Option<Record> {
+    let mask = tables.config()?.bucket_mask.get();
+    Lines::of(tables, hash, mask)?.find(Record::key(hash)).map(|found| found.record)
 }
 
 /// The backend of the connection's slot in the ring of the size before.
@@ -188,6 +196,8 @@ struct Case<'a, T> {
     config: &'a Config,
     side: &'a Side,
     lines: Lines<'a>,
+    /// Index of the service.
+    service: u32,
     asked: Asked,
     standing: Standing,
     /// Index of the backend before, or [`NO_BACKEND`].
@@ -204,10 +214,10 @@ impl<T: Tables> Case<'_, T> {
             return self.first(key, found.as_ref(), standing_word);
         }
         if let Some(found) = &found
-            && self.is_valid(found.record)
+            && let Some(backend) = self.backend_of(found.record)
         {
             if found.record.state() != State::HalfOpen || self.is_its_first(found.record) {
-                self.see(found);
+                self.see(found, backend);
                 return found.record.backend();
             }
             // Another connection between the same ends, older than that SYN: the record is not its own.
@@ -219,7 +229,12 @@ impl<T: Tables> Case<'_, T> {
         if self.standing.fading || self.asked.flags & Tcp::RST != 0 {
             return self.default();
         }
-        self.adopt(key, found.as_ref());
+        if self.asked.udp && !self.lives(self.before) {
+            // Datagrams have no beginning that would tell a new client from one that was there before.
+            self.adopt(key, found.as_ref(), self.asked.own);
+            return self.asked.own;
+        }
+        self.adopt(key, found.as_ref(), self.before);
         self.before
     }
 
@@ -228,14 +243,14 @@ impl<T: Tables> Case<'_, T> {
     fn first(&self, key: u64, found: Option<&Found<'_>>, standing_word: u64) -> u32 {
         if let Some(found) = found
             && found.record.state() != State::Closed
-            && self.is_valid(found.record)
-            && self.lives(found.record.backend())
+            && let Some(entry) = self.backend_of(found.record)
+            && lives(entry)
         {
             let backend = found.record.backend();
             if found.record.state() == State::HalfOpen {
                 found.replace(self.tables, Record::half_open(backend, self.sequence, self.now));
             } else {
-                self.see(found);
+                self.see(found, entry);
             }
             return backend;
         }
@@ -270,22 +285,26 @@ impl<T: Tables> Case<'_, T> {
             store(&self.side.lost_at, self.now);
             return self.before;
         }
+        if self.standing.before == Standing::BY_OLD_RING {
+            // The slot has others' connections as well, whose backends may live.
+            return own;
+        }
         // Nobody is left whom the slot would have to go on moving for.
         let fading = Standing { fading: true, since: self.now, ..self.standing };
         self.tables.swap(&self.side.standing, standing_word, fading.to_word());
         own
     }
 
-    /// Writes down that a connection is the backend's before.
+    /// Writes down that a connection is a backend's.
     #[inline(always)]
-    fn adopt(&self, key: u64, found: Option<&Found<'_>>) {
-        let generation = match self.tables.backend(self.before) {
+    fn adopt(&self, key: u64, found: Option<&Found<'_>>, backend: u32) {
+        let generation = match self.tables.backend(backend) {
             Some(backend) => backend.generation.get(),
             // Nobody's.
             None => return,
         };
         let state = self.asked.state(State::Established);
-        if self.write(key, found, Record::open(state, self.before, generation, self.now)) {
+        if self.write(key, found, Record::open(state, backend, generation, self.now)) {
             self.tables.note(Note::Adopted);
         } else if self.lines.find(key).is_none() {
             self.tables.note(Note::Refused);
@@ -300,12 +319,7 @@ impl<T: Tables> Case<'_, T> {
             Some(found) => found.replace(self.tables, record),
             None => {
                 let idle = &self.config.idle;
-                let span = Span {
-                    datagrams: idle.udp.get(),
-                    half_open: idle.half_open.get(),
-                    established: idle.established.get(),
-                    closed: idle.closed.get(),
-                };
+                let span = Span::of(idle);
                 self.lines.insert(self.tables, key, record, (span, self.now))
             }
         }
@@ -313,13 +327,15 @@ impl<T: Tables> Case<'_, T> {
 
     /// Marks a record as seen, if that is not so already.
     #[inline(always)]
-    fn see(&self, found: &Found<'_>) {
+    fn see(&self, found: &Found<'_>, backend: &Backend) {
         let record = found.record;
-        let state = self.asked.state(record.state());
+        let state = match backend.flags.get() & Backend::CUT {
+            0 => self.asked.state(record.state()),
+            // This packet is answered by a reset, and nothing comes after it.
+            _ => State::Closed,
+        };
         if state != record.state() || record.idle(self.now) >= SEEN_EVERY {
-            let generation =
-                self.tables.backend(record.backend()).map_or(0, |backend| backend.generation.get());
-            found.replace(self.tables, record.seen(state, generation, self.now));
+            found.replace(self.tables, record.seen(state, backend.generation.get(), self.now));
         }
     }
 
@@ -329,24 +345,25 @@ impl<T: Tables> Case<'_, T> {
         if self.standing.fading { self.asked.own } else { self.before }
     }
 
-    /// Whether a record still means something.
+    /// The backend of a record that still means something. Of one whose connections are cut only TCP's do:
+    /// they can be told.
     #[inline(always)]
-    fn is_valid(&self, record: Record) -> bool {
+    fn backend_of(&self, record: Record) -> Option<&Backend> {
         let since = self.side.unsettled_since.get();
-        record.idle(self.now) <= self.now.since(since)
-            && self.tables.backend(record.backend()).is_some_and(|backend| {
-                backend.flags.get() & (Backend::IN_USE | Backend::FORGET) == Backend::IN_USE
-                    && record.is_of(backend.generation.get())
-            })
+        if record.idle(self.now) > self.now.since(since) {
+            return None;
+        }
+        let backend = self.tables.backend(record.backend())?;
+        let gone = Backend::FORGET | if self.asked.udp { Backend::CUT } else { 0 };
+        let stays = backend.flags.get() & (Backend::IN_USE | gone) == Backend::IN_USE;
+        let its_own = backend.service.get() == self.service && record.is_of(backend.generation.get());
+        (stays && its_own).then_some(backend)
     }
 
     /// Whether a backend can be given a new connection.
     #[inline(always)]
     fn lives(&self, backend: u32) -> bool {
-        const GONE: u16 = Backend::DEAD | Backend::CUT | Backend::FORGET;
-        self.tables
-            .backend(backend)
-            .is_some_and(|backend| backend.flags.get() & (Backend::IN_USE | GONE) == Backend::IN_USE)
+        self.tables.backend(backend).is_some_and(lives)
     }
 
     /// Whether the packet can be of the connection whose SYN is written down.
@@ -354,6 +371,13 @@ impl<T: Tables> Case<'_, T> {
     fn is_its_first(&self, record: Record) -> bool {
         self.sequence.wrapping_sub(record.sequence()).wrapping_sub(1) < FIRST_REACH
     }
+}
+
+/// Whether a backend can be given a new connection.
+#[inline(always)]
+fn lives(backend: &Backend) -> bool {
+    const GONE: u16 = Backend::DEAD | Backend::CUT | Backend::FORGET;
+    backend.flags.get() & (Backend::IN_USE | GONE) == Backend::IN_USE
 }
 
 /// Writes only what changed: a store makes the other CPUs fetch the line again.

@@ -94,8 +94,12 @@ fn forward(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option
 
 type Kind = (Forward, Option<Protocol>);
 
-fn track(node: &Node<'_>, (forward, _): Kind, sink: &mut Sink<'_>) -> Option<Track> {
+fn track(node: &Node<'_>, (forward, protocol): Kind, sink: &mut Sink<'_>) -> Option<Track> {
     let track = node.choice(sink, &[("changes", Track::Changes), ("always", Track::Always)])?;
+    if protocol == Some(Protocol::Udp) && track == Track::Changes {
+        let remedy = "write sticky = true, or remove it: then each datagram is for itself";
+        sink.error(&node.span, "of UDP, connections are kept only where the service says so", remedy);
+    }
     if forward == Forward::Nat {
         let remedy = "remove it; with forward = \"nat\" every connection is tracked";
         sink.error(&node.span, "track is for services that do not translate", remedy);

@@ -37,7 +37,7 @@ use crate::{
 const ALARMS_OF_A_KIND: usize = 10;
 
 /// After how long slots are looked at again when it has failed.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(10);
 
 /// A document in force.
 #[derive(Clone, Debug)]
@@ -391,7 +391,7 @@ impl<D: Dataplane> Core<D> {
         let Some(loaded) = &self.loaded else { return Ok(0) };
         let (due, is_due) = (self.due, self.is_due());
         // If it fails it is tried again, not at once.
-        self.due = due.and(self.plane.now().ok()).map(|now| now.after(ticks_in(RETRY)));
+        self.due = self.plane.now().ok().map(|now| now.after(ticks_in(RETRY)));
         self.mirror.see(self.plane.observed(self.mirror.held())?);
         let turned = self.turned.take();
         let config = &loaded.document.config;
@@ -403,15 +403,11 @@ impl<D: Dataplane> Core<D> {
             _ => None,
         };
         let plan = match short {
+            // What is due of the other pools stays so.
             Some(plan) => {
-                self.due = due.into_iter().chain(plan.due).min_by_key(|due| due.since(now));
-                plan
+                Plan { due: due.into_iter().chain(plan.due).min_by_key(|due| due.since(now)), ..plan }
             }
-            None => {
-                let plan = plan_again(&desired, self.mirror.held(), &mut self.rings)?;
-                self.due = plan.due;
-                plan
-            }
+            None => plan_again(&desired, self.mirror.held(), &mut self.rings)?,
         };
         for op in &plan.ops {
             if let Err(error) = self.plane.apply(op).and_then(|()| self.mirror.apply(op)) {
@@ -427,6 +423,7 @@ impl<D: Dataplane> Core<D> {
                 || plan_again(&desired, self.mirror.held(), &mut self.rings).is_ok_and(|p| p.ops.is_empty()),
             "a plan for {turned:?} alone has left something to do"
         );
+        self.due = plan.due;
         self.spent.retain(|index| !plan.ops.contains(&Op::RemoveBackend { index: *index }));
         self.turned = self.spent.is_empty().then(BTreeSet::new);
         Ok(plan.ops.len())

@@ -8,9 +8,9 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Action, Address, AddressV4, Bucket, Flow, NO_BACKEND, PAGE_SLOTS, Record, Records, RingAt,
-        RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic,
-        UDP, Vip,
+        self, Action, Address, AddressV4, Bucket, Flow, NO_BACKEND, PAGE_SLOTS, Records, RingAt, RuleV4,
+        RuleV6, ServiceKeyV4, ServiceKeyV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic, UDP,
+        Vip,
     },
     datapath::{decide, flow, unsettled},
     shared::Shared,
@@ -164,12 +164,7 @@ impl Watched<'_> {
 
     /// What is written down of a connection.
     fn say_record(&self, hash: u64) {
-        let mask = self.tables.config.bucket_mask.get();
-        let lines = [hash as u32 & mask, (hash as u32 ^ 1) & mask];
-        let ways =
-            lines.iter().filter_map(|line| self.tables.records(*line)).flat_map(|records| &records.ways);
-        let found =
-            ways.filter(|way| way.key.get() == Record::key(hash)).map(|way| Record(way.value.get())).next();
+        let found = unsettled::recorded(self.tables, hash);
         self.say(
             "record",
             match found {
@@ -366,7 +361,12 @@ impl Tables for Watched<'_> {
     }
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
         self.say_record(hash);
-        unsettled::choose(self, at, hash, asked, sequence, now)
+        let chosen = unsettled::choose(self, at, hash, asked, sequence, now);
+        if chosen as u32 == NO_BACKEND {
+            // Who was looked at is not who it is.
+            self.used.borrow_mut().take();
+        }
+        chosen
     }
     fn spend_reset(&self, now: Tick, per_second: u32) -> bool {
         self.tables.spend_reset(now, per_second)

@@ -62,6 +62,7 @@ pub(super) fn write(
     steps: &mut Steps,
 ) -> Result<Option<Tick>, PlanError> {
     let mut room = Room::of(before);
+    let mut side_pages = 0;
     let lost = Lost::of(desired, before, services, backends);
     let mut due: Option<Tick> = None;
     for (placed, indices) in services.iter().zip(backends) {
@@ -80,6 +81,7 @@ pub(super) fn write(
             Some(quiet) => {
                 let always = placed.service.track == Track::Always;
                 let gone = |backend: u32| lost.0.contains(&backend);
+                side_pages += pages_at_worst(placed, &recipe, always);
                 let rules = Rules { now: desired.now, quiet: ticks_in(quiet), always, gone: &gone };
                 changed(placed, &recipe, &wanted, sides, &rules, &mut room, steps)?
             }
@@ -92,7 +94,21 @@ pub(super) fn write(
         due = sooner(due, next);
         rings.0.insert(placed.index, (recipe, wanted));
     }
+    let limit = before.limits.side_pages;
+    if side_pages > limit {
+        // All may be needed at once, when a change must not wait: better said now than then.
+        let needed = side_pages as usize;
+        return Err(PlanError::Limit { what: "side pages", needed, limit, key: "limits.side_pages" });
+    }
     Ok(due)
+}
+
+/// Side pages that a service may come to need at the same time.
+fn pages_at_worst(placed: &Placed<'_>, recipe: &Recipe, always: bool) -> u32 {
+    let now = placed.before.map_or(0, |entry| pages_for(entry.ring.slots.len()));
+    let wanted = pages_for(recipe.size as usize);
+    // Where slots never settle, a ring of another size is made beside the one that is.
+    if always && now != wanted { now + wanted } else { now.max(wanted) }
 }
 
 fn sooner(one: Option<Tick>, other: Option<Tick>) -> Option<Tick> {

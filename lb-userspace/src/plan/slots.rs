@@ -88,7 +88,8 @@ impl Rules<'_> {
         let nobodys = before == NO_BACKEND || (before != Standing::BY_OLD_RING && (self.gone)(before));
         if nobodys || before == wanted {
             if self.always && before == wanted && before != NO_BACKEND {
-                return self.turned(wanted, Write::Nothing, None);
+                // A packet may let it fade, which nobody hears of.
+                return self.turned(wanted, Write::Nothing, Some(self.now.after(self.quiet)));
             }
             return self.over(wanted);
         }
@@ -101,7 +102,8 @@ impl Rules<'_> {
         if self.now.since(since) >= self.quiet {
             let turn = self.over(wanted);
             let Write::After(standing) = turn.write else { return turn };
-            return Turn { write: Write::End(standing), ..turn };
+            // Whether it was the end shows only then.
+            return Turn { write: Write::End(standing), due: Some(self.now.after(1)), ..turn };
         }
         self.turned(wanted, Write::Nothing, Some(since.after(self.quiet)))
     }
@@ -233,7 +235,8 @@ mod tests {
     #[test]
     fn a_loss_makes_it_move_for_longer() {
         let end = NOW.after(QUIET);
-        assert_eq!(unsettled(rules(end).turn(Slot::unsettled(B), moving(A), B)), (B, ENDS(end)));
+        let turn = rules(end).turn(Slot::unsettled(B), moving(A), B);
+        assert_eq!((unsettled(turn), turn.due), ((B, ENDS(end)), Some(end.after(1))));
         let early = NOW.after(QUIET - 1);
         assert_eq!(unsettled(rules(early).turn(Slot::unsettled(B), moving(A), B)).1, Write::Nothing);
         let side = SideEntry { lost_at: NOW.after(5), ..moving(A) };
@@ -275,7 +278,7 @@ mod tests {
         assert_eq!((unsettled(turn), turn.due), ((A, Write::Side(moving(A))), None));
         let late = NOW.after(QUIET * 9);
         let turn = always(late).turn(Slot::unsettled(A), moving(A), A);
-        assert_eq!((unsettled(turn), turn.due), ((A, Write::Nothing), None));
+        assert_eq!((unsettled(turn), turn.due), ((A, Write::Nothing), Some(late.after(QUIET))));
         // It moves from where it rested, and then rests there.
         let (_, write) = unsettled(always(late).turn(Slot::unsettled(A), moving(A), B));
         let Write::Before(standing) = write else { panic!("{write:?}") };

@@ -336,7 +336,7 @@ proptest! {
     #[test]
     fn with_little_room_there_is_a_plan_or_a_reason(seed: u64) {
         let dice = &mut Dice(seed);
-        let tight = Limits { flows: 1024, services: 5, backends: 24, ring_pages: 14, side_pages: 3, rules: 8 };
+        let tight = Limits { flows: 1024, services: 5, backends: 24, ring_pages: 14, side_pages: 12, rules: 8 };
         let mut memory = MemoryDataplane::new(tight);
         for _ in 0..12 {
             let before = observed(&memory);

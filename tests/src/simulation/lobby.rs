@@ -208,12 +208,7 @@ impl Lobby {
         let remembered = before.remembered();
         spent.retain(|index| !remembered.contains(index));
         let idle = &self.tables.config.idle;
-        let span = Span {
-            datagrams: idle.udp.get(),
-            half_open: idle.half_open.get(),
-            established: idle.established.get(),
-            closed: idle.closed.get(),
-        };
+        let span = Span::of(idle);
         for way in self.tables.records.iter().flat_map(|line| &line.ways) {
             let record = Record(way.value.get());
             if way.key.get() > Record::BUSY && record.idle(now) < record.span(span) {

@@ -71,12 +71,7 @@ impl<'a> Spot<'a> {
 
     fn is_over(&self, key: u64, record: Record, now: Tick) -> bool {
         let idle = &self.tables.config.idle;
-        let span = Span {
-            datagrams: idle.udp.get(),
-            half_open: idle.half_open.get(),
-            established: idle.established.get(),
-            closed: idle.closed.get(),
-        };
+        let span = Span::of(idle);
         key > Record::BUSY && record.idle(now) >= record.span(span)
     }
 

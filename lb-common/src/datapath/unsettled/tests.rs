@@ -359,3 +359,42 @@ fn nobody_before_is_nobody() {
     world.side().standing.set(Standing { before: NO_BACKEND, fading: false, since: CHANGED }.to_word());
     assert_eq!((world.send(ACK, 1, CHANGED), world.record()), (NO_BACKEND, None));
 }
+
+#[test]
+fn datagrams_do_not_follow_who_cannot_answer() {
+    for gone in [Backend::DEAD, Backend::CUT, Backend::FORGET] {
+        let world = World::moving().flagged(BEFORE, gone);
+        assert_eq!(world.datagram(LATER), OWN, "flag {gone}");
+        assert_eq!(world.record(), Some(Record::open(State::Datagrams, OWN, 7, LATER)));
+    }
+    let known = Record::open(State::Datagrams, OTHER, 7, LATER);
+    assert_eq!(World::moving().knows(known).flagged(OTHER, Backend::CUT).datagram(LATER), BEFORE);
+    // Believed dead, it may be a blip: who is there stays.
+    assert_eq!(World::moving().knows(known).flagged(OTHER, Backend::DEAD).datagram(LATER), OTHER);
+}
+
+#[test]
+fn a_connection_that_is_cut_is_over() {
+    let world = World::moving().knows(open(OTHER, LATER)).flagged(OTHER, Backend::CUT);
+    assert_eq!(world.send(ACK, 9, LATER), OTHER);
+    assert_eq!(world.record(), Some(Record::open(State::Closed, OTHER, 7, LATER)));
+}
+
+#[test]
+fn a_record_of_another_services_backend_does_not_count() {
+    let world = World::moving().knows(Record::half_open(OTHER, 500, LATER));
+    world.tables.backends[OTHER as usize].service.set(1);
+    assert_eq!(world.send(SYN, 500, LATER), OWN);
+}
+
+#[test]
+fn with_a_ring_of_another_size_before_the_slot_does_not_fade_for_one_dead_backend() {
+    let world = World::moving().full().flagged(BEFORE, Backend::DEAD);
+    let standing = Standing { before: Standing::BY_OLD_RING, fading: false, since: CHANGED };
+    world.side().standing.set(standing.to_word());
+    world.tables.pages[0].slots[0].set(BEFORE);
+    let old = RingAt { slots: 1, first_page: 0, first_side: None };
+    world.tables.services[0].old_ring.set(old.to_word());
+    assert_eq!(world.send(SYN, 500, LATER), OWN);
+    assert_eq!(Standing::from_word(world.side().standing.get()), standing);
+}

@@ -104,17 +104,11 @@ impl KernelDataplane {
 
     pub(super) fn visit_records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {
         let now = clock(name::RECORDS)?;
-        let idle = &self.config().idle;
-        let span = Span {
-            datagrams: idle.udp.get(),
-            half_open: idle.half_open.get(),
-            established: idle.established.get(),
-            closed: idle.closed.get(),
-        };
+        let span = Span::of(&self.config().idle);
         for way in self.records.iter().flat_map(|bucket| &bucket.ways) {
             let (key, record) = (way.key.get(), Record(way.value.get()));
             if key > Record::BUSY && record.idle(now) < record.span(span) {
-                visit(&RecordEntry { backend: record.backend(), state: record.state() });
+                visit(&RecordEntry { backend: record.backend() });
             }
         }
         Ok(())
