@@ -488,10 +488,12 @@ backends = [{ address = "10.0.0.21" }]
         let text = GOOD
             .replace("flows = 4096", "flows = 1")
             .replace("weight = 2", "weight = -1")
-            .replace("\"dns\"", "\"dsn\"");
+            .replace("pool = \"web\"", "pool = \"wbe\"")
+            .replace("\"dns\"", "\"dsn\"")
+            .replace("ring_size = 101", "ring_size = 100");
         let Err(Complaints(found)) = Document::parse(&text) else { panic!("accepted") };
         let errors: Vec<_> = found.iter().filter(|c| c.severity == Severity::Error).map(|c| c.line).collect();
-        assert_eq!(errors, [9, 20, 39]);
+        assert_eq!(errors, [9, 20, 32, 39, 40]);
     }
 
     #[test]
@@ -502,6 +504,8 @@ backends = [{ address = "10.0.0.21" }]
         };
         assert!(!found.is_empty());
         assert!(found.iter().all(|c| c.line >= 1 && !c.message.is_empty()));
+        // What was meant is not guessed at.
+        assert!(found.iter().all(|c| c.remedy.contains("toml.io")), "{found:?}");
         let Err(Complaints(found)) = Document::parse("interfaces = [\"eth0\"]\ninterfaces = []\n") else {
             panic!("accepted")
         };

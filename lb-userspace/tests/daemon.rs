@@ -383,7 +383,7 @@ fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
 
         let server =
             "import socket; s = socket.create_server(('10.7.0.2', 8080))\nwhile True: s.accept()[0].close()";
-        let mut server = peer.command("python3").args(["-c", server]).spawn().unwrap();
+        let server = Server(peer.command("python3").args(["-c", server]).spawn().unwrap());
         until("it is healthy", || backend()["state"] == "healthy");
         assert!(backend()["latency_ms"].as_f64().unwrap() > 0.0);
 
@@ -392,8 +392,7 @@ fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
         ip("neigh change 10.7.0.2 lladdr 02:00:00:00:00:07 dev lb0 nud reachable");
         until("the new next hop is known", || backend()["next_hop"] == "02:00:00:00:00:07 on lb0");
 
-        server.kill().unwrap();
-        server.wait().unwrap();
+        drop(server);
         until("it is unhealthy", || backend()["state"] == "unhealthy");
         until("the alarm is raised", || {
             daemon.status()["status"]["alarms"].to_string().contains("every backend of pool web fails")
@@ -407,6 +406,16 @@ fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
             "{text}"
         );
     });
+}
+
+/// Ends with the test, however that ends.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
 }
 
 /// One request on the daemon's socket, as any HTTP client would make it; status and body.

@@ -60,7 +60,8 @@ fn iperf3_to_all_ports() -> Result<()> {
     for vip in Stage::VIPS {
         for direction in [&[][..], &["--reverse"]] {
             let report = iperf3(&stage, vip, &[direction, &["--bytes", &bytes, "--parallel", "4"]].concat())?;
-            let received = report["end"]["sum_received"]["bytes"].as_u64().context("bytes")?;
+            let received = report["end"]["sum_received"]["bytes"].as_u64();
+            let received = received.with_context(|| report.to_string())?;
             // What is still in buffers when all is sent does not count.
             assert!(received >= BYTES / 4, "{vip} {direction:?}: {received} bytes of TCP");
 

@@ -7,7 +7,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_common::abi::Tick;
+use lb_common::abi::{self, Tick};
 use lb_userspace::{
     config::Document,
     dataplane::{
@@ -56,6 +56,7 @@ fn the_kernels_tables_are_those_in_memory() {
                 kernel.apply(&op).unwrap_or_else(|why| panic!("seed {seed}, {op:?}: {why}"));
                 memory.apply(&op).unwrap_or_else(|why| panic!("seed {seed}, {op:?}: {why}"));
                 assert_eq!(observed(&kernel), observed(&memory), "seed {seed}, after {op:?}");
+                check_source_keys(&kernel, &memory.tables().unwrap());
             }
             // A daemon that starts now has nothing to do.
             let spent = BTreeSet::new();
@@ -77,6 +78,21 @@ fn observed(plane: &impl Dataplane) -> Tables {
             slots.zip(sides.iter()).map(|(s, side)| if s.is_settled() { nothing } else { *side }).collect();
     }
     tables
+}
+
+/// Each source is found by its address, and by no other.
+fn check_source_keys(kernel: &KernelDataplane, tables: &Tables) {
+    let copy = kernel.copy().unwrap();
+    let v4 = copy.source_keys_v4.iter().map(|(&address, &index)| (abi::mapped(address), index));
+    let v6 = copy.source_keys_v6.iter().map(|(&address, &index)| (address, index));
+    let keys: BTreeMap<IpAddr, u32> =
+        v4.chain(v6).map(|(address, index)| (abi::ip_addr(address), index)).collect();
+    for (address, index) in &keys {
+        assert_eq!(tables.sources.get(index).map(|source| source.address), Some(*address));
+    }
+    for source in tables.sources.values() {
+        assert!(keys.contains_key(&source.address), "{} leads nowhere", source.address);
+    }
 }
 
 /// A small generator of numbers, so that a failure is replayed by its seed.

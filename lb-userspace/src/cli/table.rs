@@ -138,6 +138,9 @@ mod tests {
         table.row(vec![Cell::text("a longer one"), Cell::number(1234).tone(Tone::Bad)]);
         assert_eq!(table.render(false), "NAME             N\nbüro             5\na longer one  1234\n");
         assert!(table.render(true).contains("\x1b[31m1234\x1b[0m"));
+        let mut table = Table::new(&["A", "N"]);
+        table.row(vec![Cell::text("büro"), Cell::number(5)]);
+        assert_eq!(table.render(false), "A     N\nbüro  5\n");
     }
 
     #[test]

@@ -376,6 +376,10 @@ pool = "web"
         let finding = only(&facts);
         assert_eq!(finding.verdict, Verdict::Note);
         assert!(finding.remedy.contains("tx off") && finding.remedy.contains("gro on"));
+        // An interface here that happens to have the peer's number, and is another pair's end.
+        let mut facts = with_peer(None, &[]);
+        facts.around.links.get_mut(&3).unwrap().lower = Some(9);
+        assert_eq!(only(&facts).verdict, Verdict::Note);
     }
 
     #[test]

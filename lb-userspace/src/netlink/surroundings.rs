@@ -240,6 +240,9 @@ mod tests {
         assert!(s.is_on_link(ip("10.0.0.200"), &listed));
         assert!(!s.is_on_link(ip("10.0.1.200"), &listed));
         assert!(!s.is_on_link(ip("10.0.0.200"), &["tun0".to_owned()]));
+        let ours = HostAddress { address: ip("203.0.113.10"), prefix: 24, interface: 2, ours: true };
+        let with_ours = Surroundings { addresses: vec![ours], ..s.clone() };
+        assert!(!with_ours.is_on_link(ip("203.0.113.77"), &listed));
         assert!(s.is_hosts_own(ip("10.0.0.2")));
         assert!(!s.is_hosts_own(ip("203.0.113.10")));
     }
@@ -251,5 +254,7 @@ mod tests {
         assert!(contains(ip("2001:db8::1"), 64, ip("2001:db8::ffff")));
         assert!(!contains(ip("2001:db8::1"), 128, ip("2001:db8::2")));
         assert!(!contains(ip("10.0.0.1"), 8, ip("2001:db8::2")));
+        assert!(contains(ip("10.0.0.1"), 29, ip("10.0.0.7")));
+        assert!(!contains(ip("10.0.0.1"), 29, ip("10.0.0.8")));
     }
 }

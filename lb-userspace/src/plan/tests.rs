@@ -485,6 +485,37 @@ fn a_list_of_sources_grows_in_place_and_what_is_unknown_stays() {
 }
 
 #[test]
+fn a_list_of_sources_does_not_grow_over_another() {
+    let mut memory = MemoryDataplane::new(ROOMY);
+    let mut world = World::with_backends(2);
+    world.sources.insert(ip("10.0.0.1"), ["10.9.0.1", "10.9.0.2"].map(ip).to_vec());
+    world.sources.insert(ip("10.0.0.2"), vec![ip("10.9.0.1")]);
+    let before = applied(&mut memory, &world);
+    assert_eq!(before.backends[&1].sources, SourceRun { first: 0, count: 1 });
+    world.sources.insert(ip("10.0.0.2"), ["10.9.0.1", "10.9.0.3"].map(ip).to_vec());
+    let why = plan(&world.desired(), &before).unwrap_err();
+    assert!(matches!(why, PlanError::Sources { .. }), "{why}");
+}
+
+#[test]
+fn a_small_ring_goes_where_a_large_one_had_no_room() {
+    let mut memory = MemoryDataplane::new(Limits { ring_pages: 6, ..ROOMY });
+    let mut world = World::with_backends(2);
+    world.config.services.get_mut("shop").unwrap().ring_size = Some(101);
+    applied(&mut memory, &world);
+    // Its second ring is beside the first, whose page is free then.
+    let drained = world.config.pools["web"].backends[1].address;
+    world.verdicts.get_mut("web").unwrap().insert(drained, Verdict::RESTING);
+    applied(&mut memory, &world);
+    world.config.services.insert("large".to_owned(), service(LISTENERS[1], "web"));
+    let small = Service { ring_size: Some(101), ..service(LISTENERS[4], "web") };
+    world.config.services.insert("small".to_owned(), small);
+    let pages: Vec<u32> =
+        applied(&mut memory, &world).services.values().map(|service| service.ring.first_page).collect();
+    assert_eq!(pages, [1, 2, 0]);
+}
+
+#[test]
 fn two_groups_that_share_a_source_out_of_order_are_refused() {
     let mut world = World::with_backends(2);
     world.sources.insert(ip("10.0.0.1"), ["10.9.0.1", "10.9.0.2", "10.9.0.3"].map(ip).to_vec());

@@ -237,7 +237,8 @@ fn the_entry_of_a_removed_backend_is_freed_once_its_last_flow_is_gone() {
     core.census(at(6)).unwrap();
     core.settle().unwrap();
     assert_eq!(core.plane().tables().unwrap().backends[&gone].flows, FlowsOf::Cut);
-    core.plane_mut().live.clear();
+    // One of an earlier use of the entry is void and does not count.
+    core.plane_mut().live.iter_mut().for_each(|flow| flow.generation -= 1);
     assert!(core.census(at(7)).unwrap());
     core.settle().unwrap();
     assert!(!core.plane().tables().unwrap().backends.contains_key(&gone));
