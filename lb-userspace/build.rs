@@ -94,6 +94,7 @@ fn flags(linker: &Path) -> OsString {
         // Maps are declared through BTF, which is made from debug information.
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
+        "-Ctarget-feature=+allows-misaligned-mem-access".into(),
     ];
     flags.join(std::ffi::OsStr::new("\x1f"))
 }

@@ -22,7 +22,7 @@ use crate::shared::Shared;
 
 /// Version of the layout of all maps. Pinned beside them; a daemon that finds another one refuses to
 /// touch anything.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -94,7 +94,9 @@ pub const fn address(ip: core::net::IpAddr) -> Address {
 #[repr(C)]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
-    /// Key of the 5-tuple's hash: random per cluster, so that nobody can aim at a bucket or a backend.
+    /// What the 5-tuple's hash is made with; see [`crate::datapath::hash::set_key`].
+    pub multipliers: Multipliers,
+    /// The key of that hash: random per cluster, so that nobody can aim at a bucket or a backend.
     pub hash_key: [Shared<u64>; 2],
     /// Which last bytes (modulo 64) occur among the IPv4 [`Source`] addresses: a bit each. Most packets
     /// that are no replies are told by this and `ports`, without a lookup.
@@ -118,14 +120,33 @@ pub struct Config {
     /// Ticks for which a flow's port is left alone after it has ended and expired, while there is another
     /// port (a backend's TIME_WAIT, RFC 9293 section 3.6.1, lasts 60 s on Linux).
     pub port_rest: Shared<u32>,
+    /// Zero; see [`Config::launder`].
+    pub zero: Shared<u64>,
 }
 
 impl Config {
+    /// The same value, of which the verifier no longer knows what it may be: it would follow each value of it
+    /// through all that comes after, such as the rest of a loop.
+    #[inline(always)]
+    pub fn launder(&self, value: u64) -> u64 {
+        value ^ self.zero.get()
+    }
+
     /// A packet that leaves by the interface it came from is sent by XDP_TX. Not on veth, where that
     /// needs a program on the peer.
     pub const SAME_INTERFACE_TX: u32 = 1;
     /// A daemon has written the configuration; before, the tables are new.
     pub const WRITTEN: u32 = 2;
+}
+
+/// The multipliers of the 5-tuple's hash, which follow from its key. Those that IPv4 needs are one cache line.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Multipliers {
+    /// For the last steps; odd.
+    pub last: [Shared<u64>; 2],
+    /// Two for each 32 bits of what is hashed: both addresses and both ports.
+    pub each: [[Shared<u64>; 2]; 9],
 }
 
 /// Idle time-outs of flows, in ticks.
@@ -458,7 +479,7 @@ impl Budget {
 }
 
 const _: () = {
-    assert!(size_of::<Config>() == 80);
+    assert!(size_of::<Config>() == 248);
     assert!(size_of::<ServiceKeyV4>() == 8);
     assert!(size_of::<ServiceKeyV6>() == 24);
     assert!(size_of::<Vip>() == 12);

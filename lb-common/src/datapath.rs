@@ -41,20 +41,18 @@ use parse::Packet;
 use unsettled::At;
 
 /// What is the same for the whole of one decision, before anybody has asked for the time.
-#[repr(C)]
 struct Setting<'a, T, C> {
-    tables: &'a T,
-    config: &'a Config,
-    ingress: u32,
+    /// Of no particular time.
+    context: Context<'a, T>,
     clock: C,
 }
 
 impl<'a, T, C: Clock> Setting<'a, T, C> {
-    /// The same, now.
+    /// The same, now. Always in the same place: each would be one of its own on the stack.
     #[inline(always)]
-    fn now(&self) -> Context<'a, T> {
-        let Self { tables, config, ingress, clock } = *self;
-        Context { tables, config, ingress, now: clock.now() }
+    fn now(&mut self) -> &Context<'a, T> {
+        self.context.now = self.clock.now();
+        &self.context
     }
 }
 
@@ -92,8 +90,8 @@ pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, clock
         None => PassReason::NotIp.into(),
         Some(link) if link.is_group() => PassReason::NotUnicast.into(),
         Some(link) => match link.ethertype {
-            eth::IPV4 => route::<V4, _, _>(frame, tables, ingress, clock),
-            eth::IPV6 => route::<V6, _, _>(frame, tables, ingress, clock),
+            eth::IPV4 => route::<V4, _, _>(frame, link, tables, ingress, clock),
+            eth::IPV6 => route::<V6, _, _>(frame, link, tables, ingress, clock),
             _ => PassReason::NotIp.into(),
         },
     };
@@ -102,18 +100,17 @@ pub fn decide<T: Tables>(frame: &mut impl Frame, tables: &T, ingress: u32, clock
 }
 
 /// The pipeline, for one family.
-///
-/// A function of its own also in BPF, and [`arrive`] another: there a stack is 512 bytes, a call takes
-/// five arguments of a word each, and a result must be a word too.
-#[inline(never)]
+#[inline(always)]
 fn route<V: Family, T: Tables, C: Clock>(
     frame: &mut impl Frame,
+    link: Link,
     tables: &T,
     ingress: u32,
     clock: C,
 ) -> Verdict {
     let Some(config) = tables.config() else { return DropReason::Tables.into() };
-    verdict(|| steps::<V, T, C>(frame, &Setting { tables, config, ingress, clock }))
+    let context = Context { tables, config, ingress, now: Tick::default() };
+    verdict(|| steps::<V, T, C>(frame, link, &mut Setting { context, clock }))
 }
 
 /// The verdict of steps, whether they went to the end or left early.
@@ -128,57 +125,48 @@ fn verdict(steps: impl FnOnce() -> Result<Verdict, Verdict>) -> Verdict {
 #[inline(always)]
 fn steps<V: Family, T: Tables, C: Clock>(
     frame: &mut impl Frame,
-    setting: &Setting<'_, T, C>,
+    link: Link,
+    setting: &mut Setting<'_, T, C>,
 ) -> Result<Verdict, Verdict> {
-    let Setting { tables, config, .. } = *setting;
+    let Context { tables, config, .. } = setting.context;
     let mut packet = Packet::<V>::default();
-    parse::packet(frame, tables, &mut packet)?;
+    parse::packet(frame, link, (tables, config), &mut packet)?;
 
-    if let Some(reply) = flow::of_backend(&packet, tables, config) {
-        return Ok(to_client(frame, &packet, &reply, &setting.now()));
+    if flow::may_be_of_backend(&packet, config)
+        && let Some(verdict) = reply(frame, &packet, setting.now())
+    {
+        return Ok(verdict);
     }
 
     let (index, service) = select::service(&packet, tables)?;
     firewall::admit(&packet, service, tables)?;
-    if packet.fragment {
+    if packet.fragment() {
         return Err(DropReason::Fragment.into());
     }
-    let place = flow::place(&packet, config);
+    let call = Call { index, service, place: flow::place(&packet, config) };
     if service.flags.get() & Service::DIRECT != 0 {
-        return Ok(direct(frame, &packet, &Call { index, service, place }, setting));
+        return lead(frame, &packet, &call, setting);
     }
-    if packet.ttl <= 1 {
+    if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
     let context = setting.now();
-    if let Some(known) = flow::of_client(&packet, index, place, context)
-        && !flow::starts_anew(&packet, &known, context)
-    {
-        return Ok(to_backend(frame, &packet, &known, &context));
+    match continue_to_backend(frame, &packet, &call, context) {
+        Some(verdict) => Ok(verdict),
+        None => Ok(arrive(frame, &packet, &call, context)),
     }
-    Ok(arrive(frame, &packet, &Call { index, service, place }, &context))
 }
 
 /// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
 /// hands of late nothing is looked up of its connection, and nothing kept.
-#[inline(never)]
-fn direct<V: Family, T: Tables, C: Clock>(
-    frame: &mut impl Frame,
-    packet: &Packet<V>,
-    call: &Call<'_>,
-    setting: &Setting<'_, T, C>,
-) -> Verdict {
-    verdict(|| lead(frame, packet, call, setting))
-}
-
 #[inline(always)]
 fn lead<V: Family, T: Tables, C: Clock>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     call: &Call<'_>,
-    setting: &Setting<'_, T, C>,
+    setting: &mut Setting<'_, T, C>,
 ) -> Result<Verdict, Verdict> {
-    let tables = setting.tables;
+    let tables = setting.context.tables;
     let ring = RingAt::from_word(call.service.ring.get());
     let mut index = NO_BACKEND;
     if ring.slots != 0 {
@@ -189,20 +177,20 @@ fn lead<V: Family, T: Tables, C: Clock>(
             && !slot.is_settled()
         {
             let at = At { slot: number, first_side, service: call.index };
-            index = unsettled::backend(frame, packet, at, index, call.place, &setting.now())?;
+            index = unsettled::backend(frame, packet, at, index, call.place, setting.now())?;
         }
     }
     let Some((index, backend)) = select::entry(call.index, index, tables)? else {
-        return if packet.protocol == TCP {
+        return if packet.protocol() == TCP {
             let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
-            reset::answer(frame, packet, reason, setting.now())
+            Ok(reset::answer(frame, packet, reason, setting.now()))
         } else {
             Err(DropReason::NoBackend.into())
         };
     };
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
-        return cut(frame, packet, setting.now());
+        return cut(frame, packet, *setting.now());
     }
     let bytes = frame.len() as u64;
     let flows = u64::from(packet.is_first());
@@ -220,6 +208,10 @@ fn lead<V: Family, T: Tables, C: Clock>(
 }
 
 /// A packet of a flow that is not known.
+///
+/// A function of its own also in BPF, as are the other turnings off the way of most packets: there a stack is
+/// 512 bytes for all that call one another, a call takes five arguments of a word each, and a result must be
+/// a word too.
 #[inline(never)]
 fn arrive<V: Family, T: Tables>(
     frame: &mut impl Frame,
@@ -238,12 +230,12 @@ fn welcome<V: Family, T: Tables>(
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
     let place = call.place;
-    if packet.protocol == TCP && !packet.is_first() {
+    if packet.protocol() == TCP && !packet.is_first() {
         return stray(frame, packet, call, context);
     }
     let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
-        return if packet.protocol == TCP {
-            reset::answer(frame, packet, ResetReason::NoBackend, context)
+        return if packet.protocol() == TCP {
+            Ok(reset::answer(frame, packet, ResetReason::NoBackend, &context))
         } else {
             Err(DropReason::NoBackend.into())
         };
@@ -251,22 +243,27 @@ fn welcome<V: Family, T: Tables>(
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
     let new = flow::open(packet, link.source_hop(), (index, backend), place, context)?;
     count_new(index, context.tables);
-    Ok(to_backend(frame, packet, &new, &context))
+    to_backend(frame, packet, &new, context)
+}
+
+/// A client's packet of a translated service; `None` if its flow is not known.
+#[inline(never)]
+fn continue_to_backend<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: &Context<'_, T>,
+) -> Option<Verdict> {
+    let known = flow::of_client(packet, call.index, call.place, *context)?;
+    if flow::starts_anew(packet, &known, *context) {
+        return None;
+    }
+    Some(verdict(|| to_backend(frame, packet, &known, *context)))
 }
 
 /// A packet of a flow that is known, from the client.
-#[inline(never)]
-fn to_backend<V: Family, T: Tables>(
-    frame: &mut impl Frame,
-    packet: &Packet<V>,
-    known: &Known<'_>,
-    context: &Context<'_, T>,
-) -> Verdict {
-    verdict(|| deliver(frame, packet, known, *context))
-}
-
 #[inline(always)]
-fn deliver<V: Family, T: Tables>(
+fn to_backend<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     known: &Known<'_>,
@@ -295,19 +292,20 @@ fn deliver<V: Family, T: Tables>(
     Ok(Verdict::ToBackend { interface: backend.interface.get() })
 }
 
-/// A packet of a flow that is known, from the backend.
+/// A backend's packet; `None` if its flow is not known.
 #[inline(never)]
-fn to_client<V: Family, T: Tables>(
+fn reply<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    known: &Known<'_>,
     context: &Context<'_, T>,
-) -> Verdict {
-    verdict(|| give_back(frame, packet, known, *context))
+) -> Option<Verdict> {
+    let known = flow::of_backend(packet, *context)?;
+    Some(verdict(|| to_client(frame, packet, &known, *context)))
 }
 
+/// A packet of a flow that is known, from the backend.
 #[inline(always)]
-fn give_back<V: Family, T: Tables>(
+fn to_client<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     known: &Known<'_>,
@@ -317,7 +315,7 @@ fn give_back<V: Family, T: Tables>(
         flow::end(known.flow, context);
         return cut(frame, packet, context);
     }
-    if packet.ttl <= 1 {
+    if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
     let service = context.tables.service(known.backend.service.get()).ok_or(DropReason::Tables)?;
@@ -343,8 +341,8 @@ fn cut<V: Family, T: Tables>(
     packet: &Packet<V>,
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
-    if packet.protocol == TCP {
-        reset::answer(frame, packet, ResetReason::Cut, context)
+    if packet.protocol() == TCP {
+        Ok(reset::answer(frame, packet, ResetReason::Cut, &context))
     } else {
         Err(DropReason::NoBackend.into())
     }
@@ -365,10 +363,10 @@ fn stray<V: Family, T: Tables>(
     {
         return Err(PassReason::Local.into());
     }
-    if packet.tcp_flags & Tcp::RST != 0 {
+    if packet.tcp_flags() & Tcp::RST != 0 {
         return Err(DropReason::StrayReset.into());
     }
-    reset::answer(frame, packet, ResetReason::UnknownFlow, context)
+    Ok(reset::answer(frame, packet, ResetReason::UnknownFlow, &context))
 }
 
 #[inline(always)]

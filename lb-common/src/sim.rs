@@ -236,9 +236,6 @@ impl Tables for MemTables {
         }
         same
     }
-    fn launder(&self, value: u64) -> u64 {
-        value
-    }
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
         flow::search_ports(self, lane, ports, now)
     }

@@ -64,9 +64,6 @@ pub trait Tables {
     /// Writes `new` if the word is `old` still, as one step that no other CPU can come between.
     fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool;
 
-    /// The same value, of which the verifier no longer knows what it may be: it would follow each value
-    /// of it through the rest of a loop.
-    fn launder(&self, value: u64) -> u64;
     /// [`crate::datapath::flow::search_ports`] on these tables. In BPF a global function, which the verifier
     /// looks at once, whatever its callers know of its arguments; inlined, the loop would be walked again for
     /// each way that leads there, and Linux 6.1 would give up.

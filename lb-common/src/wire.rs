@@ -5,6 +5,9 @@
 
 #![expect(unsafe_code, reason = "the marker for types that any bytes may be read as")]
 
+// Words are cut and joined by shifts.
+const _: () = assert!(cfg!(target_endian = "little"), "Lobby is for little-endian machines");
+
 pub mod checksum;
 pub mod eth;
 pub mod ip;
@@ -12,9 +15,10 @@ pub mod l4;
 
 /// Types that may be laid over any bytes of a frame, at an even offset.
 ///
-/// A frame begins at an even address, and every header in it at an even offset: so headers are made of
-/// bytes and of 16-bit words. More is not certain (an IP header lies at two modulo four), and BPF has
-/// no unaligned access; single bytes would be twice the loads.
+/// A frame begins at an even address, and every header in it at an even offset. More is not certain: an IP
+/// header lies at two modulo four. So headers are packed to two bytes, and their fields are as wide as the
+/// numbers they hold: the kernel lets BPF read packets in whole words at any address wherever the processor can
+/// (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`, which 64-bit x86 and ARM have), and the linker is told so.
 ///
 /// # Safety
 ///
@@ -41,38 +45,13 @@ pub(crate) use wire;
 /// Two 16-bit words as one of 32 bits, all in memory order.
 #[inline(always)]
 pub const fn join([first, second]: [u16; 2]) -> u32 {
-    let [a, b] = first.to_ne_bytes();
-    let [c, d] = second.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
-}
-
-/// Four 16-bit words as one of 64 bits, all in memory order.
-#[inline(always)]
-pub const fn join4([a, b, c, d]: [u16; 4]) -> u64 {
-    if cfg!(target_endian = "little") {
-        join([a, b]) as u64 | (join([c, d]) as u64) << 32
-    } else {
-        join([c, d]) as u64 | (join([a, b]) as u64) << 32
-    }
+    first as u32 | (second as u32) << 16
 }
 
 /// The opposite of [`join`].
 #[inline(always)]
 pub const fn split(word: u32) -> [u16; 2] {
-    let [a, b, c, d] = word.to_ne_bytes();
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
-}
-
-/// The opposite of [`join4`].
-#[inline(always)]
-pub const fn split4(word: u64) -> [u16; 4] {
-    let (first, second) = if cfg!(target_endian = "little") {
-        (word as u32, (word >> 32) as u32)
-    } else {
-        ((word >> 32) as u32, word as u32)
-    };
-    let ([a, b], [c, d]) = (split(first), split(second));
-    [a, b, c, d]
+    [word as u16, (word >> 16) as u16]
 }
 
 /// How far from the beginning of a frame a header may begin. A variable offset must have a bound that

@@ -72,9 +72,6 @@ static TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(16, 0);
 #[map]
 static BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 
-#[map]
-static SCRATCH: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
-
 /// A trie's key is packed; what is on the stack must be aligned.
 #[repr(align(8))]
 struct Aligned<T>(T);
@@ -230,16 +227,6 @@ impl Tables for Maps {
             )
         }
         .1
-    }
-
-    #[inline(always)]
-    fn launder(&self, value: u64) -> u64 {
-        let Some(word) = SCRATCH.get_ptr_mut(0) else { return 0 };
-        // SAFETY: this CPU's own value. Volatile: the compiler must not know better than the verifier.
-        unsafe {
-            word.write_volatile(value);
-            word.read_volatile()
-        }
     }
 
     #[inline(always)]

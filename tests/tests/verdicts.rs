@@ -355,7 +355,6 @@ impl Tables for Contended<'_> {
         interface_mac(interface: u32) -> Option<u64>;
         bucket(index: u32) -> Option<&abi::Bucket>;
         flow(index: u32) -> Option<&abi::Flow>;
-        launder(value: u64) -> u64;
         search_ports(lane: u64, ports: u64, now: u32) -> u64;
         search_ways(bucket: u32, now: u32) -> u64;
         spend_reset(now: Tick, per_second: u32) -> bool;

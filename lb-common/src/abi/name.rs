@@ -47,11 +47,8 @@ pub const TRAFFIC: &str = "TRAFFIC";
 /// Per-CPU array of [`super::Budget`], one: resets left in this second.
 pub const BUDGET: &str = "BUDGET";
 
-/// Per-CPU array of u64, one: a place to put a number and take it again.
-pub const SCRATCH: &str = "SCRATCH";
-
 /// All of them.
-pub const ALL: [&str; 24] = [
+pub const ALL: [&str; 23] = [
     CONFIG,
     SERVICE_KEYS_V4,
     SERVICE_KEYS_V6,
@@ -75,7 +72,6 @@ pub const ALL: [&str; 24] = [
     VERDICTS,
     TRAFFIC,
     BUDGET,
-    SCRATCH,
 ];
 /// Name of the XDP program.
 pub const PROGRAM: &str = "lobby";

@@ -9,7 +9,6 @@ use crate::{
         Frame,
         checksum::Sum,
         ip::{Ipv4, Ipv6},
-        join, split, split4,
     },
 };
 
@@ -21,7 +20,7 @@ pub trait Family: Copy + Default {
     const V6: bool;
 
     /// Reads the headers down to the transport's. `None`: not even the addresses are there.
-    fn headers(frame: &impl Frame, l3: usize) -> Option<Headers<Self::Address>>;
+    fn headers(frame: &impl Frame, l3: usize, headers: &mut Headers<Self::Address>) -> Option<()>;
 
     /// The address as it is kept in the tables.
     fn widen(address: Self::Address) -> Address;
@@ -80,8 +79,8 @@ impl Family for V4 {
     const V6: bool = false;
 
     #[inline(always)]
-    fn headers(frame: &impl Frame, l3: usize) -> Option<Headers<AddressV4>> {
-        ipv4(frame, l3)
+    fn headers(frame: &impl Frame, l3: usize, headers: &mut Headers<AddressV4>) -> Option<()> {
+        ipv4(frame, l3, headers)
     }
 
     #[inline(always)]
@@ -127,9 +126,7 @@ impl Family for V4 {
     #[inline(always)]
     fn words(source: AddressV4, destination: AddressV4, mut each: impl FnMut(u64)) {
         // As they follow one another in memory.
-        let (first, second) =
-            if cfg!(target_endian = "little") { (source, destination) } else { (destination, source) };
-        each(u64::from(first) | u64::from(second) << 32);
+        each(u64::from(source) | u64::from(destination) << 32);
     }
 
     #[inline(always)]
@@ -142,13 +139,13 @@ impl Family for V4 {
         let ip: &mut Ipv4 = frame.at(l3)?;
         let ttl = ip.ttl.wrapping_sub(1);
         let sum = Sum::default()
-            .replace_u32(join(ip.source), source)
-            .replace_u32(join(ip.destination), destination)
+            .replace_u32(ip.source, source)
+            .replace_u32(ip.destination, destination)
             .replace_u16(u16::from_ne_bytes([ip.ttl, ip.protocol]), u16::from_ne_bytes([ttl, ip.protocol]));
         ip.checksum = sum.update(ip.checksum);
         ip.ttl = ttl;
-        ip.source = split(source);
-        ip.destination = split(destination);
+        ip.source = source;
+        ip.destination = destination;
         Some(())
     }
 
@@ -171,8 +168,8 @@ impl Family for V4 {
             ttl: TTL,
             protocol: crate::abi::TCP,
             checksum: 0,
-            source: split(source),
-            destination: split(destination),
+            source,
+            destination,
         };
         let mut sum = Sum::default()
             .add_u16(u16::from_ne_bytes([0x45, 0]))
@@ -190,8 +187,8 @@ impl Family for V6 {
     const V6: bool = true;
 
     #[inline(always)]
-    fn headers(frame: &impl Frame, l3: usize) -> Option<Headers<Address>> {
-        ipv6(frame, l3)
+    fn headers(frame: &impl Frame, l3: usize, headers: &mut Headers<Address>) -> Option<()> {
+        ipv6(frame, l3, headers)
     }
 
     #[inline(always)]
@@ -251,8 +248,8 @@ impl Family for V6 {
     fn rewrite(frame: &mut impl Frame, l3: usize, source: Address, destination: Address) -> Option<()> {
         let ip: &mut Ipv6 = frame.at(l3)?;
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
-        ip.source = halves(source);
-        ip.destination = halves(destination);
+        ip.source = source;
+        ip.destination = destination;
         Some(())
     }
 
@@ -266,19 +263,13 @@ impl Family for V6 {
         use crate::wire::l4::Tcp;
         let ip: &mut Ipv6 = frame.at(l3)?;
         *ip = Ipv6 {
-            version_class_label: [0x6000_u16.to_be(), 0],
+            version_class_label: 0x6000_0000_u32.to_be(),
             payload_length: (Tcp::LEN as u16).to_be(),
             next_header: crate::abi::TCP,
             hop_limit: TTL,
-            source: halves(source),
-            destination: halves(destination),
+            source,
+            destination,
         };
         Some(l3 + Ipv6::LEN)
     }
-}
-
-#[inline(always)]
-const fn halves([high, low]: Address) -> [u16; 8] {
-    let ([a, b, c, d], [e, f, g, h]) = (split4(high), split4(low));
-    [a, b, c, d, e, f, g, h]
 }

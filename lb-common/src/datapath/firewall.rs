@@ -20,9 +20,15 @@ pub(crate) fn admit<V: Family, T: Tables>(
     if set == 0 {
         return Ok(());
     }
-    let denied = match V::rule(tables, set, packet.source) {
-        Some(action) => action != Action::Allow as u32,
-        None => firewall as u32 & Service::DENY_OTHERS != 0,
-    };
-    if denied { Err(DropReason::Denied.into()) } else { Ok(()) }
+    let otherwise = if firewall as u32 & Service::DENY_OTHERS != 0 { Action::Deny } else { Action::Allow };
+    let action = rule(packet, tables, set).unwrap_or(otherwise as u32);
+    if action == Action::Allow as u32 { Ok(()) } else { Err(DropReason::Denied.into()) }
+}
+
+/// The longest rule of a set that matches the packet's source.
+///
+/// A function of its own also in BPF: its key is long, and the stack is everybody's.
+#[inline(never)]
+fn rule<V: Family, T: Tables>(packet: &Packet<V>, tables: &T, set: u32) -> Option<u32> {
+    V::rule(tables, set, packet.source)
 }

@@ -122,7 +122,7 @@ impl Phase {
 /// Where the packet's connection belongs.
 #[inline(always)]
 pub(crate) fn place<V: Family>(packet: &Packet<V>, config: &Config) -> Place {
-    let hash = hash::of_client(packet, config.hash_key[0].get(), config.hash_key[1].get());
+    let hash = hash::of_client(packet, &config.multipliers);
     Place { low: hash as u32, tag: (hash >> 32) as u32 }
 }
 
@@ -148,24 +148,29 @@ pub(crate) fn of_client<'t, V: Family, T: Tables>(
     (stays && same && flow.guard.get() == guard).then_some(Known { flow, index, backend })
 }
 
-/// The flow of a backend's packet: one look-up, once its address and port say that it may be one.
+/// Whether a packet's destination, address and port, may be a source of ours: that it is none is told
+/// without a look-up.
+#[inline(always)]
+pub(crate) fn may_be_of_backend<V: Family>(packet: &Packet<V>, config: &Config) -> bool {
+    let port = u16::from_be(packet.destination_port());
+    let bit = V::source_bits(config) >> V::last_bits(packet.destination);
+    bit & 1 != 0 && port >= config.port_low.get() && port <= config.port_high.get() && !packet.fragment()
+}
+
+/// The flow of a backend's packet: one look-up, of its place.
 #[inline(always)]
 pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
-    tables: &'t T,
-    config: &Config,
+    context: Context<'t, T>,
 ) -> Option<Known<'t>> {
+    let Context { tables, config, .. } = context;
     let port = u16::from_be(packet.destination_port());
-    let bit = V::source_bits(config) >> V::last_bits(packet.destination);
-    if port < config.port_low.get() || port > config.port_high.get() || bit & 1 == 0 || packet.fragment {
-        return None;
-    }
     let source = V::source(tables, packet.destination)?;
     let lane = hash::lane::<V>(
         packet.source,
         packet.source_port(),
         packet.destination,
-        packet.protocol,
+        packet.protocol(),
         config.hash_key[0].get(),
     );
     let flow = tables.flow(lane.flow(u32::from(port), config.flow_mask.get()))?;
@@ -196,7 +201,7 @@ pub(crate) fn starts_anew<V: Family, T>(
     known: &Known<'_>,
     context: Context<'_, T>,
 ) -> bool {
-    if packet.protocol == UDP {
+    if packet.protocol() == UDP {
         // An association that has timed out may find another backend, as if it had been forgotten.
         return context.now.has_reached(known.flow.expires.get());
     }
@@ -230,7 +235,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     let mut way = Way::default();
     room(packet, place, &context, &mut way)?;
     let mut claim = Claim { index, ..Claim::default() };
-    claim_flow(packet, backend, &context, &mut claim)?;
+    claim_flow(packet, backend, place, &context, &mut claim)?;
     let flow = context.tables.flow(claim.number).ok_or(DropReason::Tables)?;
 
     let [client0, client1] = V::widen(packet.source);
@@ -240,7 +245,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     flow.ports[1].set(packet.destination_port());
     flow.ports[2].set(claim.port as u16);
     let local = if backend.flags.get() & Backend::LOCAL != 0 { Flow::LOCAL } else { 0 };
-    let tagged = if packet.tagged { Flow::TAGGED } else { 0 };
+    let tagged = if packet.tagged() { Flow::TAGGED } else { 0 };
     flow.flags.set(kind(packet) | local | tagged);
     flow.backend[0].set(index);
     flow.backend[1].set(backend.generation.get());
@@ -254,7 +259,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     flow.guard.set(live);
 
     let entry = u64::from(place.tag) << 32 | u64::from(claim.number + 1);
-    let number = context.tables.launder(way.number as u64) as usize;
+    let number = context.config.launder(way.number as u64) as usize;
     let cell = &bucket.ways[number & (WAYS - 1)];
     if !context.tables.swap(cell, way.holds, entry) {
         flow.guard.set(freed(live));
@@ -315,7 +320,7 @@ pub(crate) fn end<T>(flow: &Flow, context: Context<'_, T>) {
 /// send it.
 #[inline(always)]
 fn sent<V: Family>(before: u8, packet: &Packet<V>) -> u8 {
-    let flags = packet.tcp_flags;
+    let flags = packet.tcp_flags();
     let bit = |flag: u8, bit: u8| if flags & flag != 0 { bit } else { 0 };
     let now = bit(Tcp::SYN, Flow::SYN) | bit(Tcp::ACK, Flow::ACK) | bit(Tcp::FIN, Flow::FIN);
     (before & !Flow::RST) | now | bit(Tcp::RST, Flow::RST)
@@ -331,7 +336,7 @@ fn store<T: Copy + PartialEq>(word: &Shared<T>, value: T) {
 
 #[inline(always)]
 fn kind<V: Family>(packet: &Packet<V>) -> u16 {
-    let udp = if packet.protocol == UDP { Flow::UDP } else { 0 };
+    let udp = if packet.protocol() == UDP { Flow::UDP } else { 0 };
     udp | if V::V6 { Flow::V6 } else { 0 }
 }
 
@@ -450,13 +455,14 @@ struct Claim {
 fn claim_flow<V: Family, T: Tables>(
     packet: &Packet<V>,
     backend: &Backend,
+    place: Place,
     context: &Context<'_, T>,
     claim: &mut Claim,
 ) -> Result<(), DropReason> {
     let Context { tables, config, .. } = *context;
     let turn = tables.advance_cursor(claim.index, 1).ok_or(DropReason::Tables)? as u32;
     let window = if backend.flags.get() & Backend::LOCAL != 0 {
-        Window::anywhere(packet, config)
+        Window::anywhere(place)
     } else {
         Window::of::<V, T>(packet, backend, turn, *context)?
     };
@@ -517,7 +523,7 @@ impl Window {
             V::narrow(&backend.address),
             port_of(backend, packet.destination_port()),
             V::narrow(&entry.address),
-            packet.protocol,
+            packet.protocol(),
             context.config.hash_key[0].get(),
         );
         let first = low.wrapping_add((turn % ports) as u16);
@@ -526,9 +532,8 @@ impl Window {
 
     /// For a flow that is not translated any place will do.
     #[inline(always)]
-    fn anywhere<V: Family>(packet: &Packet<V>, config: &Config) -> Self {
-        let hash = hash::of_client(packet, config.hash_key[1].get(), config.hash_key[0].get());
-        Self { lane: hash::Lane::at(hash as u32), source: 0, low: 0, high: u16::MAX, first: 0 }
+    const fn anywhere(place: Place) -> Self {
+        Self { lane: hash::Lane::at(place.tag), source: 0, low: 0, high: u16::MAX, first: 0 }
     }
 }
 

@@ -1,18 +1,64 @@
 //! The two hashes: a keyed one over what clients choose, and a plain one over what operators choose.
 
 use super::{family::Family, parse::Packet};
+use crate::abi::{Config, Multipliers};
 
-/// Hash of a connection as the client sees it: SipHash-1-3 (Aumasson and Bernstein, 2012) over source
-/// address, destination address, source port, destination port and protocol, 13 or 37 bytes.
+/// Hash of a connection as the client sees it, over source address, destination address, source port,
+/// destination port and protocol.
 ///
-/// Keyed, so that nobody who lacks the key can aim connections at one bucket or backend.
-#[inline(never)]
-pub(crate) fn of_client<V: Family>(packet: &Packet<V>, key: u64, second_key: u64) -> u64 {
-    let mut sip = Sip::new([key, second_key]);
-    V::words(packet.source, packet.destination, |word| sip.write(word));
-    let length: u64 = if V::V6 { 37 } else { 13 };
-    sip.write(with_protocol(packet.ports, packet.protocol) | length << 56);
-    sip.finish()
+/// Keyed, so that nobody who lacks the key can aim connections at one bucket or backend. In the manner of Carter
+/// and Wegman: first two sums of products with secret multipliers, of which the upper halves are kept. Each is
+/// universal ("multilinear", Lemire and Kaser, "Strongly universal string hashing is fast", 2014, section 2), so
+/// two connections have the same 64 bits with a probability of 2⁻⁶⁴, whichever they are. But what is
+/// near in a sum stays near, and an attacker could find out by how much: so the sums are then stirred, by
+/// shifts and multipliers that are secret too. The stirring is a bijection and brings no two together.
+///
+/// SipHash would need three times the instructions, a third of all that a packet costs.
+#[inline(always)]
+pub(crate) fn of_client<V: Family>(packet: &Packet<V>, multipliers: &Multipliers) -> u64 {
+    // Protocols differ in the upper half of a sum, which no product of the other words takes back.
+    let (mut high, mut low) = (u64::from(packet.protocol()) << 32, 0u64);
+    let mut each = multipliers.each.iter();
+    let mut add = |word: u32| {
+        if let Some([for_high, for_low]) = each.next() {
+            high = high.wrapping_add(for_high.get().wrapping_mul(u64::from(word)));
+            low = low.wrapping_add(for_low.get().wrapping_mul(u64::from(word)));
+        }
+    };
+    V::words(packet.source, packet.destination, |word| {
+        add(word as u32);
+        add((word >> 32) as u32);
+    });
+    add(packet.ports);
+    let mut hash = high & !0xffff_ffff | low >> 32;
+    for last in &multipliers.last {
+        hash = (hash ^ hash >> 32).wrapping_mul(last.get());
+    }
+    hash ^ hash >> 32
+}
+
+/// Sets the key of the 5-tuple's hash, and the multipliers that follow from it: those are the key's
+/// SipHash-1-3 (Aumasson and Bernstein, 2012) of their numbers.
+pub fn set_key(config: &Config, key: [u64; 2]) {
+    let mut number = 0u64;
+    let mut next = || {
+        let mut sip = Sip::new(key);
+        sip.write(number);
+        // The last word of SipHash ends with the length in bytes.
+        sip.write(8 << 56);
+        number += 1;
+        sip.finish()
+    };
+    let Multipliers { last, each } = &config.multipliers;
+    for cell in last {
+        cell.set(next() | 1);
+    }
+    for cell in each.as_flattened() {
+        cell.set(next());
+    }
+    for (cell, key) in config.hash_key.iter().zip(key) {
+        cell.set(key);
+    }
 }
 
 /// Where the flows of a backend are that are sent from one source: that of port `p` is number
@@ -127,7 +173,10 @@ mod tests {
     use super::*;
     use crate::{
         abi::{address_v4, address_v6},
-        datapath::family::{V4, V6},
+        datapath::{
+            family::{V4, V6},
+            parse::{Parts, Shape},
+        },
         wire::join,
     };
     use core::hash::Hasher;
@@ -135,39 +184,105 @@ mod tests {
     use siphasher::sip::SipHasher13;
 
     fn packet<V: Family>(source: V::Address, destination: V::Address, ports: [u16; 2]) -> Packet<V> {
-        Packet {
-            source,
-            destination,
-            ports: join(ports),
-            l4: 0,
-            l4_length: 0,
-            l3: 0,
-            protocol: 6,
-            tcp_flags: 0,
-            ttl: 1,
-            fragment: false,
-            tagged: false,
-        }
+        let shape = Shape::of(Parts { protocol: 6, ..Parts::default() });
+        Packet { shape, source, destination, ports: join(ports), reserved: 0 }
     }
 
-    fn reference(key: [u64; 2], parts: &[&[u8]]) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(key[0], key[1]);
-        hasher.write(&parts.concat());
-        hasher.finish()
+    fn multipliers(key: [u64; 2]) -> Multipliers {
+        let config = Config::default();
+        set_key(&config, key);
+        config.multipliers
     }
 
     proptest! {
         #[test]
-        fn is_siphash_1_3(key: [u64; 2], s4: [u8; 4], d4: [u8; 4], s6: [u8; 16], d6: [u8; 16], ports: [u16; 2]) {
-            let [sp, dp] = [ports[0].to_ne_bytes(), ports[1].to_ne_bytes()];
-            prop_assert_eq!(
-                of_client(&packet::<V4>(address_v4(s4), address_v4(d4), ports), key[0], key[1]),
-                reference(key, &[&s4, &d4, &sp, &dp, &[6]])
-            );
-            prop_assert_eq!(
-                of_client(&packet::<V6>(address_v6(s6), address_v6(d6), ports), key[0], key[1]),
-                reference(key, &[&s6, &d6, &sp, &dp, &[6]])
-            );
+        fn multipliers_are_siphash_1_3_of_their_numbers(key: [u64; 2]) {
+            let Multipliers { last, each } = multipliers(key);
+            let cells = last.iter().chain(each.as_flattened());
+            for (number, cell) in (0u64..).zip(cells) {
+                let mut hasher = SipHasher13::new_with_keys(key[0], key[1]);
+                hasher.write(&number.to_le_bytes());
+                let odd = if number < 2 { 1 } else { 0 };
+                prop_assert_eq!(cell.get(), hasher.finish() | odd);
+            }
+        }
+
+        #[test]
+        fn sums_of_products_then_stirring(key: [u64; 2], s6: [u8; 16], d6: [u8; 16], ports: [u16; 2]) {
+            let Multipliers { last, each } = multipliers(key);
+            let bytes = [&s6[..], &d6, &ports[0].to_le_bytes(), &ports[1].to_le_bytes()].concat();
+            let words = bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap()));
+            let (mut high, mut low) = (6u128 << 32, 0u128);
+            for (word, [a, b]) in words.zip(&each) {
+                high += u128::from(a.get()) * u128::from(word);
+                low += u128::from(b.get()) * u128::from(word);
+            }
+            let upper = |sum: u128| (sum as u64) >> 32;
+            let mut hash = upper(high) << 32 | upper(low);
+            for multiplier in last {
+                hash = (hash ^ (hash >> 32)).wrapping_mul(multiplier.get());
+            }
+            let packet = packet::<V6>(address_v6(s6), address_v6(d6), ports);
+            prop_assert_eq!(of_client(&packet, &multipliers(key)), hash ^ (hash >> 32));
+        }
+    }
+
+    /// The hashes of all connections that differ from one another by little: consecutive addresses and ports.
+    fn neighbours(key: [u64; 2]) -> std::vec::Vec<u64> {
+        let multipliers = multipliers(key);
+        let clients = (0..64u16).flat_map(|address| (0..256u16).map(move |port| (address, port)));
+        clients
+            .map(|(address, port)| {
+                let source = address_v4([10, 0, 0, address as u8]);
+                let ports = [(30_000 + port).to_be(), 80u16.to_be()];
+                of_client(&packet::<V4>(source, address_v4([203, 0, 113, 10]), ports), &multipliers)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn neighbours_are_spread_evenly() {
+        // 16,384 connections over 64 places of 256 each: chi-squared has 63 degrees of freedom, and exceeds
+        // 130 once in a million times. Of the upper bits, which choose a slot, and of the lower, which choose a
+        // bucket.
+        for key in 0..64 {
+            let hashes = neighbours([key, !key]);
+            for shift in [58, 32, 26, 0] {
+                let mut places = [0i64; 64];
+                for hash in &hashes {
+                    places[(hash >> shift) as usize % 64] += 1;
+                }
+                let chi = places.iter().map(|number| (number - 256).pow(2)).sum::<i64>() / 256;
+                assert!(chi < 130, "{chi} with key {key}, bits from {shift}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_bit_of_a_connection_changes_half_of_the_hash() {
+        // 8 keys, 96 bits of input, 64 of output, 1,024 connections: the share of changes has a standard
+        // deviation of 0.0156.
+        for key in 0..8 {
+            let multipliers = multipliers([key, 7]);
+            let hash = |word: u128| {
+                let [source, destination, ports] =
+                    [word as u32, (word >> 32) as u32, (word >> 64) as u32].map(crate::wire::split);
+                let address = |halves| join(halves);
+                of_client(&packet::<V4>(address(source), address(destination), ports), &multipliers)
+            };
+            for bit in 0..96 {
+                let mut changes = [0u32; 64];
+                for number in 0..1024u128 {
+                    let word = number * 0x0001_0002_0003_0005_0007_000b;
+                    let changed = hash(word) ^ hash(word ^ 1 << bit);
+                    for (place, count) in changes.iter_mut().enumerate() {
+                        *count += (changed >> place) as u32 & 1;
+                    }
+                }
+                for (place, count) in changes.iter().enumerate() {
+                    assert!((400..624).contains(count), "{count} of bit {bit} in {place}, key {key}");
+                }
+            }
         }
     }
 

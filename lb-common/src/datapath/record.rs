@@ -8,7 +8,7 @@
 //! [`super::unsettled`] say what becomes of the connection.
 
 use crate::{
-    abi::{RECORD_WAYS, Record, Records, Span, Tick, Way},
+    abi::{Config, RECORD_WAYS, Record, Records, Span, Tick, Way},
     tables::Tables,
 };
 
@@ -54,11 +54,11 @@ impl<'a> Lines<'a> {
         tables: &T,
         key: u64,
         record: Record,
-        (span, now): (Span, Tick),
+        (config, now): (&Config, Tick),
     ) -> bool {
-        let Some(number) = self.room(tables, span, now) else { return false };
+        let Some(number) = self.room(tables, Span::of(&config.idle), now) else { return false };
         // The verifier would walk what follows once for each way.
-        let number = tables.launder(number as u64) as usize;
+        let number = config.launder(number as u64) as usize;
         let way = self.way(number);
         way.value.set(record.0);
         // A swap and not a store: what follows must not be read before this is seen by others.

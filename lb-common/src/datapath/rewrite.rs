@@ -7,7 +7,8 @@ use crate::{
     wire::{
         Frame,
         checksum::Sum,
-        eth::{self, Eth, Vlan, mac_of_word, vlan_from_word},
+        eth::{self, Eth, Mac, Vlan, vlan_from_word},
+        join,
         l4::{Tcp, Udp},
     },
 };
@@ -36,7 +37,7 @@ pub(crate) fn forward<V: Family>(
 ) -> Option<()> {
     let next_hop = backend.next_hop.get();
     write_link(frame, next_hop, backend.own_mac.get())?;
-    if packet.tagged && vlan_from_word(next_hop) != 0 {
+    if packet.tagged() && vlan_from_word(next_hop) != 0 {
         write_vlan(frame, vlan_from_word(next_hop))?;
     }
     Some(())
@@ -52,14 +53,14 @@ pub(crate) fn to_client<V: Family>(
     own_mac: u64,
 ) -> Result<(), Verdict> {
     let hop = flow.client_hop.get();
-    if packet.tagged != (flow.flags.get() & Flow::TAGGED != 0) {
+    if packet.tagged() != (flow.flags.get() & Flow::TAGGED != 0) {
         return Err(DropReason::Vlan.into());
     }
     let addresses = [V::narrow(&service.address), V::narrow(&flow.client)];
     let ports = [flow.ports[1].get(), flow.ports[0].get()];
     let mut write = || {
         write_link(frame, hop, own_mac)?;
-        if packet.tagged {
+        if packet.tagged() {
             write_vlan(frame, vlan_from_word(hop))?;
         }
         translate(frame, packet, addresses, ports)
@@ -73,27 +74,25 @@ fn translate<V: Family>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
     [source, destination]: [V::Address; 2],
-    [source_port, destination_port]: [u16; 2],
+    ports: [u16; 2],
 ) -> Option<()> {
-    V::rewrite(frame, usize::from(packet.l3), source, destination)?;
+    let ports = join(ports);
+    V::rewrite(frame, usize::from(packet.l3()), source, destination)?;
     // The transport's checksum covers the addresses too (RFC 9293 section 3.1, RFC 768).
     let sum = V::replace(Sum::default(), packet.source, source);
     let sum = V::replace(sum, packet.destination, destination)
-        .replace_u16(packet.source_port(), source_port)
-        .replace_u16(packet.destination_port(), destination_port);
-    if packet.protocol == UDP {
-        let udp: &mut Udp = frame.at(usize::from(packet.l4))?;
-        udp.source = source_port;
-        udp.destination = destination_port;
+        .replace_u32(packet.ports, ports);
+    if packet.protocol() == UDP {
+        let udp: &mut Udp = frame.at(usize::from(packet.l4()))?;
+        udp.ports = ports;
         // RFC 768: zero means that there is none, and a sum of zero is sent as ffff.
         if udp.checksum != 0 {
             let checksum = sum.update(udp.checksum);
             udp.checksum = if checksum == 0 { 0xffff } else { checksum };
         }
     } else {
-        let tcp: &mut Tcp = frame.at(usize::from(packet.l4))?;
-        tcp.source = source_port;
-        tcp.destination = destination_port;
+        let tcp: &mut Tcp = frame.at(usize::from(packet.l4()))?;
+        tcp.ports = ports;
         tcp.checksum = sum.update(tcp.checksum);
     }
     Some(())
@@ -102,8 +101,8 @@ fn translate<V: Family>(
 #[inline(always)]
 fn write_link(frame: &mut impl Frame, to: u64, from: u64) -> Option<()> {
     let eth: &mut Eth = frame.at(0)?;
-    eth.destination = mac_of_word(to);
-    eth.source = mac_of_word(from);
+    eth.destination = Mac::of_word(to);
+    eth.source = Mac::of_word(from);
     Some(())
 }
 

@@ -13,7 +13,7 @@ pub(crate) fn service<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
     tables: &'t T,
 ) -> Result<(u32, &'t Service), Verdict> {
-    let index = match V::service(tables, packet.destination, packet.destination_port(), packet.protocol) {
+    let index = match V::service(tables, packet.destination, packet.destination_port(), packet.protocol()) {
         Some(index) => index,
         None => on_all_ports(packet, tables)?,
     };
@@ -21,10 +21,11 @@ pub(crate) fn service<'t, V: Family, T: Tables>(
     Ok((index, service))
 }
 
-#[inline(always)]
+/// A function of its own also in BPF: mostly for packets that are not ours.
+#[inline(never)]
 fn on_all_ports<V: Family, T: Tables>(packet: &Packet<V>, tables: &T) -> Result<u32, Verdict> {
     let vip = V::vip(tables, packet.destination).ok_or(PassReason::NotVip)?;
-    let any = if packet.protocol == TCP { vip.any_tcp } else { vip.any_udp };
+    let any = if packet.protocol() == TCP { vip.any_tcp } else { vip.any_udp };
     any.checked_sub(1).ok_or(PassReason::NoService.into())
 }
 

@@ -34,11 +34,11 @@ use super::{
     record::{Found, Lines},
 };
 use crate::{
-    abi::{Backend, Config, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Span, Standing, State, Tick, UDP},
+    abi::{Backend, Config, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Standing, State, Tick, UDP},
     shared::Shared,
     tables::Tables,
     verdict::{DropReason, Note, Verdict},
-    wire::{Frame, join, l4::Tcp},
+    wire::{Frame, l4::Tcp},
 };
 
 /// Where a packet's slot is, as one word: the slot's number, its first side page, and its service.
@@ -116,13 +116,13 @@ pub(crate) fn backend<V: Family, T: Tables>(
     place: Place,
     context: &Context<'_, T>,
 ) -> Result<u32, Verdict> {
-    let udp = packet.protocol == UDP;
+    let udp = packet.protocol() == UDP;
     let mut sequence = 0;
     if !udp {
-        let tcp: Tcp = frame.read(usize::from(packet.l4)).ok_or(DropReason::Tables)?;
-        sequence = u32::from_be(join(tcp.sequence));
+        let tcp: Tcp = frame.read(usize::from(packet.l4())).ok_or(DropReason::Tables)?;
+        sequence = u32::from_be(tcp.sequence);
     }
-    let asked = Asked { own, flags: packet.tcp_flags, udp }.to_word();
+    let asked = Asked { own, flags: packet.tcp_flags(), udp }.to_word();
     let now = context.now.0;
     Ok(context.tables.choose_unsettled(at.to_word(), place.hash(), asked, sequence, now) as u32)
 }
@@ -317,11 +317,7 @@ impl<T: Tables> Case<'_, T> {
     fn write(&self, key: u64, found: Option<&Found<'_>>, record: Record) -> bool {
         match found {
             Some(found) => found.replace(self.tables, record),
-            None => {
-                let idle = &self.config.idle;
-                let span = Span::of(idle);
-                self.lines.insert(self.tables, key, record, (span, self.now))
-            }
+            None => self.lines.insert(self.tables, key, record, (self.config, self.now)),
         }
     }
 

@@ -2,18 +2,37 @@
 
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
-use super::{Frame, join4, split4, wire};
+use super::{Frame, wire};
 
 /// Ethernet II header (IEEE 802.3 clause 3).
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Eth {
     /// Destination.
-    pub destination: [u16; 3],
+    pub destination: Mac,
     /// Source.
-    pub source: [u16; 3],
+    pub source: Mac,
     /// EtherType.
     pub ethertype: u16,
+}
+
+/// A MAC address, as it lies in a header: its first four bytes, and its last two.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy, Debug)]
+pub struct Mac(u32, u16);
+
+impl Mac {
+    /// As the lower six bytes of a word.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.0 as u64 | (self.1 as u64) << 32
+    }
+
+    /// The one in the lower six bytes of a word.
+    #[inline(always)]
+    pub const fn of_word(word: u64) -> Self {
+        Self(word as u32, (word >> 32) as u16)
+    }
 }
 
 /// What follows the EtherType of a tagged frame (IEEE 802.1Q clause 9.6).
@@ -26,7 +45,7 @@ pub struct Vlan {
     pub ethertype: u16,
 }
 
-wire! { Eth = 14, Vlan = 4 }
+wire! { Eth = 14, Mac = 6, Vlan = 4 }
 
 /// EtherType of IPv4, in network order.
 pub const IPV4: u16 = 0x0800_u16.to_be();
@@ -63,8 +82,8 @@ impl Link {
     pub fn parse(frame: &impl Frame) -> Option<Self> {
         let eth: Eth = frame.read(0)?;
         let link = Self {
-            destination: mac_word(eth.destination),
-            source: mac_word(eth.source),
+            destination: eth.destination.to_word(),
+            source: eth.source.to_word(),
             ethertype: eth.ethertype,
             vlan: 0,
             tagged: false,
@@ -100,31 +119,24 @@ impl Link {
 /// A MAC address as the lower six bytes of a word, in memory order.
 #[inline(always)]
 pub const fn mac_to_word(mac: [u8; 6]) -> u64 {
-    u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0])
+    u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0])
 }
 
-/// A MAC address of a header as the lower six bytes of a word, in memory order.
+/// The opposite of [`mac_to_word`].
 #[inline(always)]
-pub const fn mac_word([a, b, c]: [u16; 3]) -> u64 {
-    join4([a, b, c, 0])
-}
-
-/// The MAC address in the lower six bytes of a word, for a header.
-#[inline(always)]
-pub const fn mac_of_word(word: u64) -> [u16; 3] {
-    let [a, b, c, _] = split4(word);
-    [a, b, c]
+pub const fn mac_of_word(word: u64) -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = word.to_le_bytes();
+    [a, b, c, d, e, f]
 }
 
 /// A VLAN identifier (network order) as the upper two bytes of such a word.
 #[inline(always)]
 pub const fn vlan_word(id: u16) -> u64 {
-    join4([0, 0, 0, id])
+    (id as u64) << 48
 }
 
 /// The VLAN identifier in the upper two bytes of a word, network order.
 #[inline(always)]
 pub const fn vlan_from_word(word: u64) -> u16 {
-    let [_, _, _, id] = split4(word);
-    id
+    (word >> 48) as u16
 }

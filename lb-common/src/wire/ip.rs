@@ -3,9 +3,10 @@
 #![expect(unsafe_code, reason = "headers are declared to be plain bytes")]
 
 use super::wire;
+use crate::abi::{Address, AddressV4};
 
 /// IPv4 header without options (RFC 791 section 3.1).
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv4 {
     /// Version (4) and header length in 32-bit words.
@@ -25,9 +26,9 @@ pub struct Ipv4 {
     /// Checksum of the header.
     pub checksum: u16,
     /// Source address.
-    pub source: [u16; 2],
+    pub source: AddressV4,
     /// Destination address.
-    pub destination: [u16; 2],
+    pub destination: AddressV4,
 }
 
 impl Ipv4 {
@@ -40,11 +41,11 @@ impl Ipv4 {
 }
 
 /// IPv6 header (RFC 8200 section 3).
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Ipv6 {
     /// Version (6), traffic class, flow label.
-    pub version_class_label: [u16; 2],
+    pub version_class_label: u32,
     /// Length of what follows this header.
     pub payload_length: u16,
     /// Protocol of what follows.
@@ -52,9 +53,9 @@ pub struct Ipv6 {
     /// Hop limit.
     pub hop_limit: u8,
     /// Source address.
-    pub source: [u16; 8],
+    pub source: Address,
     /// Destination address.
-    pub destination: [u16; 8],
+    pub destination: Address,
 }
 
 impl Ipv6 {

@@ -5,17 +5,15 @@
 use super::wire;
 
 /// TCP header without options (RFC 9293 section 3.1).
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Tcp {
-    /// Source port.
-    pub source: u16,
-    /// Destination port.
-    pub destination: u16,
+    /// Source and destination port.
+    pub ports: u32,
     /// Sequence number.
-    pub sequence: [u16; 2],
+    pub sequence: u32,
     /// Acknowledgment number.
-    pub acknowledgment: [u16; 2],
+    pub acknowledgment: u32,
     /// Data offset in 32-bit words, in the upper four bits.
     pub offset: u8,
     /// Control bits.
@@ -42,13 +40,11 @@ impl Tcp {
 }
 
 /// UDP header (RFC 768).
-#[repr(C)]
+#[repr(C, packed(2))]
 #[derive(Clone, Copy, Debug)]
 pub struct Udp {
-    /// Source port.
-    pub source: u16,
-    /// Destination port.
-    pub destination: u16,
+    /// Source and destination port.
+    pub ports: u32,
     /// Length of header and data.
     pub length: u16,
     /// Checksum; zero: none.

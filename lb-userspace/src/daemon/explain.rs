@@ -350,9 +350,6 @@ impl Tables for Watched<'_> {
     fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool {
         self.tables.swap(word, old, new)
     }
-    fn launder(&self, value: u64) -> u64 {
-        value
-    }
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
         flow::search_ports(self, lane, ports, now)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use lb_common::{
     abi::{self, Backend, Config, NO_BACKEND, PAGE_SLOTS, Page, Service, Side, SidePage, Slot, Standing},
+    datapath::hash,
     shared::Shared,
     sim::MemTables,
     wire::eth::mac_to_word,
@@ -123,9 +124,7 @@ fn side(cells: &impl Cells, first_side: u32, slot: u32) -> Result<&Side, Datapla
 
 fn set_globals(config: &Config, globals: &Globals) {
     let Globals { hash_key, idle, resets_per_second, same_interface_tx } = globals;
-    for (word, key) in config.hash_key.iter().zip(hash_key) {
-        word.set(*key);
-    }
+    hash::set_key(config, *hash_key);
     config.idle.half_open.set(ticks_in(idle.half_open));
     config.idle.established.set(ticks_in(idle.established));
     config.idle.closing.set(ticks_in(idle.closing));

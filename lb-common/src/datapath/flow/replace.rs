@@ -47,7 +47,7 @@ pub fn search_ways<T: Tables>(tables: &T, bucket: u32, now: u32) -> u64 {
     let context = Context { tables, config, ingress: 0, now: Tick(now) };
     let (mut best, mut found) = (0u64, 0u64);
     for (number, way) in bucket.ways.iter().enumerate() {
-        let worth = tables.launder(worth_of_way(way.get(), context));
+        let worth = config.launder(worth_of_way(way.get(), context));
         if worth > best {
             best = worth;
             found = number as u64 + 1;
@@ -72,7 +72,7 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
     let (mut best, mut found) = (0u64, 0u32);
     for probe in 0..PROBES {
         let Some(flow) = tables.flow(lane.flow(port, config.flow_mask.get())) else { return 0 };
-        let worth = tables.launder(u64::from(worth_of_flow(flow, flow.guard.get(), context)));
+        let worth = config.launder(u64::from(worth_of_flow(flow, flow.guard.get(), context)));
         if worth > best {
             best = worth;
             found = port;

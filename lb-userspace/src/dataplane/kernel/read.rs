@@ -7,6 +7,7 @@ use std::{
 };
 
 use lb_common::{
+    wire::eth::mac_of_word,
     abi::{
         self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, ServiceKeyV4,
         ServiceKeyV6, Slot, Span, Tick, Vip, name,
@@ -17,7 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::{
     KernelDataplane, unread,
-    write::{SET_BITS, action, mac, words},
+    write::{SET_BITS, action, words},
 };
 use crate::{
     dataplane::{
@@ -67,7 +68,7 @@ impl KernelDataplane {
         }
         for (index, word) in (0..).zip(self.interfaces.iter()) {
             if word.get() != 0 {
-                tables.interfaces.insert(index, mac(word.get()));
+                tables.interfaces.insert(index, mac_of_word(word.get()));
             }
         }
         tables.rules = self.read_rules()?;
@@ -243,8 +244,8 @@ fn read_backend(backend: &Backend) -> BackendEntry {
         generation: backend.generation.get(),
         next_hop: (flags & Backend::REACHABLE != 0).then(|| NextHop {
             interface: backend.interface.get(),
-            own_mac: mac(backend.own_mac.get()),
-            mac: mac(backend.next_hop.get()),
+            own_mac: mac_of_word(backend.own_mac.get()),
+            mac: mac_of_word(backend.next_hop.get()),
         }),
         sources: SourceRun { first: (sources >> 32) as u32, count: sources as u32 },
         flows: if flags & Backend::CUT != 0 {

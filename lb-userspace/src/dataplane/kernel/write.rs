@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::Key;
 use lb_common::{
     abi::{self, Action, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Vip, name},
     shared::Shared,
-    wire::eth::{mac_of_word, mac_to_word},
+    wire::eth::mac_to_word,
 };
 
 use super::{KernelDataplane, mapped::wait_for_programs, unwritten};
@@ -239,12 +239,6 @@ fn rule_v6(set: u32, network: Network) -> Key<RuleV6> {
 /// Both words of an address.
 pub(super) fn words(cells: &[Shared<u64>; 2]) -> abi::Address {
     [cells[0].get(), cells[1].get()]
-}
-
-/// A MAC address from its word.
-pub(super) fn mac(word: u64) -> [u8; 6] {
-    let [a, b, c] = mac_of_word(word).map(u16::to_ne_bytes);
-    [a[0], a[1], b[0], b[1], c[0], c[1]]
 }
 
 /// Removing what is not there has succeeded.
