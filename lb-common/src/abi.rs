@@ -8,12 +8,14 @@
 //! index. Everything that has an index is an array that the daemon maps into its memory, so that a
 //! change is one store of one word ([`Shared`]).
 
+mod listener;
 pub mod name;
 mod record;
 mod ring;
 mod tick;
 
 pub use self::{
+    listener::{Called, LISTENER_CELLS, Listener, Listeners},
     record::{RECORD_WAYS, Record, Records, Span, State, Way},
     ring::{NO_BACKEND, PAGE_SLOTS, Page, RingAt, Side, SidePage, Slot, Standing},
     tick::{Clock, Tick},
@@ -107,6 +109,10 @@ pub struct Config {
     pub flow_mask: Shared<u32>,
     /// Number of [`Bucket`]s, less one, and of [`Records`]; the number is a power of two.
     pub bucket_mask: Shared<u32>,
+    /// Number of lines of [`Listeners`], less one; the number is a power of two.
+    pub listener_mask: Shared<u32>,
+    /// Zero.
+    pub reserved: Shared<u32>,
     /// Lowest port of any source.
     pub port_low: Shared<u16>,
     /// Highest port of any source.
@@ -165,36 +171,6 @@ pub struct Idle {
     pub udp: Shared<u32>,
     /// Padding.
     pub reserved: Shared<u32>,
-}
-
-/// Address, port and protocol that an IPv4 service listens on.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKeyV4 {
-    /// Destination address.
-    pub address: AddressV4,
-    /// Destination port, network order.
-    pub port: u16,
-    /// [`TCP`] or [`UDP`].
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: u8,
-}
-
-/// Address, port and protocol that an IPv6 service listens on.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKeyV6 {
-    /// Destination address.
-    pub address: Address,
-    /// Destination port, network order.
-    pub port: u16,
-    /// [`TCP`] or [`UDP`].
-    pub protocol: u8,
-    /// Zero.
-    pub reserved: u8,
-    /// Zero.
-    pub spare: u32,
 }
 
 /// An address that some service listens on.
@@ -479,9 +455,8 @@ impl Budget {
 }
 
 const _: () = {
-    assert!(size_of::<Config>() == 248);
-    assert!(size_of::<ServiceKeyV4>() == 8);
-    assert!(size_of::<ServiceKeyV6>() == 24);
+    assert!(size_of::<Config>() == 256);
+    assert!(size_of::<Listeners>() == 128);
     assert!(size_of::<Vip>() == 12);
     assert!(size_of::<Service>() == 64);
     assert!(size_of::<RuleV4>() == 8);
@@ -508,5 +483,5 @@ mod pod {
             $(unsafe impl aya::Pod for $name {})+
         };
     }
-    pod!(ServiceKeyV4, ServiceKeyV6, Vip, RuleV4, RuleV6, Traffic, Budget);
+    pod!(Vip, RuleV4, RuleV6, Traffic, Budget);
 }

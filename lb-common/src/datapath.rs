@@ -11,10 +11,10 @@
 //!                                            select a backend, claim a port ──► backend
 //! ```
 //!
-//! Look-ups for a packet of a known flow, beside `CONFIG`: to the backend SERVICE_KEYS, SERVICES,
+//! Look-ups for a packet of a known flow, beside `CONFIG`: to the backend LISTENERS, SERVICES,
 //! BUCKETS, FLOWS, BACKENDS, SOURCES; back to the client SOURCE_KEYS, SOURCES, FLOWS, BACKENDS,
 //! SERVICES (and INTERFACES, where it leaves by another one). For a packet that is not translated:
-//! SERVICE_KEYS, SERVICES, PAGES, BACKENDS, and where its slot is unsettled SIDES, RECORDS, and BACKENDS once
+//! LISTENERS, SERVICES, PAGES, BACKENDS, and where its slot is unsettled SIDES, RECORDS, and BACKENDS once
 //! more. All but the KEYS are arrays, which cost
 //! a bounds check and a cache line; BUCKETS and FLOWS are the only ones that grow with traffic.
 
@@ -22,6 +22,7 @@ pub mod family;
 pub mod firewall;
 pub mod flow;
 pub mod hash;
+pub mod listener;
 pub mod parse;
 mod record;
 pub mod reset;
@@ -138,7 +139,7 @@ fn steps<V: Family, T: Tables, C: Clock>(
         return Ok(verdict);
     }
 
-    let (index, service) = select::service(&packet, tables)?;
+    let (index, service) = select::service(&packet, (tables, config))?;
     firewall::admit(&packet, service, tables)?;
     if packet.fragment() {
         return Err(DropReason::Fragment.into());

@@ -6,11 +6,11 @@ extern crate std;
 
 use crate::{
     abi::{
-        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, PAGE_SLOTS, Page, Records, RuleV4,
-        RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Side, SidePage, Slot, Source, Tick, Traffic, Vip,
-        address_v4, address_v6,
+        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, Listeners, PAGE_SLOTS, Page,
+        Records, RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip, address_v4,
+        address_v6,
     },
-    datapath::{flow, unsettled},
+    datapath::{flow, listener, unsettled},
     shared::Shared,
     tables::Tables,
     verdict::{COUNTERS, Note, Verdict},
@@ -66,10 +66,8 @@ impl Frame for SliceFrame {
 pub struct MemTables {
     /// What holds for all packets.
     pub config: Config,
-    /// By address, port and protocol.
-    pub service_keys_v4: BTreeMap<ServiceKeyV4, u32>,
-    /// By address, port and protocol.
-    pub service_keys_v6: BTreeMap<ServiceKeyV6, u32>,
+    /// By line.
+    pub listeners: Vec<Listeners>,
     /// By address.
     pub vips_v4: BTreeMap<AddressV4, Vip>,
     /// By address.
@@ -118,7 +116,9 @@ impl MemTables {
     pub fn new(services: usize, backends: usize, pages: usize, flows: usize) -> Self {
         assert!(flows.is_power_of_two());
         let buckets = flows.div_ceil(2);
+        let lines = listener::lines_for(services as u32);
         let config = Config::default();
+        config.listener_mask.set(lines - 1);
         config.flow_mask.set(flows as u32 - 1);
         config.bucket_mask.set(buckets as u32 - 1);
         fn filled<T>(number: usize, make: impl FnMut() -> T) -> Vec<T> {
@@ -126,6 +126,7 @@ impl MemTables {
         }
         Self {
             config,
+            listeners: filled(lines as usize, Listeners::default),
             services: filled(services, Service::default),
             pages: filled(pages, || Page {
                 slots: [const { Shared::new(crate::abi::NO_BACKEND) }; PAGE_SLOTS],
@@ -168,11 +169,8 @@ impl Tables for MemTables {
     fn config(&self) -> Option<&Config> {
         Some(&self.config)
     }
-    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
-        self.service_keys_v4.get(key).copied()
-    }
-    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32> {
-        self.service_keys_v6.get(key).copied()
+    fn listeners(&self, line: u32) -> Option<&Listeners> {
+        self.listeners.get(line as usize)
     }
     fn vip_v4(&self, address: AddressV4) -> Option<Vip> {
         self.vips_v4.get(&address).copied()

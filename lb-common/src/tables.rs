@@ -7,8 +7,8 @@
 
 use crate::{
     abi::{
-        Address, AddressV4, Backend, Bucket, Config, Flow, Records, RuleV4, RuleV6, Service, ServiceKeyV4,
-        ServiceKeyV6, Side, Slot, Source, Tick, Traffic, Vip,
+        Address, AddressV4, Backend, Bucket, Config, Flow, Listeners, Records, RuleV4, RuleV6, Service, Side,
+        Slot, Source, Tick, Traffic, Vip,
     },
     shared::Shared,
     verdict::{Note, Verdict},
@@ -19,10 +19,8 @@ pub trait Tables {
     /// What holds for all packets.
     fn config(&self) -> Option<&Config>;
 
-    /// Index of the service on this address, port and protocol.
-    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32>;
-    /// Index of the service on this address, port and protocol.
-    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32>;
+    /// A line of listeners.
+    fn listeners(&self, line: u32) -> Option<&Listeners>;
     /// What is known of a service's address.
     fn vip_v4(&self, address: AddressV4) -> Option<Vip>;
     /// What is known of a service's address.

@@ -12,9 +12,8 @@ use aya_ebpf::{
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use lb_common::{
     abi::{
-        Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Page,
-        Records, RuleV4, RuleV6, Service, ServiceKeyV4, ServiceKeyV6, Side, SidePage, Slot, Source, Tick,
-        Traffic, Vip,
+        Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Listeners,
+        Page, Records, RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip,
     },
     datapath::{flow, unsettled},
     shared::Shared,
@@ -28,9 +27,7 @@ const MAPPED: u32 = BPF_F_MMAPABLE;
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, MAPPED);
 #[map]
-static SERVICE_KEYS_V4: HashMap<ServiceKeyV4, u32> = HashMap::with_max_entries(16, 0);
-#[map]
-static SERVICE_KEYS_V6: HashMap<ServiceKeyV6, u32> = HashMap::with_max_entries(16, 0);
+static LISTENERS: Array<Listeners> = Array::with_max_entries(16, MAPPED);
 #[map]
 static VIPS_V4: HashMap<AddressV4, Vip> = HashMap::with_max_entries(16, 0);
 #[map]
@@ -114,15 +111,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
-        // SAFETY: a plain number, copied at once.
-        unsafe { SERVICE_KEYS_V4.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32> {
-        // SAFETY: a plain number, copied at once.
-        unsafe { SERVICE_KEYS_V6.get(key) }.copied()
+    fn listeners(&self, line: u32) -> Option<&Listeners> {
+        LISTENERS.get(line)
     }
 
     #[inline(always)]

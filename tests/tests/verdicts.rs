@@ -334,8 +334,7 @@ macro_rules! through {
 impl Tables for Contended<'_> {
     through! {
         config() -> Option<&abi::Config>;
-        service_key_v4(key: &abi::ServiceKeyV4) -> Option<u32>;
-        service_key_v6(key: &abi::ServiceKeyV6) -> Option<u32>;
+        listeners(line: u32) -> Option<&abi::Listeners>;
         vip_v4(address: abi::AddressV4) -> Option<abi::Vip>;
         vip_v6(address: abi::Address) -> Option<abi::Vip>;
         service(index: u32) -> Option<&abi::Service>;

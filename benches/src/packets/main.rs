@@ -126,13 +126,18 @@ fn known(
     generator.order(kind, flows, true, mode == Mode::Nat)?;
     scene.forwarding(all, || generator.run(all))?;
     let remembered = if mode == Mode::Settled { 0 } else { flows };
-    ensure!(scene.flows()? == remembered, "{} flows were opened for {name}, not {flows}", scene.flows()?);
+    let opened = scene.flows()?;
+    // A table with ways has no room for a few where many come together by chance.
+    ensure!(
+        opened <= remembered && remembered - opened <= remembered / 100_000,
+        "{opened} flows were opened for {name}, not {flows}"
+    );
     ensure!(flows < 1000 || scene.backends()? == usize::from(scene::BACKENDS), "the flows of {name} are few");
     generator.order(kind, flows, false, false)?;
     scene.check_sample(kind)?;
     let mut times =
         measure(arguments.runs, || scene.forwarding(arguments.packets, || generator.run(arguments.packets)))?;
-    ensure!(scene.flows()? == remembered, "packets of known flows opened others");
+    ensure!(scene.flows()? == opened, "packets of known flows opened others");
     Ok(Case::new(name, kind.v6, flows, &mut times))
 }
 

@@ -2,10 +2,8 @@
 
 /// [`super::Config`], one.
 pub const CONFIG: &str = "CONFIG";
-/// [`super::ServiceKeyV4`] to the index of a [`super::Service`].
-pub const SERVICE_KEYS_V4: &str = "SERVICE_KEYS_V4";
-/// [`super::ServiceKeyV6`] to the index of a [`super::Service`].
-pub const SERVICE_KEYS_V6: &str = "SERVICE_KEYS_V6";
+/// Array of [`super::Listeners`]: where services are called.
+pub const LISTENERS: &str = "LISTENERS";
 /// IPv4 address to [`super::Vip`].
 pub const VIPS_V4: &str = "VIPS_V4";
 /// IPv6 address to [`super::Vip`].
@@ -48,10 +46,9 @@ pub const TRAFFIC: &str = "TRAFFIC";
 pub const BUDGET: &str = "BUDGET";
 
 /// All of them.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 22] = [
     CONFIG,
-    SERVICE_KEYS_V4,
-    SERVICE_KEYS_V6,
+    LISTENERS,
     VIPS_V4,
     VIPS_V6,
     SERVICES,

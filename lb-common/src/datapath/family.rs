@@ -2,7 +2,7 @@
 
 use super::parse::{Headers, ipv4, ipv6};
 use crate::{
-    abi::{Address, AddressV4, Config, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Vip, mapped, unmapped},
+    abi::{Address, AddressV4, Config, RuleV4, RuleV6, Vip, mapped, unmapped},
     shared::Shared,
     tables::Tables,
     wire::{
@@ -29,8 +29,6 @@ pub trait Family: Copy + Default {
     /// The lowest six bits of its last byte.
     fn last_bits(address: Self::Address) -> u8;
 
-    /// Index of the service on exactly this address, port and protocol.
-    fn service<T: Tables>(tables: &T, address: Self::Address, port: u16, protocol: u8) -> Option<u32>;
     /// What is known of the address.
     fn vip<T: Tables>(tables: &T, address: Self::Address) -> Option<Vip>;
     /// The longest matching rule for a source.
@@ -96,11 +94,6 @@ impl Family for V4 {
     #[inline(always)]
     fn last_bits(address: AddressV4) -> u8 {
         address.to_ne_bytes()[3] & 63
-    }
-
-    #[inline(always)]
-    fn service<T: Tables>(tables: &T, address: AddressV4, port: u16, protocol: u8) -> Option<u32> {
-        tables.service_key_v4(&ServiceKeyV4 { address, port, protocol, reserved: 0 })
     }
 
     #[inline(always)]
@@ -204,11 +197,6 @@ impl Family for V6 {
     #[inline(always)]
     fn last_bits(address: Address) -> u8 {
         address[1].to_ne_bytes()[7] & 63
-    }
-
-    #[inline(always)]
-    fn service<T: Tables>(tables: &T, address: Address, port: u16, protocol: u8) -> Option<u32> {
-        tables.service_key_v6(&ServiceKeyV6 { address, port, protocol, reserved: 0, spare: 0 })
     }
 
     #[inline(always)]

@@ -80,8 +80,7 @@ fn translate<V: Family>(
     V::rewrite(frame, usize::from(packet.l3()), source, destination)?;
     // The transport's checksum covers the addresses too (RFC 9293 section 3.1, RFC 768).
     let sum = V::replace(Sum::default(), packet.source, source);
-    let sum = V::replace(sum, packet.destination, destination)
-        .replace_u32(packet.ports, ports);
+    let sum = V::replace(sum, packet.destination, destination).replace_u32(packet.ports, ports);
     if packet.protocol() == UDP {
         let udp: &mut Udp = frame.at(usize::from(packet.l4()))?;
         udp.ports = ports;

@@ -1,8 +1,8 @@
 //! From a packet to its service, and from a service to a backend for a new connection.
 
-use super::{family::Family, flow::Place, parse::Packet};
+use super::{family::Family, flow::Place, listener, parse::Packet};
 use crate::{
-    abi::{Backend, NO_BACKEND, PAGE_SLOTS, RingAt, Service, Slot, TCP},
+    abi::{Backend, Called, Config, NO_BACKEND, PAGE_SLOTS, RingAt, Service, Slot, TCP},
     tables::Tables,
     verdict::{DropReason, PassReason, Verdict},
 };
@@ -11,9 +11,14 @@ use crate::{
 #[inline(always)]
 pub(crate) fn service<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
-    tables: &'t T,
+    (tables, config): (&'t T, &Config),
 ) -> Result<(u32, &'t Service), Verdict> {
-    let index = match V::service(tables, packet.destination, packet.destination_port(), packet.protocol()) {
+    let called = Called {
+        address: V::widen(packet.destination),
+        port: packet.destination_port(),
+        protocol: packet.protocol(),
+    };
+    let index = match listener::find(tables, called, config.listener_mask.get()) {
         Some(index) => index,
         None => on_all_ports(packet, tables)?,
     };

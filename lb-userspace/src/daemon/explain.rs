@@ -2,15 +2,14 @@
 //! looks things up.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
     abi::{
-        self, Action, Address, AddressV4, Bucket, Flow, NO_BACKEND, PAGE_SLOTS, Records, RingAt, RuleV4,
-        RuleV6, ServiceKeyV4, ServiceKeyV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic, UDP,
-        Vip,
+        self, Action, Address, AddressV4, Bucket, Flow, Listeners, NO_BACKEND, PAGE_SLOTS, Records, RingAt,
+        RuleV4, RuleV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic, UDP, Vip,
     },
     datapath::{decide, flow, unsettled},
     shared::Shared,
@@ -49,7 +48,8 @@ pub fn explain(
 ) -> Result<Explanation, String> {
     let mut frame = SliceFrame(frame(question)?);
     let before = frame.clone();
-    let watched = Watched { tables, names, now, said: RefCell::default(), used: RefCell::default() };
+    let (said, seeks, used) = Default::default();
+    let watched = Watched { tables, names, now, said, seeks, used };
     let verdict = decide(&mut frame, &watched, ingress, now);
     frame.settle(verdict);
     let last = watched.used.borrow_mut().take();
@@ -118,6 +118,8 @@ struct Watched<'a> {
     names: &'a Names<'a>,
     now: Tick,
     said: RefCell<Vec<Step>>,
+    /// Whether the table of listeners was asked, and no service has been found yet.
+    seeks: Cell<bool>,
     /// The backend that was looked up last.
     used: RefCell<Option<u32>>,
 }
@@ -127,14 +129,10 @@ impl Watched<'_> {
         self.said.borrow_mut().push(Step { what: what.into(), detail });
     }
 
-    fn say_service(&self, found: Option<u32>) {
-        match found {
-            Some(index) => self.say("service", (self.names.service)(index)),
-            None => self.say("service", "none listens on exactly that address and port".into()),
-        }
-    }
-
     fn say_vip(&self, vip: Option<Vip>) {
+        if self.seeks.get() {
+            self.say("service", "none listens on exactly that address and port".into());
+        }
         self.say(
             "address",
             match vip {
@@ -251,15 +249,9 @@ impl Tables for Watched<'_> {
     fn config(&self) -> Option<&abi::Config> {
         self.tables.config()
     }
-    fn service_key_v4(&self, key: &ServiceKeyV4) -> Option<u32> {
-        let found = self.tables.service_key_v4(key);
-        self.say_service(found);
-        found
-    }
-    fn service_key_v6(&self, key: &ServiceKeyV6) -> Option<u32> {
-        let found = self.tables.service_key_v6(key);
-        self.say_service(found);
-        found
+    fn listeners(&self, line: u32) -> Option<&Listeners> {
+        self.seeks.set(true);
+        self.tables.listeners(line)
     }
     fn vip_v4(&self, address: AddressV4) -> Option<Vip> {
         let vip = self.tables.vip_v4(address);
@@ -272,6 +264,9 @@ impl Tables for Watched<'_> {
         vip
     }
     fn service(&self, index: u32) -> Option<&abi::Service> {
+        if self.seeks.take() {
+            self.say("service", (self.names.service)(index));
+        }
         self.tables.service(index)
     }
     fn rule_v4(&self, source: &RuleV4) -> Option<u32> {

@@ -1,14 +1,17 @@
 //! What operations write to arrays, and what slots remember there: once, for whoever holds the arrays.
 //!
 //! Two do: [`super::kernel`], whose arrays are the program's own, and [`MemTables`], on which the same
-//! decision runs in tests and simulation. What leads to indices (listeners, addresses, rules) is kept in
+//! decision runs in tests and simulation. What else leads to indices (addresses, rules) is kept in
 //! maps, which each has of its own kind.
 
 use std::sync::Arc;
 
 use lb_common::{
-    abi::{self, Backend, Config, NO_BACKEND, PAGE_SLOTS, Page, Service, Side, SidePage, Slot, Standing},
-    datapath::hash,
+    abi::{
+        self, Backend, Called, Config, Listeners, NO_BACKEND, PAGE_SLOTS, Page, Service, Side, SidePage,
+        Slot, Standing,
+    },
+    datapath::{hash, listener},
     shared::Shared,
     sim::MemTables,
     wire::eth::mac_to_word,
@@ -21,6 +24,8 @@ use crate::model::Listen;
 pub trait Cells {
     /// What holds for all packets.
     fn config(&self) -> &Config;
+    /// By line.
+    fn listeners(&self) -> &[Listeners];
     /// By index.
     fn services(&self) -> &[Service];
     /// By index.
@@ -34,6 +39,9 @@ pub trait Cells {
 impl Cells for MemTables {
     fn config(&self) -> &Config {
         &self.config
+    }
+    fn listeners(&self) -> &[Listeners] {
+        &self.listeners
     }
     fn services(&self) -> &[Service] {
         &self.services
@@ -93,6 +101,14 @@ pub fn write(cells: &impl Cells, op: &Op) -> Result<bool, DataplaneError> {
             service(index)?.firewall.set(word);
         }
         Op::RemoveService { index } => service(index)?.flags.set(0),
+        Op::SetKey { listen, service } => {
+            if !listener::set(cells.listeners(), called(listen), service) {
+                let limit =
+                    "too many listeners have come together in the table; a larger `limits.services` parts";
+                return Err(DataplaneError::Misfit(format!("no room for {listen}: {limit} them")));
+            }
+        }
+        Op::RemoveKey { listen } => listener::remove(cells.listeners(), called(listen)),
         _ => return Ok(false),
     }
     Ok(true)
@@ -190,6 +206,15 @@ fn write_service(cell: &Service, listen: Listen, mode: Mode) {
     cell.protocol.set(listen.protocol.number());
     let flags = with_mode(Service::IN_USE, mode);
     cell.flags.set(with(flags, Service::ALL_PORTS, listen.port.is_none()));
+}
+
+/// A listener as packets ask for it.
+fn called(listen: Listen) -> Called {
+    Called {
+        address: abi::address(listen.address),
+        port: listen.port.unwrap_or(0).to_be(),
+        protocol: listen.protocol.number(),
+    }
 }
 
 fn with_mode(flags: u32, mode: Mode) -> u32 {

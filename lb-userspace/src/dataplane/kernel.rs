@@ -22,7 +22,7 @@ use std::{
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use lb_common::{
-    abi::{self, Address, AddressV4, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Traffic, Vip, name},
+    abi::{self, Address, AddressV4, RuleV4, RuleV6, Traffic, Vip, name},
     shared::Shared,
     sim::MemTables,
     verdict::COUNTERS,
@@ -113,6 +113,7 @@ pub struct KernelDataplane {
     program: Program,
     limits: Limits,
     config: Mapped<abi::Config>,
+    listeners: Mapped<abi::Listeners>,
     services: Mapped<abi::Service>,
     pages: Mapped<abi::Page>,
     sides: Mapped<abi::SidePage>,
@@ -124,8 +125,6 @@ pub struct KernelDataplane {
     buckets: Mapped<abi::Bucket>,
     cursors: Mapped<Shared<u64>>,
     turns: Mapped<Shared<u64>>,
-    service_keys_v4: HashMap<MapData, ServiceKeyV4, u32>,
-    service_keys_v6: HashMap<MapData, ServiceKeyV6, u32>,
     vips_v4: HashMap<MapData, AddressV4, Vip>,
     vips_v6: HashMap<MapData, Address, Vip>,
     source_keys_v4: HashMap<MapData, AddressV4, u32>,
@@ -149,6 +148,7 @@ impl KernelDataplane {
         let pins = bpffs.map(Pins::below).transpose()?;
         let mut program = Program::load(limits, pins)?;
         let (config, _) = memory(&mut program, name::CONFIG)?;
+        let (listeners, line_count) = memory(&mut program, name::LISTENERS)?;
         let (services, service_count) = memory(&mut program, name::SERVICES)?;
         let (pages, ring_pages) = memory(&mut program, name::PAGES)?;
         let (sides, side_pages) = memory(&mut program, name::SIDES)?;
@@ -176,6 +176,7 @@ impl KernelDataplane {
         let plane = Self {
             limits,
             config,
+            listeners,
             services,
             pages,
             sides,
@@ -187,8 +188,6 @@ impl KernelDataplane {
             buckets,
             cursors,
             turns,
-            service_keys_v4: typed(&mut program, name::SERVICE_KEYS_V4)?,
-            service_keys_v6: typed(&mut program, name::SERVICE_KEYS_V6)?,
             vips_v4: typed(&mut program, name::VIPS_V4)?,
             vips_v6: typed(&mut program, name::VIPS_V6)?,
             source_keys_v4: typed(&mut program, name::SOURCE_KEYS_V4)?,
@@ -200,6 +199,7 @@ impl KernelDataplane {
             program,
         };
         let config = plane.config();
+        config.listener_mask.set(line_count - 1);
         config.flow_mask.set(flow_count - 1);
         config.bucket_mask.set(bucket_count - 1);
         Ok(plane)
@@ -213,6 +213,9 @@ impl KernelDataplane {
 impl Cells for KernelDataplane {
     fn config(&self) -> &abi::Config {
         self.config()
+    }
+    fn listeners(&self) -> &[abi::Listeners] {
+        &self.listeners
     }
     fn services(&self) -> &[abi::Service] {
         &self.services

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, PAGE_SLOTS, Record, RingAt, ServiceKeyV4, Side, SidePage, Span, Standing, TCP, Tick, Vip},
+    abi::{self, PAGE_SLOTS, Record, RingAt, Side, SidePage, Span, Standing, Tick, Vip},
     datapath::decide,
     sim::{MemTables, SliceFrame},
     tables::Tables as _,
@@ -242,11 +242,6 @@ impl Lobby {
                 let any = |service: Option<u32>| service.map_or(0, |index| index + 1);
                 let vip = Vip { any_tcp: any(vip.any_tcp), any_udp: any(vip.any_udp), flags: 0 };
                 self.tables.vips_v4.insert(abi::address_v4(address.octets()), vip);
-            }
-            Op::SetKey { listen: Listen { address: IpAddr::V4(address), port: Some(port), .. }, service } => {
-                let address = abi::address_v4(address.octets());
-                let key = ServiceKeyV4 { address, port: port.to_be(), protocol: TCP, reserved: 0 };
-                self.tables.service_keys_v4.insert(key, *service);
             }
             _ => {}
         }

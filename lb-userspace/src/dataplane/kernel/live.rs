@@ -19,6 +19,7 @@ impl KernelDataplane {
     pub fn copy(&self) -> Result<MemTables, DataplaneError> {
         let mut copy = MemTables::new(0, 0, 0, 1);
         copy.config = self.config().clone();
+        copy.listeners = self.listeners.to_vec();
         copy.services = self.services.to_vec();
         copy.pages = self.pages.to_vec();
         copy.sides = self.sides.to_vec();
@@ -40,8 +41,6 @@ impl KernelDataplane {
                 $map.iter().collect::<Result<_, _>>().map_err(unread($name))?
             };
         }
-        copy.service_keys_v4 = pairs!(self.service_keys_v4, name::SERVICE_KEYS_V4);
-        copy.service_keys_v6 = pairs!(self.service_keys_v6, name::SERVICE_KEYS_V6);
         copy.vips_v4 = pairs!(self.vips_v4, name::VIPS_V4);
         copy.vips_v6 = pairs!(self.vips_v6, name::VIPS_V6);
         copy.source_keys_v4 = pairs!(self.source_keys_v4, name::SOURCE_KEYS_V4);

@@ -23,6 +23,7 @@ macro_rules! words {
 }
 words!(
     abi::Config,
+    abi::Listeners,
     abi::Service,
     abi::Page,
     abi::SidePage,

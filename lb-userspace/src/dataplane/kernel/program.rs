@@ -15,7 +15,10 @@ use aya::{
         xdp::{XdpLink, XdpLinkId},
     },
 };
-use lb_common::abi::{LAYOUT_VERSION, name};
+use lb_common::{
+    abi::{LAYOUT_VERSION, name},
+    datapath::listener::lines_for,
+};
 
 #[cfg(feature = "trace")]
 use super::trace::Trace;
@@ -354,11 +357,10 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// Entries of each map whose size is the document's.
-fn sizes(limits: Limits) -> [(&'static str, u32); 19] {
+fn sizes(limits: Limits) -> [(&'static str, u32); 18] {
     let Limits { flows, services, backends, ring_pages, side_pages, rules } = limits;
     [
-        (name::SERVICE_KEYS_V4, services),
-        (name::SERVICE_KEYS_V6, services),
+        (name::LISTENERS, lines_for(services)),
         (name::VIPS_V4, services),
         (name::VIPS_V6, services),
         (name::SERVICES, services),

@@ -1,18 +1,14 @@
 //! The tables read back: what a new daemon adopts.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use lb_common::{
-    wire::eth::mac_of_word,
     abi::{
-        self, Backend, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, ServiceKeyV4,
-        ServiceKeyV6, Slot, Span, Tick, Vip, name,
+        self, Backend, Called, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, Slot, Span,
+        Tick, Vip, name,
     },
-    datapath::flow::Phase,
+    datapath::{flow::Phase, listener},
+    wire::eth::mac_of_word,
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -36,13 +32,10 @@ impl KernelDataplane {
                 tables.services.insert(index, self.read_service(service)?);
             }
         }
-        for entry in self.service_keys_v4.iter() {
-            let (key, service) = entry.map_err(unread(name::SERVICE_KEYS_V4))?;
-            tables.keys.insert(listen_v4(key)?, service);
-        }
-        for entry in self.service_keys_v6.iter() {
-            let (key, service) = entry.map_err(unread(name::SERVICE_KEYS_V6))?;
-            tables.keys.insert(listen_v6(key)?, service);
+        for cell in self.listeners.iter().flat_map(|line| &line.cells) {
+            if let Some((called, service)) = listener::read(cell) {
+                tables.keys.insert(listen(called)?, service);
+            }
         }
         for entry in self.vips_v4.iter() {
             let (address, vip) = entry.map_err(unread(name::VIPS_V4))?;
@@ -259,16 +252,10 @@ fn read_backend(backend: &Backend) -> BackendEntry {
     }
 }
 
-fn listen_v4(key: ServiceKeyV4) -> Result<Listen, DataplaneError> {
-    listen(abi::ip_addr(abi::mapped(key.address)), key.port, key.protocol, name::SERVICE_KEYS_V4)
-}
-
-fn listen_v6(key: ServiceKeyV6) -> Result<Listen, DataplaneError> {
-    listen(abi::ip_addr(key.address), key.port, key.protocol, name::SERVICE_KEYS_V6)
-}
-
-fn listen(address: IpAddr, port: u16, number: u8, table: &'static str) -> Result<Listen, DataplaneError> {
-    Ok(Listen { address, port: Some(u16::from_be(port)), protocol: protocol(number, table)? })
+fn listen(called: Called) -> Result<Listen, DataplaneError> {
+    let address = abi::ip_addr(called.address);
+    let protocol = protocol(called.protocol, name::LISTENERS)?;
+    Ok(Listen { address, port: Some(u16::from_be(called.port)), protocol })
 }
 
 fn protocol(number: u8, table: &'static str) -> Result<Protocol, DataplaneError> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use aya::maps::lpm_trie::Key;
 use lb_common::{
-    abi::{self, Action, RuleV4, RuleV6, ServiceKeyV4, ServiceKeyV6, Vip, name},
+    abi::{self, Action, RuleV4, RuleV6, Vip, name},
     shared::Shared,
     wire::eth::mac_to_word,
 };
@@ -15,14 +15,8 @@ use crate::{
         DataplaneError, Op, RuleSet, SourceEntry, VipEntry,
         cells::{self, entry, store_words},
     },
-    model::{Listen, Network},
+    model::Network,
 };
-
-/// A key of either family.
-pub(super) enum EitherKey {
-    V4(ServiceKeyV4),
-    V6(ServiceKeyV6),
-}
 
 impl KernelDataplane {
     pub(super) fn write(&mut self, op: &Op) -> Result<(), DataplaneError> {
@@ -43,22 +37,6 @@ impl KernelDataplane {
                 Either::V4(address) => absent_is_fine(self.vips_v4.remove(&address), name::VIPS_V4)?,
                 Either::V6(address) => absent_is_fine(self.vips_v6.remove(&address), name::VIPS_V6)?,
             },
-            Op::SetKey { listen, service } => match key(listen) {
-                EitherKey::V4(key) => {
-                    self.service_keys_v4.insert(key, service, 0).map_err(unwritten(name::SERVICE_KEYS_V4))?;
-                }
-                EitherKey::V6(key) => {
-                    self.service_keys_v6.insert(key, service, 0).map_err(unwritten(name::SERVICE_KEYS_V6))?;
-                }
-            },
-            Op::RemoveKey { listen } => match key(listen) {
-                EitherKey::V4(key) => {
-                    absent_is_fine(self.service_keys_v4.remove(&key), name::SERVICE_KEYS_V4)?;
-                }
-                EitherKey::V6(key) => {
-                    absent_is_fine(self.service_keys_v6.remove(&key), name::SERVICE_KEYS_V6)?;
-                }
-            },
             Op::Settle => wait_for_programs().map_err(|source| DataplaneError::System {
                 table: "(all)",
                 action: "settled",
@@ -77,7 +55,9 @@ impl KernelDataplane {
             | Op::SwitchRing { .. }
             | Op::SwitchOldRing { .. }
             | Op::SwitchFirewall { .. }
-            | Op::RemoveService { .. } => {}
+            | Op::RemoveService { .. }
+            | Op::SetKey { .. }
+            | Op::RemoveKey { .. } => {}
         }
         Ok(())
     }
@@ -192,16 +172,6 @@ impl KernelDataplane {
             Either::V4(address) => self.vips_v4.insert(address, vip, 0).map_err(unwritten(name::VIPS_V4)),
             Either::V6(address) => self.vips_v6.insert(address, vip, 0).map_err(unwritten(name::VIPS_V6)),
         }
-    }
-}
-
-/// A listener as a key.
-pub(super) fn key(listen: Listen) -> EitherKey {
-    let port = listen.port.unwrap_or(0).to_be();
-    let protocol = listen.protocol.number();
-    match abi_address(listen.address) {
-        Either::V4(address) => EitherKey::V4(ServiceKeyV4 { address, port, protocol, reserved: 0 }),
-        Either::V6(address) => EitherKey::V6(ServiceKeyV6 { address, port, protocol, reserved: 0, spare: 0 }),
     }
 }
 
