@@ -152,10 +152,13 @@ fn steps<V: Family, T: Tables, C: Clock>(
         return Err(DropReason::TtlExceeded.into());
     }
     let context = setting.now();
-    match continue_to_backend(frame, &packet, &call, context) {
-        Some(verdict) => Ok(verdict),
-        None => Ok(arrive(frame, &packet, &call, context)),
+    if let Some(verdict) = continue_to_backend(frame, &packet, &call, context) {
+        return Ok(verdict);
     }
+    if let Some(verdict) = arrive(frame, &packet, &call, context) {
+        return Ok(verdict);
+    }
+    Ok(continue_to_backend(frame, &packet, &call, context).unwrap_or(DropReason::Race.into()))
 }
 
 /// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
@@ -208,7 +211,7 @@ fn lead<V: Family, T: Tables, C: Clock>(
     Ok(Verdict::ToBackend { interface: backend.interface.get() })
 }
 
-/// A packet of a flow that is not known.
+/// A packet of a flow that is not known; `None` if it is known now.
 ///
 /// A function of its own also in BPF, as are the other turnings off the way of most packets: there a stack is
 /// 512 bytes for all that call one another, a call takes five arguments of a word each, and a result must be
@@ -219,8 +222,11 @@ fn arrive<V: Family, T: Tables>(
     packet: &Packet<V>,
     call: &Call<'_>,
     context: &Context<'_, T>,
-) -> Verdict {
-    verdict(|| welcome(frame, packet, call, *context))
+) -> Option<Verdict> {
+    match welcome(frame, packet, call, *context) {
+        Ok(()) => None,
+        Err(verdict) => Some(verdict),
+    }
 }
 
 #[inline(always)]
@@ -229,22 +235,22 @@ fn welcome<V: Family, T: Tables>(
     packet: &Packet<V>,
     call: &Call<'_>,
     context: Context<'_, T>,
-) -> Result<Verdict, Verdict> {
+) -> Result<(), Verdict> {
     let place = call.place;
     if packet.protocol() == TCP && !packet.is_first() {
-        return stray(frame, packet, call, context);
+        return Err(verdict(|| stray(frame, packet, call, context)));
     }
     let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
-        return if packet.protocol() == TCP {
-            Ok(reset::answer(frame, packet, ResetReason::NoBackend, &context))
+        return Err(if packet.protocol() == TCP {
+            reset::answer(frame, packet, ResetReason::NoBackend, &context)
         } else {
-            Err(DropReason::NoBackend.into())
-        };
+            DropReason::NoBackend.into()
+        });
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
-    let new = flow::open(packet, link.source_hop(), (index, backend), place, context)?;
+    flow::open(packet, link.source_hop(), (index, backend), place, context)?;
     count_new(index, context.tables);
-    to_backend(frame, packet, &new, context)
+    Ok(())
 }
 
 /// A client's packet of a translated service; `None` if its flow is not known.

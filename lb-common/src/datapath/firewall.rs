@@ -4,7 +4,7 @@ use super::{family::Family, parse::Packet};
 use crate::{
     abi::{Action, Service},
     tables::Tables,
-    verdict::{DropReason, Verdict},
+    verdict::DropReason,
 };
 
 /// Lets the packet by, or drops it: the longest rule that matches its source decides, else whether
@@ -14,7 +14,7 @@ pub(crate) fn admit<V: Family, T: Tables>(
     packet: &Packet<V>,
     service: &Service,
     tables: &T,
-) -> Result<(), Verdict> {
+) -> Result<(), DropReason> {
     let firewall = service.firewall.get();
     let set = (firewall >> 32) as u32;
     if set == 0 {
@@ -22,7 +22,7 @@ pub(crate) fn admit<V: Family, T: Tables>(
     }
     let otherwise = if firewall as u32 & Service::DENY_OTHERS != 0 { Action::Deny } else { Action::Allow };
     let action = rule(packet, tables, set).unwrap_or(otherwise as u32);
-    if action == Action::Allow as u32 { Ok(()) } else { Err(DropReason::Denied.into()) }
+    if action == Action::Allow as u32 { Ok(()) } else { Err(DropReason::Denied) }
 }
 
 /// The longest rule of a set that matches the packet's source.

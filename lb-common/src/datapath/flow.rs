@@ -22,7 +22,7 @@ use crate::{
     abi::{Backend, Bucket, Config, Flow, Idle, TCP, Tick, UDP, WAYS},
     shared::Shared,
     tables::Tables,
-    verdict::{DropReason, Verdict},
+    verdict::DropReason,
     wire::l4::Tcp,
 };
 
@@ -208,7 +208,10 @@ pub(crate) fn starts_anew<V: Family, T>(
     packet.is_first()
         && match Phase::of(known.flow) {
             Phase::Closed => true,
-            Phase::HalfOpen => known.backend.flags.get() & Backend::DEAD != 0,
+            // One that nothing was sent by yet has been opened for this very packet.
+            Phase::HalfOpen => {
+                known.backend.flags.get() & Backend::DEAD != 0 && known.flow.client_sent.get() != 0
+            }
             Phase::Established | Phase::Closing | Phase::Udp => false,
         }
 }
@@ -224,13 +227,13 @@ pub(crate) fn port_of(backend: &Backend, called: u16) -> u16 {
 
 /// Opens a flow for the packet's connection, which came from `hop`, to a backend.
 #[inline(always)]
-pub(crate) fn open<'t, V: Family, T: Tables>(
+pub(crate) fn open<V: Family, T: Tables>(
     packet: &Packet<V>,
     hop: u64,
-    (index, backend): (u32, &'t Backend),
+    (index, backend): (u32, &Backend),
     place: Place,
-    context: Context<'t, T>,
-) -> Result<Known<'t>, Verdict> {
+    context: Context<'_, T>,
+) -> Result<(), DropReason> {
     let bucket = context.tables.bucket(place.bucket(context.config)).ok_or(DropReason::Tables)?;
     let mut way = Way::default();
     room(packet, place, &context, &mut way)?;
@@ -263,7 +266,7 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
     let cell = &bucket.ways[number & (WAYS - 1)];
     if !context.tables.swap(cell, way.holds, entry) {
         flow.guard.set(freed(live));
-        return Err(DropReason::Race.into());
+        return Err(DropReason::Race);
     }
     // Another CPU may have opened the same connection in another way of the bucket meanwhile. Whoever
     // sees the other steps back; if both do, the client's next SYN finds the place empty.
@@ -272,10 +275,10 @@ pub(crate) fn open<'t, V: Family, T: Tables>(
         if (other >> 32) as u32 == place.tag && other != 0 && other != entry {
             context.tables.swap(cell, entry, 0);
             flow.guard.set(freed(live));
-            return Err(DropReason::Race.into());
+            return Err(DropReason::Race);
         }
     }
-    Ok(Known { flow, index, backend })
+    Ok(())
 }
 
 /// Notes a client's packet in its flow.

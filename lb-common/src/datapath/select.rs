@@ -43,7 +43,7 @@ pub(crate) fn backend<'t, T: Tables>(
     service: &Service,
     place: Place,
     tables: &'t T,
-) -> Result<Option<(u32, &'t Backend)>, Verdict> {
+) -> Result<Option<(u32, &'t Backend)>, DropReason> {
     let ring = RingAt::from_word(service.ring.get());
     if ring.slots == 0 {
         return Ok(None);
@@ -59,9 +59,9 @@ pub(crate) fn backend<'t, T: Tables>(
 
 /// The slot of a ring with this number.
 #[inline(always)]
-pub(crate) fn slot<T: Tables>(ring: RingAt, number: u32, tables: &T) -> Result<Slot, Verdict> {
+pub(crate) fn slot<T: Tables>(ring: RingAt, number: u32, tables: &T) -> Result<Slot, DropReason> {
     let page = ring.first_page + number / PAGE_SLOTS as u32;
-    Ok(tables.slot(page, number as usize % PAGE_SLOTS).ok_or(DropReason::Tables)?)
+    tables.slot(page, number as usize % PAGE_SLOTS).ok_or(DropReason::Tables)
 }
 
 /// The entry of a backend that a slot of the service `index` leads to; `None` if it leads nowhere.
@@ -70,13 +70,13 @@ pub(crate) fn entry<T: Tables>(
     index: u32,
     backend: u32,
     tables: &T,
-) -> Result<Option<(u32, &Backend)>, Verdict> {
+) -> Result<Option<(u32, &Backend)>, DropReason> {
     if backend == NO_BACKEND {
         return Ok(None);
     }
     let entry = tables.backend(backend).ok_or(DropReason::Tables)?;
     if entry.service.get() != index || entry.flags.get() & Backend::IN_USE == 0 {
-        return Err(DropReason::Tables.into());
+        return Err(DropReason::Tables);
     }
     Ok(Some((backend, entry)))
 }
