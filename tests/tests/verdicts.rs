@@ -28,9 +28,9 @@ use tests::{
 const CLIENT: (IpAddr, u16) = (IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7)), 40000);
 const CLIENT_V6: (IpAddr, u16) = (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 7)), 40000);
 
-/// Instructions that the verifier may walk through to accept the program (Linux 6.18); a million is the
-/// kernel's own limit.
-const VERIFIER_BUDGET: u32 = 120_000;
+/// Instructions that the verifier may walk through to accept the program; a million is the kernel's own
+/// limit. Linux 6.18 walks 106,000, and 6.1, which knows less of what it may leave out, 164,000.
+const VERIFIER_BUDGET: u32 = 200_000;
 
 /// Tables on both sides, and which verdicts were met.
 struct Bench {
