@@ -73,6 +73,8 @@ pub mod port {
     /// Not translated, slots settled, moving (from another backend, from the same, from none) and fading
     /// ([`super::turn_slots`]), TCP and UDP.
     pub const CHANGING: u16 = 91;
+    /// A ring that leads to another service's backend, TCP.
+    pub const ASTRAY: u16 = 92;
 }
 
 /// Source ports of most backends.
@@ -85,6 +87,15 @@ const SOURCE_FEW: u32 = 3;
 /// Address of the backends' network.
 pub fn backend_v4(last: u8) -> IpAddr {
     Ipv4Addr::new(10, 2, 0, last).into()
+}
+
+/// Addresses of the backends of the service on all ports of [`VIP_ALL_PORTS`].
+pub fn on_all_ports(protocol: Protocol) -> [IpAddr; 2] {
+    match protocol {
+        Protocol::Tcp => [15, 16],
+        Protocol::Udp => [17, 18],
+    }
+    .map(backend_v4)
 }
 
 /// Address of the backends' network.
@@ -164,7 +175,7 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
         };
         builder.service(listen(v4, port::FEW_PORTS, protocol), &[few])?;
         let all = Listen { address: VIP_ALL_PORTS.into(), port: None, protocol };
-        builder.service(all, &[remote(backend_v4(15), None), remote(backend_v4(16), None)])?;
+        builder.service(all, &on_all_ports(protocol).map(|address| remote(address, None)))?;
         builder.service(listen(VIP_SHARED.into(), port::WEB, protocol), &three_v4)?;
     }
     for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
@@ -183,6 +194,13 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
             service: broken,
             ring: RingAt { slots: 100, first_page: 1 << 19, first_side: None },
         })?;
+        let astray = builder.service(listen(vip, port::ASTRAY, Protocol::Tcp), &[])?;
+        let first_page = builder.pages;
+        builder.pages += 1;
+        // The first backend is the first service's.
+        builder.plane.apply(&Op::WritePages { first_page, slots: [Slot::settled(0)].into() })?;
+        let ring = RingAt { slots: 1, first_page, first_side: None };
+        builder.plane.apply(&Op::SwitchRing { service: astray, ring })?;
     }
     for (address, shared) in [(v4, false), (v6, false), (VIP_SHARED.into(), true)] {
         builder.plane.apply(&Op::SetVip { address, vip: VipEntry { shared, ..VipEntry::default() } })?;

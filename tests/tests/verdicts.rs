@@ -15,7 +15,10 @@ use lb_common::{
     tables::Tables,
     verdict::{DropReason, Note, PassReason, ResetReason, Verdict},
 };
-use lb_userspace::dataplane::{BackendEntry, FlowsOf, kernel::KernelDataplane};
+use lb_userspace::{
+    dataplane::{BackendEntry, FlowsOf, kernel::KernelDataplane},
+    model::Protocol,
+};
 use tests::{
     both::Both,
     packets::{self, Seen, Spec, flag},
@@ -168,8 +171,15 @@ fn translated(bench: &mut Bench) {
             bench.expect("an answer without the tag", &answer.build(), DropReason::Vlan.into());
         }
     }
-    let out = bench.expect("all ports", &syn((VIP_ALL_PORTS.into(), 1234)).build(), TO_BACKEND);
-    assert_eq!(packets::read(&out).expect("a packet").destination.1, 1234, "the port stays");
+    let all_ports = (VIP_ALL_PORTS.into(), 1234);
+    for (call, protocol) in
+        [(syn(all_ports), Protocol::Tcp), (Spec::udp((CLIENT.0, 40002), all_ports), Protocol::Udp)]
+    {
+        let out = bench.expect("all ports", &call.build(), TO_BACKEND);
+        let (address, port) = packets::read(&out).expect("a packet").destination;
+        assert_eq!(port, 1234, "the port stays");
+        assert!(world::on_all_ports(protocol).contains(&address), "{protocol:?} to {address}");
+    }
     bench.expect(
         "another interface",
         &syn(to(port::ELSEWHERE)).build(),
@@ -225,7 +235,18 @@ fn dropped_as_unfit(bench: &mut Bench) {
     bench.expect("data offset beyond the end", &with(14 + 20 + 12, &[0xf0]), DropReason::Malformed.into());
     bench.expect("the first fragment", &with(14 + 6, &[0x20, 0]), DropReason::Fragment.into());
     bench.expect("a later fragment", &with(14 + 6, &[0, 9]), DropReason::Fragment.into());
+    // Of its bytes none is a port, whatever they look like.
+    let mut later = with(14 + 6, &[0, 9]);
+    later[14 + 20 + 2..14 + 20 + 4].copy_from_slice(&22u16.to_be_bytes());
+    bench.expect("a later fragment that looks like ssh", &later, DropReason::Fragment.into());
     bench.expect("SCTP", &with(14 + 9, &[132]), DropReason::UnknownProtocol.into());
+    let mut datagram = Spec::udp(CLIENT, to(port::WEB)).build();
+    datagram[14 + 20 + 4..14 + 20 + 6].copy_from_slice(&[1, 0]);
+    bench.expect("a datagram longer than its packet", &datagram, DropReason::Malformed.into());
+    // RFC 8200 section 4.4: with segments left, the destination is but a stop on the way.
+    let mut source_routed = Spec { options: 3, ..syn(to_v6(port::WEB)) }.build();
+    source_routed[14 + 40 + 16 + 3] = 1;
+    bench.expect("on its way elsewhere", &source_routed, DropReason::UnknownProtocol.into());
     let last_hop = Spec { ttl: 1, ..syn(to(port::WEB)) };
     bench.expect("TTL 1", &last_hop.build(), DropReason::TtlExceeded.into());
     let stranger =
@@ -245,6 +266,7 @@ fn dropped_for_want(bench: &mut Bench) {
         DropReason::NoBackend.into(),
     );
     bench.expect("a ring without pages", &syn(to(port::BROKEN)).build(), DropReason::Tables.into());
+    bench.expect("another's backend", &syn(to(port::ASTRAY)).build(), DropReason::Tables.into());
     // Four ports: four associations, and no fifth.
     for client in 0..4 {
         let call = Spec::udp((CLIENT.0, 42000 + client), to(port::FEW_PORTS));

@@ -149,6 +149,10 @@ fn links_can_be_changed() {
     assert_eq!(link::mac(backend, "eth0").unwrap(), mac);
     echo(&lab.client, backend, lab.backend_v4(0).into(), 1);
 
+    link::set_mtu(backend, "eth0", 1400).unwrap();
+    let output = backend.command("ip").args(["link", "show", "eth0"]).output().unwrap();
+    assert!(String::from_utf8(output.stdout).unwrap().contains("mtu 1400"));
+
     link::down(backend, "eth0").unwrap();
     let unreachable = lab
         .client

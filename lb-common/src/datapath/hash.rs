@@ -182,6 +182,7 @@ mod tests {
     use core::hash::Hasher;
     use proptest::prelude::*;
     use siphasher::sip::SipHasher13;
+    use std::{collections::BTreeSet, vec::Vec};
 
     fn packet<V: Family>(source: V::Address, destination: V::Address, ports: [u16; 2]) -> Packet<V> {
         let shape = Shape::of(Parts { protocol: 6, ..Parts::default() });
@@ -228,7 +229,7 @@ mod tests {
     }
 
     /// The hashes of all connections that differ from one another by little: consecutive addresses and ports.
-    fn neighbours(key: [u64; 2]) -> std::vec::Vec<u64> {
+    fn neighbours(key: [u64; 2]) -> Vec<u64> {
         let multipliers = multipliers(key);
         let clients = (0..64u16).flat_map(|address| (0..256u16).map(move |port| (address, port)));
         clients
@@ -292,7 +293,7 @@ mod tests {
         // base as in the lower ones, since a table's size is a mask.
         for low in [true, false] {
             for of_source in [true, false] {
-                let mut seen = std::collections::BTreeSet::new();
+                let mut seen = BTreeSet::new();
                 for last in 0..=255u8 {
                     let backend = address_v4([10, 0, 0, if of_source { 1 } else { last }]);
                     let source = address_v4([10, 0, 1, if of_source { last } else { 1 }]);
@@ -307,12 +308,24 @@ mod tests {
     #[test]
     fn lanes_that_meet_part_again() {
         // 64 backends with 64 ports each in 2^16 places: at random 4,096 flows would meet 124 others.
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
+        let source = address_v4([10, 0, 1, 1]);
         for last in 0..64u8 {
-            let (backend, source) = (address_v4([10, 0, 0, last]), address_v4([10, 0, 1, 1]));
+            let backend = address_v4([10, 0, 0, last]);
             let lane = lane::<V4>(backend, 80u16.to_be(), source, 6, 7);
             seen.extend((1024..1088).map(|port| lane.flow(port, 0xffff)));
         }
         assert!(seen.len() > 4096 - 170, "{}", seen.len());
+        // Whichever two meet at all, they do not run beside one another.
+        let lanes: Vec<BTreeSet<u32>> = (0..=255u8)
+            .map(|last| {
+                let lane = lane::<V4>(address_v4([10, 0, 0, last]), 80u16.to_be(), source, 6, 7);
+                (1024..1088).map(|port| lane.flow(port, 0xffff)).collect()
+            })
+            .collect();
+        let pairs =
+            lanes.iter().enumerate().flat_map(|(n, one)| lanes[..n].iter().map(move |other| (one, other)));
+        let shared = pairs.map(|(one, other)| one.intersection(other).count()).max();
+        assert!(shared.is_some_and(|shared| shared <= 16), "{shared:?} of 64");
     }
 }

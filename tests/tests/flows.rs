@@ -1,0 +1,253 @@
+//! What becomes of a flow: when it begins anew, whom its answers go to, and when nobody knows it any more.
+//! Each packet runs through the loaded program and through the same decision on the host.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use lb_common::{
+    abi::{Tick, Traffic},
+    datapath::decide,
+    sim::SliceFrame,
+    verdict::{PassReason, ResetReason, Verdict},
+};
+use lb_userspace::dataplane::{BackendEntry, Dataplane as _, FlowsOf, Op, kernel::KernelDataplane};
+use tests::{
+    both::Both,
+    packets::{self, CLIENT_MAC, Seen, Spec, flag},
+    world::{self, BACK_MAC, BACKEND_MAC, INGRESS, LIMITS, OTHER_INTERFACE, VIP, port},
+};
+
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
+const TO_BACKEND: Verdict = Verdict::ToBackend { interface: INGRESS };
+const TO_CLIENT: Verdict = Verdict::ToClient { interface: INGRESS };
+
+/// Where a packet's UDP checksum is, over IPv4 without options.
+const UDP_CHECKSUM: usize = 14 + 20 + 6;
+
+/// The program and the host's copy.
+struct Stand {
+    both: Both,
+    /// Backends that may be changed, those of [`port::CUT`] among them; no other is called here.
+    backends: Vec<(u32, BackendEntry)>,
+}
+
+impl Stand {
+    fn new() -> Self {
+        let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
+        let backends = world::fill(&mut kernel).expect("the tables can be filled").cut;
+        Self { both: Both::new(kernel), backends }
+    }
+
+    /// One packet that is forwarded.
+    fn send(&mut self, spec: &Spec, verdict: Verdict) -> Seen {
+        let (is, out) = self.both.decide(&spec.build());
+        assert_eq!(is, verdict, "{spec:?}");
+        let seen = packets::read(&out).expect("still a packet");
+        assert!(seen.checksums, "{seen:?}");
+        seen
+    }
+
+    /// A TCP packet of a client to the one backend of a service.
+    fn call(&mut self, client_port: u16, flags: u8) -> Seen {
+        self.send(&Spec::tcp((CLIENT, client_port), (VIP.into(), port::CUT), flags), TO_BACKEND)
+    }
+
+    /// That backend's answer to what it got.
+    fn answer(&mut self, got: &Seen, flags: u8) -> Seen {
+        self.send(&answer(got, flags), TO_CLIENT)
+    }
+
+    /// A connection, from its handshake on; the first packet as the backend saw it.
+    fn connect(&mut self, client_port: u16) -> Seen {
+        let first = self.call(client_port, flag::SYN);
+        self.answer(&first, flag::SYN | flag::ACK);
+        self.call(client_port, flag::ACK);
+        first
+    }
+
+    fn write(&mut self, change: impl Fn(&BackendEntry) -> BackendEntry) {
+        for (index, entry) in &self.backends {
+            let op = Op::WriteBackend { index: *index, backend: change(entry) };
+            self.both.kernel.apply(&op).expect("backends can be written");
+        }
+        self.both.align();
+    }
+}
+
+fn answer(got: &Seen, flags: u8) -> Spec {
+    Spec { mac: BACKEND_MAC, ..Spec::tcp(got.destination, got.source, flags) }
+}
+
+#[test]
+fn a_connection_begins_anew_after_its_end_and_not_before() {
+    if !xtask::lab::possible("a_connection_begins_anew_after_its_end_and_not_before") {
+        return;
+    }
+    let mut stand = Stand::new();
+    let first = stand.connect(40000);
+    assert_eq!(stand.call(40000, flag::SYN).source, first.source, "it is established");
+    stand.call(40000, flag::FIN | flag::ACK);
+    assert_eq!(stand.call(40000, flag::SYN).source, first.source, "one side is not done");
+    stand.answer(&first, flag::FIN | flag::ACK);
+    assert_ne!(stand.call(40000, flag::SYN).source, first.source, "both are done");
+
+    for from_client in [true, false] {
+        let client_port = 40001 + u16::from(from_client);
+        let first = stand.connect(client_port);
+        if from_client {
+            stand.call(client_port, flag::RST | flag::ACK);
+        } else {
+            stand.answer(&first, flag::RST | flag::ACK);
+        }
+        assert_ne!(stand.call(client_port, flag::SYN).source, first.source, "a reset ends both sides");
+    }
+    stand.both.compare_tables();
+}
+
+#[test]
+fn answers_go_by_the_way_that_the_clients_packets_come() {
+    if !xtask::lab::possible("answers_go_by_the_way_that_the_clients_packets_come") {
+        return;
+    }
+    let mut stand = Stand::new();
+    let first = stand.connect(40000);
+    assert_eq!(stand.answer(&first, flag::ACK).macs.1, CLIENT_MAC);
+    let other = [2, 0, 0, 0, 0, 0x77];
+    let data = Spec::tcp((CLIENT, 40000), (VIP.into(), port::CUT), flag::ACK);
+    stand.send(&Spec { mac: other, ..data }, TO_BACKEND);
+    assert_eq!(stand.answer(&first, flag::ACK).macs.1, other, "another router brings them now");
+}
+
+#[test]
+fn answers_leave_with_the_mac_of_the_interface_that_they_leave_by() {
+    if !xtask::lab::possible("answers_leave_with_the_mac_of_the_interface_that_they_leave_by") {
+        return;
+    }
+    // A test run comes in by the loopback interface, so on the host alone.
+    let host = Stand::new().both.host;
+    let decide = |spec: &Spec, ingress| {
+        let mut frame = SliceFrame(spec.build());
+        let verdict = decide(&mut frame, &host, ingress, Tick(1000));
+        (verdict, packets::read(&frame.0).expect("still a packet"))
+    };
+    let call = Spec::tcp((CLIENT, 40000), (VIP.into(), port::CUT), flag::SYN);
+    let (_, first) = decide(&call, OTHER_INTERFACE);
+    let (verdict, seen) = decide(&answer(&first, flag::SYN | flag::ACK), INGRESS);
+    assert_eq!(verdict, Verdict::ToClient { interface: OTHER_INTERFACE });
+    assert_eq!(seen.macs, (BACK_MAC, CLIENT_MAC));
+}
+
+#[test]
+fn flows_of_an_earlier_use_of_the_backend_are_unknown_to_both_sides() {
+    if !xtask::lab::possible("flows_of_an_earlier_use_of_the_backend_are_unknown_to_both_sides") {
+        return;
+    }
+    let mut stand = Stand::new();
+    let forgotten = |entry: &BackendEntry| BackendEntry { flows: FlowsOf::Forget, ..entry.clone() };
+    let reused = |entry: &BackendEntry| BackendEntry { generation: entry.generation + 1, ..entry.clone() };
+    for (client_port, change) in
+        [(40000, &forgotten as &dyn Fn(&BackendEntry) -> BackendEntry), (40001, &reused)]
+    {
+        stand.write(Clone::clone);
+        let first = stand.connect(client_port);
+        stand.write(change);
+        let (is, _) = stand.both.decide(&answer(&first, flag::ACK).build());
+        assert_eq!(is, PassReason::NotVip.into(), "the backend's side");
+        let data = Spec::tcp((CLIENT, client_port), (VIP.into(), port::CUT), flag::ACK);
+        let (is, _) = stand.both.decide(&data.build());
+        let unknown = matches!(is, Verdict::Reset { reason: ResetReason::UnknownFlow, .. });
+        assert!(unknown, "the client's side: {is:?}");
+    }
+}
+
+#[test]
+fn packets_and_new_flows_are_counted() {
+    if !xtask::lab::possible("packets_and_new_flows_are_counted") {
+        return;
+    }
+    let mut stand = Stand::new();
+    let counted = |stand: &Stand| -> Traffic {
+        let traffic = stand.both.kernel.traffic().expect("counters can be read");
+        stand.backends.iter().filter_map(|(index, _)| traffic.get(index)).fold(
+            Traffic::default(),
+            |sum, t| Traffic {
+                packets_in: sum.packets_in + t.packets_in,
+                packets_out: sum.packets_out + t.packets_out,
+                flows: sum.flows + t.flows,
+                ..sum
+            },
+        )
+    };
+    let before = counted(&stand);
+    stand.connect(40000);
+    let after = counted(&stand);
+    let steps = (
+        after.packets_in - before.packets_in,
+        after.packets_out - before.packets_out,
+        after.flows - before.flows,
+    );
+    assert_eq!(steps, (2, 1, 1));
+}
+
+#[test]
+fn all_sources_are_used_and_a_port_rests_while_another_has_rested() {
+    if !xtask::lab::possible("all_sources_are_used_and_a_port_rests_while_another_has_rested") {
+        return;
+    }
+    // With time as the test says, so on the host alone.
+    let host = Stand::new().both.host;
+    let send = |port: u16, client_port: u16, flags: u8, tick: u32| {
+        let call = Spec::tcp((CLIENT, client_port), (VIP.into(), port), flags);
+        let mut frame = SliceFrame(call.build());
+        assert_eq!(decide(&mut frame, &host, INGRESS, Tick(tick)), TO_BACKEND);
+        packets::read(&frame.0).expect("still a packet").source
+    };
+    // One source after the other, each with all its ports.
+    let ports = world::PORTS.high - world::PORTS.low + 1;
+    let sources: BTreeSet<IpAddr> =
+        (0..=ports).map(|n| send(port::CUT, 10_000 + n, flag::SYN, 1000 + 5 * u32::from(n)).0).collect();
+    assert_eq!(sources.len(), 2);
+
+    // Four ports; all but the first rest by tick 20,004, the first ends later.
+    let given: Vec<u16> = (0..4).map(|n| send(port::FEW_PORTS, 40000 + n, flag::SYN, 20_000).1).collect();
+    for n in 1..4 {
+        send(port::FEW_PORTS, 40000 + n, flag::RST, 20_000);
+    }
+    send(port::FEW_PORTS, 40000, flag::RST, 20_003);
+    assert_eq!(send(port::FEW_PORTS, 40004, flag::SYN, 20_006).1, given[1], "{given:?}");
+}
+
+#[test]
+fn an_association_that_has_timed_out_begins_anew() {
+    if !xtask::lab::possible("an_association_that_has_timed_out_begins_anew") {
+        return;
+    }
+    let host = Stand::new().both.host;
+    let send = |tick: u32| {
+        let mut frame = SliceFrame(Spec::udp((CLIENT, 40000), (VIP.into(), port::WEB)).build());
+        assert_eq!(decide(&mut frame, &host, INGRESS, Tick(tick)), TO_BACKEND);
+        packets::read(&frame.0).expect("still a packet").source
+    };
+    // Six ticks is how long one may be idle here.
+    let first = send(1000);
+    assert_eq!(send(1005), first);
+    assert_ne!(send(1011), first);
+}
+
+#[test]
+fn a_udp_checksum_of_zero_is_sent_as_ffff() {
+    if !xtask::lab::possible("a_udp_checksum_of_zero_is_sent_as_ffff") {
+        return;
+    }
+    let mut stand = Stand::new();
+    let call = Spec::udp((CLIENT, 40000), (VIP.into(), port::WEB));
+    let (is, out) = stand.both.decide(&call.clone().with_payload(&[0, 0]).build());
+    assert_eq!(is, TO_BACKEND);
+    // The checksum is the complement of the sum of all else: added to it, it makes all ones of it, whose
+    // complement is zero (RFC 768: that would say that there is none).
+    let (is, out) = stand.both.decide(&call.with_payload(&out[UDP_CHECKSUM..UDP_CHECKSUM + 2]).build());
+    assert_eq!((is, &out[UDP_CHECKSUM..UDP_CHECKSUM + 2]), (TO_BACKEND, &[0xff, 0xff][..]));
+    assert!(packets::read(&out).is_ok_and(|seen| seen.checksums));
+}
