@@ -177,15 +177,20 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_room_nothing_changes() {
-        let lines: Vec<_> = (0..2).map(|_| Listeners::default()).collect();
-        let mut listeners = in_a_row(9);
-        for called in listeners.by_ref().take(8) {
-            assert!(set(&lines, called, 7));
+    fn lines_that_are_full_lead_each_to_its_own_and_take_no_more() {
+        let mut tables = MemTables::new(0, 0, 0, 1);
+        tables.listeners = (0..2).map(|_| Listeners::default()).collect();
+        // All in the same two lines, and each with a twin of the other protocol.
+        let twins = |called| [called, Called { protocol: UDP, ..called }];
+        let listeners: Vec<_> = in_a_row(5).flat_map(twins).collect();
+        for (&called, number) in listeners[..8].iter().zip(0..) {
+            assert!(set(&tables.listeners, called, number));
         }
-        let before = lines.clone();
-        assert!(!set(&lines, listeners.next().unwrap(), 8));
-        assert!(lines == before);
+        let before = tables.listeners.clone();
+        assert!(!set(&tables.listeners, listeners[8], 8));
+        assert!(tables.listeners == before);
+        let found: Vec<_> = listeners.iter().map(|&called| find(&tables, called)).collect();
+        assert!(found.into_iter().eq((0..8).map(Some).chain([None, None])));
     }
 
     #[test]
