@@ -223,10 +223,7 @@ fn arrive<V: Family, T: Tables>(
     call: &Call<'_>,
     context: &Context<'_, T>,
 ) -> Option<Verdict> {
-    match welcome(frame, packet, call, *context) {
-        Ok(()) => None,
-        Err(verdict) => Some(verdict),
-    }
+    welcome(frame, packet, call, *context).err()
 }
 
 #[inline(always)]

@@ -182,7 +182,7 @@ mod tests {
         tables.listeners = (0..2).map(|_| Listeners::default()).collect();
         // All with the same line, and each with a twin of the other protocol.
         let twins = |called| [called, Called { protocol: UDP, ..called }];
-        let at_home = |called: &Called| twins(*called).iter().all(|twin| line(*twin) % 2 == 0);
+        let at_home = |called: &Called| twins(*called).iter().all(|twin| line(*twin).is_multiple_of(2));
         let listeners: Vec<_> = in_a_row(99).filter(at_home).take(5).flat_map(twins).collect();
         for (&called, number) in listeners[..8].iter().zip(0..) {
             assert!(set(&tables.listeners, called, number));
