@@ -135,7 +135,7 @@ fn nanoseconds() -> u64 {
 }
 
 /// The tick, at a moment from which it lasts for ten milliseconds at least.
-fn steady_tick() -> Tick {
+pub fn steady_tick() -> Tick {
     loop {
         let now = nanoseconds();
         let left = (1 << Tick::SHIFT) - (now & ((1 << Tick::SHIFT) - 1));
