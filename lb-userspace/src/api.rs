@@ -114,6 +114,7 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
             get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.counters)) }),
         )
         .route("/v1/explanations", post(explain))
+        .route("/v1/explanations/frames", post(explain_frames))
         .route("/v1/plans", post(foresee))
         .route("/v1/document", get(document).put(replace))
         .route("/v1/edits", post(edit))
@@ -228,6 +229,14 @@ async fn explain(
 ) -> Result<Json<view::Explanation>, Refused> {
     let Json(question) = body?;
     Ok(Json(ask(&daemon, |reply| Request::Explain(question, reply)).await?))
+}
+
+async fn explain_frames(
+    State(daemon): Daemon,
+    body: Result<Json<view::Frames>, JsonRejection>,
+) -> Result<Json<Vec<view::Explanation>>, Refused> {
+    let Json(frames) = body?;
+    Ok(Json(ask(&daemon, |reply| Request::ExplainFrames(frames, reply)).await?))
 }
 
 async fn foresee(

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or a document with mistakes, 3 the daemon is not running.
 
 mod args;
+mod capture;
 mod client;
 mod documents;
 mod edit;
@@ -158,8 +159,15 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
             let connections: Connections = client.get(&edit::connections_path(filter)).await?;
             answer(cli, &connections, || show::connections(&connections))
         }
-        Command::Explain { client: from, called, flags } => {
-            let Some(port) = called.port else {
+        Command::Explain { pcap: Some(file), limit, .. } => {
+            let frames = capture::frames(file, usize::from(*limit))?;
+            let path = "/v1/explanations/frames";
+            let found: Vec<view::Explanation> = client.send(hyper::Method::POST, path, &frames).await?;
+            answer(cli, &found, || show::explanations(&found))
+        }
+        Command::Explain { client: from, called, flags, .. } => {
+            let (Some(from), Some((called, port))) = (from, called.and_then(|it| Some((it, it.port?))))
+            else {
                 let why = "name the port that is called: lb explain 198.51.100.7:40000 203.0.113.10:80/tcp";
                 return Err(Failure::Document(why.into()));
             };

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use tests::stage::{REFUSED, Stage};
+use tests::{
+    packets::{Spec, flag},
+    stage::{REFUSED, Stage},
+};
 use xtask::lab::{self, LabOptions};
 
 /// What servers listen on: the same port everywhere.
@@ -283,6 +286,66 @@ fn a_packet_is_explained() -> Result<()> {
     let wrong = stage.lb(&["explain", "[fd00:1::2]:4000", service]).unwrap_err().to_string();
     assert!(wrong.contains("different families"), "{wrong}");
     Ok(())
+}
+
+/// The packets of a capture file, one after the other: the second finds what the first has left.
+#[test]
+fn packets_of_a_capture_are_explained() -> Result<()> {
+    if !lab::possible("packets_of_a_capture_are_explained") {
+        return Ok(());
+    }
+    let stage = stage(true, 3, 2, "track = \"always\"")?;
+    let file = stage.directory().join("some.pcap");
+    let path = file.to_str().context("a path")?;
+    let client = (IpAddr::from([10, 1, 0, 2]), 4000);
+    let syn = |port| Spec::tcp(client, ([203, 0, 113, 10].into(), port), flag::SYN).build();
+    std::fs::write(&file, capture(1, &[syn(80), syn(80), syn(81)], 60))?;
+    let answer = stage.json(&["explain", "--pcap", path])?;
+    let verdicts = |answer: &serde_json::Value| -> Vec<String> {
+        let all = answer.as_array().into_iter().flatten();
+        all.filter_map(|it| it["verdict"].as_str().map(Into::into)).collect()
+    };
+    assert_eq!(verdicts(&answer), ["to_backend", "to_backend", "pass_no_service"], "{answer}");
+    let unwritten =
+        |number: usize| answer[number]["steps"].to_string().contains("the connection is not written down");
+    assert!(unwritten(0) && !unwritten(1), "{answer}");
+    assert_eq!(verdicts(&stage.json(&["explain", "--pcap", path, "--limit", "1"])?).len(), 1);
+    let words = stage.lb(&["explain", "--pcap", path])?;
+    assert!(words.contains("packet 3: pass_no_service\n"), "{words}");
+
+    // What the capture has cut off does not make a packet short.
+    let longer = Spec::tcp(client, ([203, 0, 113, 10].into(), 80), flag::SYN).with_payload(&[7; 600]).build();
+    std::fs::write(&file, capture(1, &[longer], 96))?;
+    assert_eq!(verdicts(&stage.json(&["explain", "--pcap", path])?), ["to_backend"]);
+
+    let wrong = |contents: &[u8]| -> Result<String> {
+        std::fs::write(&file, contents)?;
+        Ok(stage.lb(&["explain", "--pcap", path]).unwrap_err().to_string())
+    };
+    assert!(wrong(b"no capture at all, but some text")?.contains("some.pcap: no pcap file"));
+    assert!(wrong(&capture(113, &[syn(80)], 60))?.contains("capture on one interface of Ethernet"));
+    let whole = capture(1, &[syn(80), syn(80)], 60);
+    assert!(wrong(&whole[..whole.len() - 7])?.contains("packet 2: "));
+    let both = stage.lb(&["explain", "10.1.0.2:4000", "203.0.113.10:80/tcp", "--pcap", path]);
+    assert!(both.unwrap_err().to_string().contains("cannot be used with"));
+    Ok(())
+}
+
+/// A capture file (the format of libpcap's savefile, version 2.4) of these frames, with at most `longest` bytes of
+/// each.
+fn capture(link: u32, frames: &[Vec<u8>], longest: usize) -> Vec<u8> {
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4u32, 4 << 16 | 2, 0, 0, 65_535, link] {
+        file.extend(word.to_le_bytes());
+    }
+    for frame in frames {
+        let kept = &frame[..frame.len().min(longest)];
+        for word in [0, 0, kept.len(), frame.len()] {
+            file.extend((word as u32).to_le_bytes());
+        }
+        file.extend(kept);
+    }
+    file
 }
 
 /// What `lb plan` foresees is what `lb apply` then does.

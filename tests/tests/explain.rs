@@ -7,7 +7,7 @@ use std::{
 
 use lb_userspace::{
     api::view::Question,
-    daemon::explain::{Names, explain},
+    daemon::explain::{Names, explain, frame},
     dataplane::{Tables, kernel::KernelDataplane},
 };
 use tests::{
@@ -78,7 +78,8 @@ fn an_explanation_names_the_verdict_that_the_program_gives() {
                 // First what it would be; then it is, and the tables go on with it.
                 let before = both.kernel.copy().expect("tables can be read");
                 before.budget.set(both.host.budget.get());
-                let said = explain(&before, &names, &question, INGRESS, steady_tick()).expect("a question");
+                let asked_for = frame(&question).expect("a question");
+                let said = explain(&before, &names, &asked_for, INGRESS, steady_tick());
                 let (is, _) = both.decide(&spec.build());
                 assert_eq!(said.verdict, is.name(), "{question:?}: {:?}", said.steps);
                 assert!(said.steps.last().is_some_and(|step| step.what == "outcome"), "{:?}", said.steps);

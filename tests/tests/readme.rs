@@ -36,7 +36,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 18] = [
+const WAYS: [(&str, Way); 19] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -54,6 +54,7 @@ const WAYS: [(&str, Way); 18] = [
     ("sudo lb status --watch", Way::Watch),
     ("sudo lb doctor", Way::Host),
     ("sudo lb explain 198.51.100.7:40000 203.0.113.10:80/tcp", Way::Host),
+    ("sudo lb explain --pcap shop.pcap", Way::Elsewhere("tests/tests/direct.rs has captures of its own")),
     ("sudo lb backend add web 10.0.0.13:8080", Way::Host),
 ];
 /// The last one; what follows it is looked at apart.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::view::{
-    ConnectionFilter, Connections, Done, Explanation, Foreseen, Question, Replacement, Snapshot, Text,
+    ConnectionFilter, Connections, Done, Explanation, Foreseen, Frames, Question, Replacement, Snapshot, Text,
 };
 
 /// Something that somebody wants of the daemon.
@@ -16,6 +16,8 @@ pub enum Request {
     Connections(ConnectionFilter, Reply<Connections>),
     /// What would become of a packet.
     Explain(Question, Reply<Explanation>),
+    /// What would become of packets that come one after the other.
+    ExplainFrames(Frames, Reply<Vec<Explanation>>),
     /// What a document with this text would change.
     Foresee(String, Reply<Foreseen>),
     /// The document's text, as it is in the file.

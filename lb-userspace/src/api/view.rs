@@ -315,6 +315,13 @@ pub struct Question {
     pub flags: String,
 }
 
+/// Packets that somebody asks about, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames {
+    /// Ethernet frames, in hexadecimal.
+    pub frames: Vec<String>,
+}
+
 /// What becomes of a packet, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {

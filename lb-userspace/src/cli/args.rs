@@ -116,16 +116,24 @@ pub(super) enum Command {
     Connections(Connections),
     /// Say what would become of a packet now, step by step, and why
     #[command(
-        after_help = "EXAMPLES\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp --flags ack\n\nThe packet path's own decision is run on a copy of the live tables: nothing is sent or changed."
+        after_help = "EXAMPLES\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp\n  lb explain 198.51.100.7:40000 203.0.113.10:80/tcp --flags ack\n  lb explain --pcap shop.pcap     (as `tcpdump -i eth0 -w shop.pcap` wrote it)\n\nThe packet path's own decision is run on a copy of the live tables: nothing is sent or changed. Packets of a\nfile come one after the other, and each finds the copy as those before have left it."
     )]
     Explain {
         /// Who sends it: address and port
-        client: std::net::SocketAddr,
+        #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
+        client: Option<std::net::SocketAddr>,
         /// Whom: address, port and protocol
-        called: Listen,
+        #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
+        called: Option<Listen>,
         /// Of TCP: a connection's first packet, one in its middle, or its end
-        #[arg(long, value_parser = ["syn", "ack", "fin", "rst"], default_value = "syn")]
+        #[arg(long, value_parser = ["syn", "ack", "fin", "rst"], default_value = "syn", conflicts_with = "pcap")]
         flags: String,
+        /// Packets of this capture file instead
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        pcap: Option<PathBuf>,
+        /// At most so many of them
+        #[arg(long, value_name = "NUMBER", default_value_t = 100, requires = "pcap", value_parser = clap::value_parser!(u16).range(1..=500))]
+        limit: u16,
     },
     /// Show how many packets met which fate
     #[command(

@@ -118,6 +118,11 @@ pub(super) fn explanation(explanation: &Explanation) -> String {
     steps.map(|step| format!("{:<11} {}\n", step.what, step.detail)).collect()
 }
 
+pub(super) fn explanations(explanations: &[Explanation]) -> String {
+    let each = explanations.iter().zip(1..);
+    each.map(|(it, number)| format!("packet {number}: {}\n{}\n", it.verdict, explanation(it))).collect()
+}
+
 pub(super) fn pools(pools: &[Pool]) -> String {
     let mut table = Table::new(&["POOL", "HEALTH", "ON UNHEALTHY", "SERVICES", "USABLE"]);
     for pool in pools {

@@ -34,19 +34,10 @@ pub struct Names<'a> {
     pub interface: &'a dyn Fn(u32) -> String,
 }
 
-/// Says what becomes of a packet that came in by interface `ingress`. `tables` is a copy: it is changed as the
+/// Says what becomes of a frame that came in by interface `ingress`. `tables` is a copy: it is changed as the
 /// live ones would be.
-///
-/// # Errors
-/// What is wrong with the question.
-pub fn explain(
-    tables: &MemTables,
-    names: &Names<'_>,
-    question: &Question,
-    ingress: u32,
-    now: Tick,
-) -> Result<Explanation, String> {
-    let mut frame = SliceFrame(frame(question)?);
+pub fn explain(tables: &MemTables, names: &Names<'_>, frame: &[u8], ingress: u32, now: Tick) -> Explanation {
+    let mut frame = SliceFrame(frame.to_vec());
     let before = frame.clone();
     let (said, seeks, used) = Default::default();
     let watched = Watched { tables, names, now, said, seeks, used };
@@ -57,11 +48,28 @@ pub fn explain(
         watched.say("backend", backend(names, index));
     }
     watched.say("outcome", outcome(verdict, &before, &frame, names));
-    Ok(Explanation { verdict: verdict.name().into(), steps: watched.said.into_inner() })
+    Explanation { verdict: verdict.name().into(), steps: watched.said.into_inner() }
+}
+
+/// The bytes that hexadecimal digits stand for.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn bytes(hex: &str) -> Result<Vec<u8>, String> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let byte = |pair: &[u8]| match *pair {
+        [high, low] => u8::try_from(digit(high)? * 16 + digit(low)?).ok(),
+        _ => None,
+    };
+    let bytes = hex.as_bytes().chunks(2).map(byte).collect::<Option<_>>();
+    bytes.ok_or_else(|| "a frame is not an even number of hexadecimal digits".into())
 }
 
 /// The bytes of the packet that is asked about; checksums are of no account to the decision.
-fn frame(question: &Question) -> Result<Vec<u8>, String> {
+///
+/// # Errors
+/// What is wrong with the question.
+pub fn frame(question: &Question) -> Result<Vec<u8>, String> {
     let (client, called) = (socket(&question.client)?, socket(&question.called)?);
     let flags = match question.flags.as_str() {
         "syn" => Tcp::SYN,
@@ -233,15 +241,18 @@ fn outcome(verdict: Verdict, before: &SliceFrame, after: &SliceFrame, names: &Na
     format!("{}: {words}", verdict.name())
 }
 
-/// Source and destination of a frame as [`frame`] makes them.
+/// Source and destination of a frame of the usual form.
 fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     let port = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
     let v4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?));
     let v6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(frame.get(at..at + 16)?).ok()?));
-    Some(if frame.get(12..14)? == [8, 0] {
+    // Of other forms (a tag, options, extension headers) the ports would be elsewhere.
+    Some(if frame.get(12..15)? == [8, 0, 0x45] {
         (SocketAddr::new(v4(26)?, port(34)?), SocketAddr::new(v4(30)?, port(36)?))
-    } else {
+    } else if frame.get(12..14)? == [0x86, 0xdd] && matches!(*frame.get(20)?, TCP | UDP) {
         (SocketAddr::new(v6(22)?, port(54)?), SocketAddr::new(v6(38)?, port(56)?))
+    } else {
+        return None;
     })
 }
 
@@ -386,6 +397,20 @@ impl Tables for Watched<'_> {
             if !said {
                 self.say("connection", words.into());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_digits_are_bytes_or_are_refused() {
+        assert_eq!(bytes("00fF7a").unwrap(), [0, 0xff, 0x7a]);
+        assert!(bytes("").unwrap().is_empty());
+        for wrong in ["0", "0g", "+1", "0x00", "é0"] {
+            assert!(bytes(wrong).unwrap_err().contains("hexadecimal"), "{wrong}");
         }
     }
 }

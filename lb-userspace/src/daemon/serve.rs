@@ -20,7 +20,7 @@ use super::{
     core::{Core, LoadError, SettleError},
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
-    explain::{Names, explain},
+    explain::{self, Names},
     lock::{Lock, LockError},
     plane::Plane,
     record::{Record, RecordFile},
@@ -32,7 +32,7 @@ use crate::{
     addresses,
     api::{
         request::{Reply, Request, RequestError},
-        view::{Done, Explanation, Foreseen, Question, Text},
+        view::{Done, Explanation, Foreseen, Text},
     },
     config::{Complaints, Document},
     health::{Key, Now},
@@ -418,7 +418,16 @@ impl<P: Plane> Daemon<P> {
             Request::Connections(filter, reply) => {
                 reply.send(snapshot::connections(&self.core, &filter).map_err(failed));
             }
-            Request::Explain(question, reply) => reply.send(self.explain(&question)),
+            Request::Explain(question, reply) => {
+                let frame = explain::frame(&question).map_err(RequestError::Wrong);
+                reply.send(frame.and_then(|frame| self.explain(|of| of(&frame))));
+            }
+            Request::ExplainFrames(asked, reply) => {
+                let frames: Result<Vec<_>, _> = asked.frames.iter().map(|hex| explain::bytes(hex)).collect();
+                let frames = frames.map_err(RequestError::Wrong);
+                let all = |frames: Vec<Vec<u8>>| self.explain(|of| frames.iter().map(|it| of(it)).collect());
+                reply.send(frames.and_then(all));
+            }
             Request::Foresee(text, reply) => reply.send(self.foresee(&text).await),
             Request::Document(reply) => reply.send(self.text()),
             Request::Edit(edits, reply) => {
@@ -449,8 +458,8 @@ impl<P: Plane> Daemon<P> {
         None
     }
 
-    /// What would become of a packet that came in by the first listed interface.
-    fn explain(&self, question: &Question) -> Result<Explanation, RequestError> {
+    /// What would become of packets that came in by the first listed interface, one after the other.
+    fn explain<T>(&self, ask: impl FnOnce(&dyn Fn(&[u8]) -> Explanation) -> T) -> Result<T, RequestError> {
         let tables = self.core.plane().copied().map_err(RequestError::Failed)?;
         let now = self.core.plane().now().map_err(|error| RequestError::Failed(error.to_string()))?;
         let around = self.core.around();
@@ -467,7 +476,7 @@ impl<P: Plane> Daemon<P> {
         let names = Names { held, service: &service, interface: &interface };
         let listed = self.core.loaded().and_then(|loaded| loaded.document.config.interfaces.first());
         let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
-        explain(&tables, &names, question, ingress, now).map_err(RequestError::Wrong)
+        Ok(ask(&|frame| explain::explain(&tables, &names, frame, ingress, now)))
     }
 
     async fn foresee(&self, text: &str) -> Result<Foreseen, RequestError> {

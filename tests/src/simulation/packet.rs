@@ -1,6 +1,6 @@
 //! Packets of clients: IPv4, TCP, 54 bytes.
 
-use std::hash::Hasher as _;
+use std::{hash::Hasher as _, sync::LazyLock};
 
 use lb_common::wire::l4::Tcp;
 use siphasher::sip::SipHasher13;
@@ -33,17 +33,33 @@ impl Packet {
         self.flags == Tcp::SYN
     }
 
-    /// The hash of its connection, by another implementation than the program's.
+    /// The hash of its connection, by another implementation than the program's: sums of products with
+    /// multipliers, the upper half of each, then the two last multipliers.
     pub fn hash(&self) -> u64 {
-        let mut bytes = [0; 13];
-        bytes[..4].copy_from_slice(&self.client.0.to_be_bytes());
-        bytes[4..8].copy_from_slice(&VIP.octets());
-        bytes[8..10].copy_from_slice(&self.client.1.to_be_bytes());
-        bytes[10..12].copy_from_slice(&PORT.to_be_bytes());
-        bytes[12] = 6;
-        let mut hasher = SipHasher13::new_with_keys(HASH_KEY[0], HASH_KEY[1]);
-        hasher.write(&bytes);
-        hasher.finish()
+        static MULTIPLIERS: LazyLock<[u64; 8]> = LazyLock::new(|| {
+            std::array::from_fn(|number| {
+                let mut hasher = SipHasher13::new_with_keys(HASH_KEY[0], HASH_KEY[1]);
+                hasher.write(&(number as u64).to_le_bytes());
+                hasher.finish() | u64::from(number < 2)
+            })
+        });
+        let [first, second, multipliers @ ..] = *MULTIPLIERS;
+        let [p0, p1] = self.client.1.to_be_bytes();
+        let [q0, q1] = PORT.to_be_bytes();
+        let words = [self.client.0.to_be_bytes(), VIP.octets(), [p0, p1, q0, q1]];
+        let sum = |of: usize, begin: u128| {
+            let products = words.iter().zip(multipliers.chunks(2));
+            let sum = products.fold(begin, |sum, (word, pair)| {
+                sum + u128::from(u32::from_le_bytes(*word)) * u128::from(pair[of])
+            });
+            (sum >> 32) as u32
+        };
+        let both = u64::from(sum(0, 6 << 32)) << 32 | u64::from(sum(1, 0));
+        let stirred = [first, second].into_iter().fold(both, |hash, multiplier| {
+            let product = u128::from(hash ^ (hash >> 32)) * u128::from(multiplier);
+            product as u64
+        });
+        stirred ^ (stirred >> 32)
     }
 
     /// Writes it over a frame. Checksums are zero: a packet that is not translated is not looked at so
