@@ -9,9 +9,11 @@ use crate::abi::{Config, Multipliers};
 /// Keyed, so that nobody who lacks the key can aim connections at one bucket or backend. In the manner of Carter
 /// and Wegman: first two sums of products with secret multipliers, of which the upper halves are kept. Each is
 /// universal ("multilinear", Lemire and Kaser, "Strongly universal string hashing is fast", 2014, section 2), so
-/// two connections have the same 64 bits with a probability of 2⁻⁶⁴, whichever they are. But what is
-/// near in a sum stays near, and an attacker could find out by how much: so the sums are then stirred, by
-/// shifts and multipliers that are secret too. The stirring is a bijection and brings no two together.
+/// two connections have the same 64 bits with a probability of at most 2⁻⁶² (2⁻³¹ for each half, since no secret
+/// number is added to the sums), whichever they are. But what is near in a sum stays near, and an attacker could
+/// find out by how much: so the sums are then stirred, by shifts and multipliers that are secret too. The stirring is
+/// a bijection and brings no two together. It is no proven pseudo-random function; what an attacker sees of it is
+/// which backend answers.
 ///
 /// SipHash would need three times the instructions, a third of all that a packet costs.
 #[inline(always)]
