@@ -160,7 +160,13 @@ fn translated(bench: &mut Bench) {
         };
         answer.mac = BACKEND_MAC;
         answer.vlan = call.vlan.map(|_| 9);
-        let out = bench.expect(name, &answer.build(), TO_CLIENT);
+        let mut frame = answer.build();
+        if answer.vlan.is_some() {
+            // The priority (IEEE 802.1Q clause 9.6) is the sender's to choose.
+            frame[14] |= PRIORITY;
+        }
+        let out = bench.expect(name, &frame, TO_CLIENT);
+        assert!(answer.vlan.is_none() || out[14] & 0xe0 == PRIORITY, "{name}: the tag's priority");
         let seen = packets::read(&out).expect("still a packet");
         assert!(seen.checksums, "{name}: {seen:?}");
         assert_eq!((seen.source, seen.destination), (call.destination, call.source), "{name}");
@@ -340,11 +346,16 @@ fn used_up(bench: &mut Bench) {
     bench.met.insert(full.name());
 }
 
+/// Priority five, in the first byte of a tag.
+const PRIORITY: u8 = 5 << 5;
+
 /// Memory in which another CPU is always quicker at one kind of swap.
 struct Contended<'a> {
     tables: &'a MemTables,
     /// Swaps that still succeed.
     calm: Cell<u32>,
+    /// Instead of failing then, the other CPU opens the same connection in the next way of the bucket.
+    twin: bool,
 }
 
 macro_rules! through {
@@ -389,9 +400,36 @@ impl Tables for Contended<'_> {
                 self.calm.set(left);
                 self.tables.swap(word, old, new)
             }
+            None if self.twin => {
+                let done = self.tables.swap(word, old, new);
+                if old == 0 && new != 0 {
+                    let ways = self.tables.buckets.iter().flat_map(|bucket| bucket.ways.windows(2));
+                    for pair in ways.filter(|pair| pair[0].get() == new) {
+                        pair[1].set(new + 1);
+                    }
+                }
+                done
+            }
             None => false,
         }
     }
+}
+
+#[test]
+fn of_two_that_open_the_same_connection_each_steps_back_for_the_other() {
+    if !xtask::lab::possible("of_two_that_open_the_same_connection_each_steps_back_for_the_other") {
+        return;
+    }
+    let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
+    world::fill(&mut kernel).expect("the tables can be filled");
+    let host = kernel.copy().expect("tables can be read");
+    let contended = Contended { tables: &host, calm: Cell::new(1), twin: true };
+    let mut frame = SliceFrame(syn(to(port::WEB)).build());
+    assert_eq!(decide(&mut frame, &contended, INGRESS, Tick(1000)), DropReason::Race.into());
+    assert_eq!(frame.0, syn(to(port::WEB)).build());
+    assert!(host.flows.iter().all(|flow| flow.guard.get() & 3 == 0), "a flow is taken");
+    let ways = host.buckets.iter().flat_map(|bucket| &bucket.ways);
+    assert_eq!(ways.filter(|way| way.get() != 0).count(), 1, "the other's alone");
 }
 
 #[test]
@@ -404,7 +442,7 @@ fn who_loses_a_race_leaves_nothing_behind() {
     let host = kernel.copy().expect("tables can be read");
     // The flow is taken by a first swap, its way of the bucket by a second.
     for calm in 0..2 {
-        let contended = Contended { tables: &host, calm: Cell::new(calm) };
+        let contended = Contended { tables: &host, calm: Cell::new(calm), twin: false };
         let mut frame = SliceFrame(syn(to(port::WEB)).build());
         let verdict = decide(&mut frame, &contended, INGRESS, Tick(1000));
         assert_eq!(verdict, DropReason::Race.into(), "after {calm} swaps");

@@ -107,3 +107,26 @@ pub(super) fn worth_of_flow<T>(flow: &Flow, guard: u64, context: Context<'_, T>)
     let rest = u32::from(rank >> 1) * context.config.port_rest.get();
     if !is_live(guard) || context.now.has_reached(flow.expires.get().after(rest)) { FREE } else { rank }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::MemTables;
+
+    #[test]
+    fn a_search_leaps_over_a_lane_that_runs_beside() {
+        let tables = MemTables::new(0, 0, 0, 4096);
+        let lane = hash::Lane::at(0);
+        // More live flows in a row than are looked at, as of another lane beside this one.
+        for port in 0..u32::from(PROBES) {
+            let flow = &tables.flows[lane.flow(port, tables.config.flow_mask.get()) as usize];
+            flow.expires.set(Tick(5000));
+            flow.guard.set(Flow::LIVE);
+        }
+        let ports = 1000 << 16;
+        let found = search_ports(&tables, lane.to_word(), ports, 1000);
+        let (port, worth, passed) = (found as u16, found >> 16 & 0xffff, found >> 32);
+        assert_eq!(worth, u64::from(FREE));
+        assert!(port >= PROBES && u64::from(port) == passed, "{port}, {passed}");
+    }
+}
