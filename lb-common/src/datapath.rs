@@ -185,16 +185,12 @@ fn lead<V: Family, T: Tables, C: Clock>(
         }
     }
     let Some((index, backend)) = select::entry(call.index, index, tables)? else {
-        return if packet.protocol() == TCP {
-            let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
-            Ok(reset::answer(frame, packet, reason, setting.now()))
-        } else {
-            Err(DropReason::NoBackend.into())
-        };
+        let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
+        return Err(refuse(frame, packet, reason, setting.now()));
     };
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
-        return cut(frame, packet, *setting.now());
+        return Err(refuse(frame, packet, ResetReason::Cut, setting.now()));
     }
     let bytes = frame.len() as u64;
     let flows = u64::from(packet.is_first());
@@ -238,11 +234,7 @@ fn welcome<V: Family, T: Tables>(
         return Err(verdict(|| stray(frame, packet, call, context)));
     }
     let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
-        return Err(if packet.protocol() == TCP {
-            reset::answer(frame, packet, ResetReason::NoBackend, &context)
-        } else {
-            DropReason::NoBackend.into()
-        });
+        return Err(refuse(frame, packet, ResetReason::NoBackend, &context));
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
     flow::open(packet, link.source_hop(), (index, backend), place, context)?;
@@ -277,7 +269,7 @@ fn to_backend<V: Family, T: Tables>(
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
         flow::end(known.flow, context);
-        return cut(frame, packet, context);
+        return Err(refuse(frame, packet, ResetReason::Cut, &context));
     }
     if flags & Backend::LOCAL == 0 && flags & Backend::REACHABLE == 0 {
         return Err(DropReason::NoNextHop.into());
@@ -317,7 +309,7 @@ fn to_client<V: Family, T: Tables>(
 ) -> Result<Verdict, Verdict> {
     if known.backend.flags.get() & Backend::CUT != 0 {
         flow::end(known.flow, context);
-        return cut(frame, packet, context);
+        return Err(refuse(frame, packet, ResetReason::Cut, &context));
     }
     if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded.into());
@@ -338,17 +330,18 @@ fn to_client<V: Family, T: Tables>(
     Ok(Verdict::ToClient { interface })
 }
 
-/// A packet of a connection that is being cut: TCP is told, UDP has no way to tell.
+/// A packet that nobody is to have: TCP is told why, UDP has no way to tell.
 #[inline(always)]
-fn cut<V: Family, T: Tables>(
+fn refuse<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    context: Context<'_, T>,
-) -> Result<Verdict, Verdict> {
+    reason: ResetReason,
+    context: &Context<'_, T>,
+) -> Verdict {
     if packet.protocol() == TCP {
-        Ok(reset::answer(frame, packet, ResetReason::Cut, &context))
+        reset::answer(frame, packet, reason, context)
     } else {
-        Err(DropReason::NoBackend.into())
+        DropReason::NoBackend.into()
     }
 }
 

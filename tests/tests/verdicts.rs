@@ -415,14 +415,19 @@ impl Tables for Contended<'_> {
     }
 }
 
+/// The tables in memory, filled.
+fn host() -> MemTables {
+    let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
+    world::fill(&mut kernel).expect("the tables can be filled");
+    kernel.copy().expect("tables can be read")
+}
+
 #[test]
 fn of_two_that_open_the_same_connection_each_steps_back_for_the_other() {
     if !xtask::lab::possible("of_two_that_open_the_same_connection_each_steps_back_for_the_other") {
         return;
     }
-    let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
-    world::fill(&mut kernel).expect("the tables can be filled");
-    let host = kernel.copy().expect("tables can be read");
+    let host = host();
     let contended = Contended { tables: &host, calm: Cell::new(1), twin: true };
     let mut frame = SliceFrame(syn(to(port::WEB)).build());
     assert_eq!(decide(&mut frame, &contended, INGRESS, Tick(1000)), DropReason::Race.into());
@@ -437,9 +442,7 @@ fn who_loses_a_race_leaves_nothing_behind() {
     if !xtask::lab::possible("who_loses_a_race_leaves_nothing_behind") {
         return;
     }
-    let mut kernel = KernelDataplane::open(None, LIMITS).expect("the program loads");
-    world::fill(&mut kernel).expect("the tables can be filled");
-    let host = kernel.copy().expect("tables can be read");
+    let host = host();
     // The flow is taken by a first swap, its way of the bucket by a second.
     for calm in 0..2 {
         let contended = Contended { tables: &host, calm: Cell::new(calm), twin: false };

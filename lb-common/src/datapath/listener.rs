@@ -40,7 +40,7 @@ pub(crate) fn find<T: Tables>(tables: &T, called: Called, mask: u32) -> Option<u
     for number in [home, home ^ 1] {
         for cell in &tables.listeners(number)?.cells {
             let guard = cell.guard.get();
-            if guard as u32 == called.port_and_protocol() && has_address(cell, called) {
+            if is_of(cell, guard, called) {
                 let service = cell.service.get();
                 if cell.guard.get() == guard {
                     return Some(service);
@@ -51,15 +51,18 @@ pub(crate) fn find<T: Tables>(tables: &T, called: Called, mask: u32) -> Option<u
     None
 }
 
+/// Whether a cell with this guard is the listener's.
 #[inline(always)]
-fn has_address(cell: &Listener, called: Called) -> bool {
-    cell.address[0].get() == called.address[0] && cell.address[1].get() == called.address[1]
+fn is_of(cell: &Listener, guard: u64, called: Called) -> bool {
+    guard as u32 == called.port_and_protocol()
+        && cell.address[0].get() == called.address[0]
+        && cell.address[1].get() == called.address[1]
 }
 
 /// Leads packets to a service: one store decides. `false`: there is no room.
 #[must_use]
 pub fn set(lines: &[Listeners], called: Called, service: u32) -> bool {
-    if let Some(cell) = cells(lines, called).find(|cell| is_of(cell, called)) {
+    if let Some(cell) = own_cell(lines, called) {
         cell.service.set(service);
         return true;
     }
@@ -75,7 +78,7 @@ pub fn set(lines: &[Listeners], called: Called, service: u32) -> bool {
 
 /// Leads packets there no more.
 pub fn remove(lines: &[Listeners], called: Called) {
-    if let Some(cell) = cells(lines, called).find(|cell| is_of(cell, called)) {
+    if let Some(cell) = own_cell(lines, called) {
         cell.guard.set(cell.guard.get() >> 32 << 32);
     }
 }
@@ -94,8 +97,9 @@ fn cells(lines: &[Listeners], called: Called) -> impl Iterator<Item = &Listener>
     [home, home ^ 1].into_iter().filter_map(|number| lines.get(number)).flat_map(|line| &line.cells)
 }
 
-fn is_of(cell: &Listener, called: Called) -> bool {
-    cell.guard.get() as u32 == called.port_and_protocol() && has_address(cell, called)
+/// The cell of a listener, if it is there.
+fn own_cell(lines: &[Listeners], called: Called) -> Option<&Listener> {
+    cells(lines, called).find(|cell| is_of(cell, cell.guard.get(), called))
 }
 
 #[cfg(test)]
@@ -203,7 +207,7 @@ mod tests {
         let seen = cell.guard.get();
         remove(&lines, old);
         assert!(set(&lines, new, 2));
-        assert!(std::ptr::eq(cell, cells(&lines, new).find(|cell| is_of(cell, new)).unwrap()));
+        assert!(std::ptr::eq(cell, own_cell(&lines, new).unwrap()));
         remove(&lines, new);
         assert!(set(&lines, old, 3));
         // The same listener in the same place, and yet a reader of before sees that it is another use.
