@@ -26,7 +26,7 @@ use self::{
 };
 use crate::{
     api::view::{self, Connections, Counters, Done, Snapshot},
-    daemon, log,
+    daemon, log, proxy,
 };
 
 /// How a command ended, when not well.
@@ -79,18 +79,24 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run(options) => {
-            log::start(options.log_format, &options.log_level).map_err(anyhow::Error::from)?;
+            log::start(options.log.log_format, &options.log.log_level).map_err(anyhow::Error::from)?;
             let options = daemon::Options {
                 config: options.config.clone(),
                 run_dir: cli.run_dir.clone(),
                 bpffs: options.bpffs.clone(),
                 ephemeral: options.ephemeral,
                 memory: options.memory,
+                desk_arguments: options.log.arguments(),
             };
             daemon::run(&options).map_err(|error| match error {
                 daemon::RunError::Document(why) => Failure::Document(why),
                 daemon::RunError::Other(error) => error.into(),
             })
+        }
+        Command::DeskProcess(log) => {
+            log::start(log.log_format, &log.log_level).map_err(anyhow::Error::from)?;
+            proxy::desk::run()
+                .map_err(|error| anyhow::Error::from(error).context("the desk cannot start").into())
         }
         Command::Check { file } => documents::check(file, cli.json),
         Command::Completions { shell } => {
@@ -188,7 +194,9 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Doctor { config, bpffs } => {
             findings::doctor(config.as_deref(), bpffs, &client, cli.json).await
         }
-        Command::Run(_) | Command::Check { .. } | Command::Completions { .. } => Ok(()),
+        Command::Run(_) | Command::DeskProcess(_) | Command::Check { .. } | Command::Completions { .. } => {
+            Ok(())
+        }
     }
 }
 

@@ -9,8 +9,10 @@ mod complaint;
 pub mod edit;
 mod pools;
 mod read;
+mod routes;
 mod services;
 mod settings;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +23,7 @@ use self::{
     complaint::Thing,
     read::{Fields, Node, Sink},
 };
-use crate::model::Config;
+use crate::model::{Config, desk::DESK_POOL};
 
 /// A document that checks.
 #[derive(Clone, Debug)]
@@ -87,6 +89,9 @@ fn document(mut root: Fields<'_>, sink: &mut Sink<'_>, places: &mut Places) -> C
     }
     root.finish(sink);
 
+    if services.values().any(|service| service.desk.is_some()) {
+        pools.insert(DESK_POOL.to_owned(), pools::desk());
+    }
     let config = Config { interfaces, settings, pools, services };
     check::whole(&config, places, sink);
     config

@@ -5,14 +5,17 @@
 //! ends leaves the data plane forwarding, and the next one takes it over as it is.
 
 pub mod bpffs;
+pub mod certificates;
 pub mod checks;
 pub mod core;
+pub mod desk;
 pub mod document;
 pub mod edits;
 pub mod explain;
 pub mod foresee;
 pub mod lock;
 pub mod plane;
+mod reception;
 pub mod record;
 mod serve;
 pub mod snapshot;
@@ -33,8 +36,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::{
+    certificates::Certificates,
     checks::{Host, targets},
     core::Core,
+    desk::Desk,
     document::DocumentFile,
     lock::Lock,
     plane::Plane,
@@ -44,7 +49,7 @@ use self::{
 use crate::{
     addresses,
     api::{self, request, view::Done},
-    config::{Complaints, Document},
+    config::Complaints,
     dataplane::{
         kernel::{KernelDataplane, remove_pins},
         memory::MemoryDataplane,
@@ -67,6 +72,8 @@ pub struct Options {
     pub ephemeral: bool,
     /// Forward nothing: tables in memory, to try documents, health checks and the API.
     pub memory: bool,
+    /// Words of the desk's command line: how it logs.
+    pub desk_arguments: Vec<String>,
 }
 
 /// The daemon cannot start, or could not end as it should.
@@ -119,7 +126,7 @@ async fn start<P: Plane>(
     let path = file.path().to_owned();
     let text = file.read().map_err(|error| RunError::Document(error.to_string()))?;
     let mistakes = |complaints: Complaints| RunError::Document(located(&path, &complaints.into()));
-    let document = Document::parse(&text).map_err(mistakes)?;
+    let document = file.parse(&text).map_err(mistakes)?;
 
     fs::DirBuilder::new()
         .recursive(true)
@@ -154,6 +161,11 @@ async fn start<P: Plane>(
         .await
         .context("cannot start")?;
     let (prober, answers) = Prober::new();
+    let desk = Desk::new(desk::Options {
+        run_dir: options.run_dir.clone(),
+        ephemeral: options.ephemeral,
+        arguments: options.desk_arguments.clone(),
+    });
     let (asking, requests) = request::channel();
     let mut daemon = Daemon {
         core,
@@ -168,6 +180,9 @@ async fn start<P: Plane>(
         requests,
         asking: asking.clone(),
         metrics: None,
+        desk: Some(desk),
+        certificates: Certificates::default(),
+        watched: BTreeSet::new(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
         clock,
@@ -239,6 +254,9 @@ async fn begin<P: Plane>(
 /// Leaves everything as it is, or takes it down.
 async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) -> anyhow::Result<()> {
     if !options.ephemeral && matches!(end, End::Told) {
+        if let Some(desk) = daemon.desk.take() {
+            desk.leave().await;
+        }
         warn!(
             "ending; the data plane goes on forwarding as it is, and nobody checks health or follows next hops now: `lb run` takes it over, `lb detach` takes it down"
         );
@@ -251,6 +269,10 @@ async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) 
 
 /// Takes down everything that this daemon looks after.
 async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
+    // While packets still come: what is under way at the desk may end.
+    if let Some(desk) = daemon.desk.take() {
+        desk.close().await;
+    }
     // The follower of neighbours must not keep any while they are being released.
     daemon.watch.follower.abort();
     _ = (&mut daemon.watch.follower).await;
@@ -270,6 +292,10 @@ async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
 pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
     let run = if run_dir.is_dir() { Some(Lock::run_dir(run_dir)?) } else { None };
     let _pins = if bpffs.is_dir() { Some(Lock::pins(bpffs)?) } else { None };
+    let left = {
+        let run_dir = run_dir.to_owned();
+        tokio::task::spawn_blocking(move || desk::close_left(&run_dir)).await?
+    };
     let plane = remove_pins(bpffs)
         .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
     let netlink = Netlink::open()?;
@@ -280,7 +306,7 @@ pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
     drop(run);
     _ = fs::remove_dir(run_dir);
     Ok(match (plane, placed) {
-        (false, 0) => "there is nothing to take down".to_owned(),
+        (false, 0) if !left => "there is nothing to take down".to_owned(),
         _ => "the data plane is down: programs, tables and addresses are gone".to_owned(),
     })
 }

@@ -21,3 +21,4 @@ pub mod model;
 pub mod netlink;
 pub mod plan;
 pub mod probe;
+pub mod proxy;

@@ -3,13 +3,19 @@
 //! [`crate::config`] makes it from a document; [`crate::plan`] turns it into tables. Nothing here knows
 //! about files, sockets or kernels.
 
+pub mod desk;
+mod network;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
     time::Duration,
 };
+
+use desk::Desk;
+pub use network::{Network, NetworkError};
 
 /// A whole document.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +28,32 @@ pub struct Config {
     pub pools: BTreeMap<String, Pool>,
     /// Services by name. No two listen on the same address, port and protocol.
     pub services: BTreeMap<String, Service>,
+}
+
+impl Config {
+    /// The services that the reception desk answers.
+    pub fn at_desk(&self) -> impl Iterator<Item = (&String, &Service, &Desk)> {
+        self.services.iter().filter_map(|(name, service)| Some((name, service, service.desk.as_ref()?)))
+    }
+
+    /// Makes paths of certificates whole, which are beside the document.
+    pub fn resolve(&mut self, directory: &std::path::Path) {
+        let desks = self.services.values_mut().filter_map(|service| service.desk.as_mut());
+        for files in desks.flat_map(|desk| &mut desk.certificates) {
+            files.cert = directory.join(&files.cert);
+            files.key = directory.join(&files.key);
+        }
+    }
+
+    /// The pools that only the desk connects to: their packets are the host's own.
+    pub fn pools_of_desk(&self) -> BTreeSet<&str> {
+        let routes = self.at_desk().flat_map(|(_, _, desk)| &desk.routes);
+        let mut pools: BTreeSet<&str> = routes.filter_map(|route| route.pool()).collect();
+        if !pools.is_empty() {
+            self.services.values().for_each(|service| _ = pools.remove(service.pool.as_str()));
+        }
+        pools
+    }
 }
 
 /// What holds for all services.
@@ -315,6 +347,8 @@ pub struct Service {
     pub allow: Vec<Network>,
     /// Networks that may not. The longest prefix decides; no network is in both.
     pub deny: Vec<Network>,
+    /// What the reception desk does with it; its pool is [`desk::DESK_POOL`] then.
+    pub desk: Option<Desk>,
 }
 
 /// Address, port and protocol.
@@ -415,6 +449,8 @@ pub enum Forward {
     /// Direct server return: only the link layer changes, the backend has the VIP and answers the client
     /// itself.
     Dsr,
+    /// Up to this host's own reception desk.
+    Desk,
 }
 
 impl Forward {
@@ -423,6 +459,7 @@ impl Forward {
         match self {
             Self::Nat => "nat",
             Self::Dsr => "dsr",
+            Self::Desk => "desk",
         }
     }
 }
@@ -455,73 +492,10 @@ impl Service {
     /// after.
     pub fn quiet_time(&self, idle: &Idle) -> Option<Duration> {
         match (self.forward, self.track, self.listen.protocol) {
-            (Forward::Nat, _, _) | (_, Track::Never, _) => None,
+            (Forward::Nat | Forward::Desk, _, _) | (_, Track::Never, _) => None,
             (_, _, Protocol::Tcp) => Some(idle.established),
             (_, _, Protocol::Udp) => Some(idle.udp),
         }
-    }
-}
-
-/// A network, host bits zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Network {
-    /// Its address.
-    pub address: IpAddr,
-    /// Bits of it that count.
-    pub prefix: u8,
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix)
-    }
-}
-
-impl Network {
-    /// The network of this prefix length that an address is in; `None` when the prefix is too long.
-    pub fn of(address: IpAddr, prefix: u8) -> Option<Self> {
-        let address = match address {
-            IpAddr::V4(v4) if prefix <= 32 => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V4((u32::from(v4) & mask).into())
-            }
-            IpAddr::V6(v6) if prefix <= 128 => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
-                IpAddr::V6((u128::from(v6) & mask).into())
-            }
-            _ => return None,
-        };
-        Some(Self { address, prefix })
-    }
-}
-
-/// The text is no network.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NetworkError {
-    /// Neither address nor network.
-    #[error("a network is written \"10.0.0.0/8\" or \"2001:db8::/32\"; an address alone is a network of one")]
-    Form,
-    /// Bits beyond the prefix are set.
-    #[error("the address has bits set beyond its prefix; the network is \"{0}\"")]
-    HostBits(Network),
-}
-
-impl FromStr for Network {
-    type Err = NetworkError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| NetworkError::Form)?;
-        let whole = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            Some(digits) => digits.parse().map_err(|_| NetworkError::Form)?,
-            None => whole,
-        };
-        let network = Self::of(address, prefix).ok_or(NetworkError::Form)?;
-        if network.address == address { Ok(network) } else { Err(NetworkError::HostBits(network)) }
     }
 }
 
@@ -555,25 +529,6 @@ mod tests {
         }
         for text in ["10.0.0.11:0", "local:80", "web.example:80", "10.0.0.11:70000"] {
             assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_network_with_host_bits_is_refused_with_the_right_one() {
-        assert_eq!(
-            "10.1.2.0/8".parse::<Network>(),
-            Err(NetworkError::HostBits("10.0.0.0/8".parse().unwrap()))
-        );
-        assert_eq!(
-            "2001:db8::1/32".parse::<Network>(),
-            Err(NetworkError::HostBits("2001:db8::/32".parse().unwrap()))
-        );
-        for text in ["0.0.0.0/0", "::/0", "10.0.0.1/32", "2001:db8::1/128"] {
-            assert_eq!(text.parse::<Network>().map(|n| n.to_string()).as_deref(), Ok(text));
-        }
-        assert_eq!("10.0.0.1".parse::<Network>().map(|n| n.prefix), Ok(32));
-        for text in ["10.0.0.0/33", "10.0.0/8", "10.0.0.0/", "2001:db8::/129"] {
-            assert_eq!(text.parse::<Network>(), Err(NetworkError::Form), "{text}");
         }
     }
 

@@ -56,6 +56,9 @@ pub(super) struct Cli {
 pub(super) enum Command {
     /// Run the daemon
     Run(Run),
+    /// The reception desk, as the daemon starts it
+    #[command(hide = true)]
+    DeskProcess(Log),
     /// Say whether a document is right, and what is wrong with it where
     #[command(
         after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n\nInterfaces and routes are looked at only by the daemon and by `lb doctor`."
@@ -188,12 +191,27 @@ pub(super) struct Run {
     /// Forward nothing: tables in memory, to try documents, health checks and the API
     #[arg(long, hide = true)]
     pub memory: bool,
+    #[command(flatten)]
+    pub log: Log,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Log {
     /// How log lines look
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
     /// Which log lines: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", env = "LB_LOG", default_value = "info")]
     pub log_level: String,
+}
+
+impl Log {
+    /// The words that say the same to another process.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let format = self.log_format.to_possible_value();
+        let format = format.as_ref().map_or("text", clap::builder::PossibleValue::get_name);
+        vec![format!("--log-format={format}"), format!("--log-level={}", self.log_level)]
+    }
 }
 
 #[derive(Debug, Subcommand)]

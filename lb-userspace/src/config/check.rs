@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::{
-    complaint::Places,
+    complaint::{Place, Places},
     read::{Sink, suggest},
 };
-use crate::model::{Backend, BackendAddress, Config, Forward, Pool, Service};
+use crate::model::{
+    Backend, BackendAddress, Config, Forward, Pool, Service,
+    desk::{DESK_POOL, Route},
+};
 
 pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
     let vips: BTreeSet<IpAddr> = config.services.values().map(|service| service.listen.address).collect();
@@ -23,27 +26,55 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
         source_clash(name, config, service, places, sink);
         match config.pools.get(&service.pool) {
             Some(pool) => fits(name, service, pool, places, sink),
-            // The pool may be there and broken, and complained about already.
-            None if places.has_pool(&service.pool) => {}
-            None => {
-                let message = format!("there is no pool \"{}\"", service.pool);
-                let remedy = match config.pools.is_empty() {
-                    true => format!("add [pools.{}]", service.pool),
-                    false => suggest(&service.pool, config.pools.keys().map(String::as_str)),
-                };
-                sink.complaints.push(places.pool_of(name).error(message, remedy));
+            None => no_pool(config, &service.pool, places, &places.pool_of(name), sink),
+        }
+    }
+    for (name, _, desk) in config.at_desk() {
+        for (number, route) in desk.routes.iter().enumerate() {
+            let Some(pool) = route.pool() else { continue };
+            let place = places.pool_of_route(name, number);
+            match config.pools.get(pool) {
+                Some(found) => at_desk(pool, found, &place, sink),
+                None => no_pool(config, pool, places, &place, sink),
             }
         }
     }
-    let used: BTreeSet<&String> = config.services.values().map(|service| &service.pool).collect();
+    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
+    let used: BTreeSet<&str> = routes
+        .filter_map(Route::pool)
+        .chain(config.services.values().map(|service| service.pool.as_str()))
+        .collect();
     for (name, pool) in &config.pools {
         for backend in &pool.backends {
             not_a_vip(name, backend, &vips, places, sink);
         }
-        if !used.contains(name) {
+        if !used.contains(name.as_str()) {
             let message = format!("no service uses pool \"{name}\"");
             sink.complaints.push(places.pool(name).warning(message, "name it in a service, or remove it"));
         }
+    }
+}
+
+fn no_pool(config: &Config, pool: &str, places: &Places, place: &Place<'_>, sink: &mut Sink<'_>) {
+    // It may be there and broken, and complained about already.
+    if places.has_pool(pool) {
+        return;
+    }
+    let named = config.pools.keys().map(String::as_str).filter(|&name| name != DESK_POOL);
+    let remedy = match named.clone().next() {
+        None => format!("add [pools.{pool}]"),
+        Some(_) => suggest(pool, named),
+    };
+    sink.complaints.push(place.error(format!("there is no pool \"{pool}\""), remedy));
+}
+
+/// A pool that the desk connects to.
+fn at_desk(name: &str, pool: &Pool, place: &Place<'_>, sink: &mut Sink<'_>) {
+    if pool.backends.iter().any(|backend| backend.address == BackendAddress::Local) {
+        let message = format!("the desk cannot tell where backend local of pool \"{name}\" listens");
+        sink.complaints.push(
+            place.error(message, "write an address of this host with the port there: \"10.0.0.1:8080\""),
+        );
     }
 }
 

@@ -84,6 +84,8 @@ pub(super) enum Thing {
     Backend(String, BackendAddress),
     Listen(String),
     PoolOf(String),
+    PoolOfRoute(String, usize),
+    Certificate(String, usize),
     RingSize(String),
 }
 
@@ -129,6 +131,16 @@ impl Places {
     /// Where a service names its pool.
     pub fn pool_of(&self, service: &str) -> Place<'_> {
         self.of(&Thing::PoolOf(service.to_owned()))
+    }
+
+    /// Where a route of a service, by its number, names its pool.
+    pub fn pool_of_route(&self, service: &str, route: usize) -> Place<'_> {
+        self.of(&Thing::PoolOfRoute(service.to_owned(), route))
+    }
+
+    /// Where a service names a certificate, by its number.
+    pub fn certificate(&self, service: &str, number: usize) -> Place<'_> {
+        self.of(&Thing::Certificate(service.to_owned(), number))
     }
 
     /// Where a service says the size of its ring.

@@ -56,6 +56,16 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     })
 }
 
+/// The pool of the reception desk: this host itself.
+pub(super) fn desk() -> Pool {
+    Pool {
+        health: None,
+        backends: vec![Backend { address: BackendAddress::Local, weight: 1, admin: Admin::Enabled }],
+        on_unhealthy: OnUnhealthy::Keep,
+        panic: Panic::Keep,
+    }
+}
+
 fn backends(pool: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mut Places) -> Vec<Backend> {
     let mut backends: Vec<Backend> = Vec::new();
     for item in node.array(sink).unwrap_or_default() {

@@ -31,6 +31,11 @@ impl<'t> Sink<'t> {
         self.complaints.push(Place::new(self.text, span.clone()).error(message, remedy));
     }
 
+    /// The line of a place, from 1.
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+        Place::new(self.text, span.clone()).error("", "").line
+    }
+
     pub(super) fn warning(
         &mut self,
         span: &Range<usize>,

@@ -5,11 +5,16 @@ use std::ops::Range;
 use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
+    routes,
     settings::check_unicast,
+    tls,
 };
 use crate::{
     maglev,
-    model::{Forward, Listen, Network, Protocol, Scheduler, Service, Track},
+    model::{
+        Forward, Listen, Network, Protocol, Scheduler, Service, Track,
+        desk::{Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, PathPattern, Route},
+    },
 };
 
 /// Most slots of a ring; more would only cost memory.
@@ -29,6 +34,9 @@ pub(super) fn service(
         places.note(Thing::Listen(name.to_owned()), node.span.clone());
         Some(listen)
     });
+    if fields.has("routes") || fields.has("tls") {
+        return at_desk(name, fields, listen, sink, places);
+    }
     let pool = fields.require(sink, "pool", "\"web\"");
     let pool = pool.and_then(|node| {
         places.note(Thing::PoolOf(name.to_owned()), node.span.clone());
@@ -46,21 +54,17 @@ pub(super) fn service(
         places.note(Thing::RingSize(name.to_owned()), node.span.clone());
         ring_size(node, scheduler.unwrap_or_default(), sink)
     });
-    let allow = networks(&mut fields, "allow", listen, sink);
-    let deny = networks(&mut fields, "deny", listen, sink);
-    for (network, span) in &deny {
-        if allow.iter().any(|(other, _)| other == network) {
-            let message = format!("{network} is both allowed and denied");
-            sink.error(span, message, "remove one of the two; of two that overlap the longer prefix decides");
+    let (allow, deny) = firewall(&mut fields, listen, sink);
+    const AT_DESK: &str =
+        "remove it, or add routes: this service forwards packets and does not look inside connections";
+    for key in ["timeouts", "access_log"] {
+        if let Some(node) = fields.get(key) {
+            sink.error(&node.span, format!("{key} is for services with routes"), AT_DESK);
         }
     }
-    const PROXY: &str =
-        "remove it; this version forwards packets (layer 4) and does not look inside connections";
     fields.later(&[
         ("role", "remove it; this version sends connections to any backend of the pool"),
-        ("routes", PROXY),
-        ("tls", PROXY),
-        ("auth", PROXY),
+        ("auth", AUTH),
     ]);
     fields.finish(sink);
     let datagrams = listen.is_some_and(|listen| listen.protocol == Protocol::Udp);
@@ -72,9 +76,122 @@ pub(super) fn service(
         forward: forward.unwrap_or_default(),
         track: track.unwrap_or(otherwise),
         ring_size,
-        allow: allow.into_iter().map(|(network, _)| network).collect(),
-        deny: deny.into_iter().map(|(network, _)| network).collect(),
+        allow,
+        deny,
+        desk: None,
     })
+}
+
+const AUTH: &str = "remove it; this version of the desk routes requests and asks nobody who they are";
+
+/// A service of the reception desk: to the packet path one that is forwarded to this host.
+fn at_desk(
+    name: &str,
+    mut fields: Fields<'_>,
+    listen: Option<Listen>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Option<Service> {
+    let place = places.listen(name);
+    let refusal = match listen {
+        Some(Listen { protocol: Protocol::Udp, .. }) => {
+            Some(("routes and tls are for TCP", "write /tcp, or remove them to forward datagrams"))
+        }
+        Some(Listen { port: None, .. }) => {
+            Some(("a service with routes or tls listens on one port", "write it instead of *: 443, or 80"))
+        }
+        _ => None,
+    };
+    sink.complaints.extend(refusal.map(|(message, remedy)| place.error(message, remedy)));
+    let packets: [(&'static str, &str); 5] = [
+        ("forward", "a request goes to any server by a connection of the desk's own"),
+        ("scheduler", "each request goes to the server that has less to do, of two taken at random"),
+        ("track", "the desk knows its connections"),
+        ("sticky", "requests of a client go to any server"),
+        ("ring_size", "there is no ring"),
+    ];
+    for (key, instead) in packets {
+        if let Some(node) = fields.get(key) {
+            let message =
+                format!("{key} is for services that forward packets, and this one has routes or tls");
+            sink.error(&node.span, message, format!("remove it; {instead}"));
+        }
+    }
+    let certificates = fields
+        .read(sink, "tls", |node, sink| Some(tls::certificates(name, node, sink, places)))
+        .unwrap_or_default();
+    let mut found = match fields.get("routes") {
+        Some(node) => routes::routes(name, &node, sink, places),
+        None => Vec::new(),
+    };
+    if let Some(node) = fields.get("pool") {
+        places.note(Thing::PoolOfRoute(name.to_owned(), found.len()), node.span.clone());
+        found.extend(node.string(sink).map(|pool| (everything_else(pool), node.span.clone())));
+    } else if !fields.has("routes") {
+        let remedy = "add pool = \"web\", or routes";
+        sink.error(&fields.span, format!("service \"{name}\" does not say who answers its requests"), remedy);
+    }
+    routes::check_apart(&found, sink);
+    let timeouts = fields.read(sink, "timeouts", routes::timeouts).unwrap_or_default();
+    let access_log = fields.read(sink, "access_log", Node::boolean).unwrap_or(false);
+    let (allow, deny) = firewall(&mut fields, listen, sink);
+    fields.later(&[
+        ("role", "remove it; this version sends requests to any backend of the pool"),
+        ("auth", AUTH),
+        ("limits", "remove it; this version does not count requests"),
+        ("pages", "remove it; this version has pages of its own"),
+        ("proxy_protocol", "remove it; this version takes the client's address from the connection"),
+    ]);
+    fields.finish(sink);
+    let routes = found.into_iter().map(|(route, _)| route).collect();
+    Some(Service {
+        listen: listen?,
+        pool: DESK_POOL.to_owned(),
+        scheduler: Scheduler::Maglev,
+        forward: Forward::Desk,
+        track: Track::Never,
+        // One backend: the fewest slots that a ring can have.
+        ring_size: Some(2),
+        allow,
+        deny,
+        desk: Some(Desk { certificates, routes, timeouts, access_log }),
+    })
+}
+
+/// The route of requests that meet no other.
+fn everything_else(pool: &str) -> Route {
+    Route {
+        condition: Condition {
+            host: HostPattern::Any,
+            path: PathPattern::Prefix("/".into()),
+            methods: std::collections::BTreeSet::new(),
+            headers: std::collections::BTreeMap::new(),
+        },
+        action: Action::Forward {
+            pool: pool.to_owned(),
+            strip_prefix: false,
+            headers: HeaderEdits::default(),
+        },
+        response_headers: HeaderEdits::default(),
+    }
+}
+
+fn firewall(
+    fields: &mut Fields<'_>,
+    listen: Option<Listen>,
+    sink: &mut Sink<'_>,
+) -> (Vec<Network>, Vec<Network>) {
+    let allow = networks(fields, "allow", listen, sink);
+    let deny = networks(fields, "deny", listen, sink);
+    for (network, span) in &deny {
+        if allow.iter().any(|(other, _)| other == network) {
+            let message = format!("{network} is both allowed and denied");
+            sink.error(span, message, "remove one of the two; of two that overlap the longer prefix decides");
+        }
+    }
+    let bare =
+        |networks: Vec<(Network, Range<usize>)>| networks.into_iter().map(|(network, _)| network).collect();
+    (bare(allow), bare(deny))
 }
 
 fn forward(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option<Forward> {

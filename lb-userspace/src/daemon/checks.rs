@@ -9,6 +9,7 @@ use std::{
 
 use lb_common::abi;
 
+use super::certificates;
 use crate::{
     config::{Complaint, Document},
     model::{BackendAddress, Config, Forward, PortRange, Probe, Service},
@@ -76,9 +77,12 @@ impl HostPorts {
     }
 }
 
-/// The addresses whose ways a document needs to know: its backends, and its VIPs.
+/// The addresses whose ways a document needs to know: those of backends that packets are sent to. The way
+/// to those of the desk is the kernel's affair.
 pub fn targets(config: &Config) -> BTreeSet<IpAddr> {
-    let backends = config.pools.values().flat_map(|pool| &pool.backends);
+    let of_desk = config.pools_of_desk();
+    let pools = config.pools.iter().filter(|(name, _)| !of_desk.contains(name.as_str()));
+    let backends = pools.flat_map(|(_, pool)| &pool.backends);
     backends.filter_map(|backend| remote(backend.address)).collect()
 }
 
@@ -102,6 +106,7 @@ pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Ve
     }
     clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
+    complaints.extend(certificates::complaints(document));
     complaints.sort();
     complaints.dedup();
     complaints
@@ -142,7 +147,8 @@ fn foreign<'h>(link: &Link, host: &'h Host) -> Option<&'h str> {
 
 fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Complaint>) {
     let config = &document.config;
-    for (name, pool) in &config.pools {
+    let of_desk = config.pools_of_desk();
+    for (name, pool) in config.pools.iter().filter(|(name, _)| !of_desk.contains(name.as_str())) {
         for backend in &pool.backends {
             let Some(ip) = remote(backend.address) else { continue };
             let place = document.places.backend(name, backend.address);

@@ -1,12 +1,15 @@
 //! The document's file: read whole, written in one step, and compared by its revision.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, Permissions},
     hash::{DefaultHasher, Hash, Hasher},
     io::{self, Write},
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+
+use crate::config::{Complaints, Document};
 
 /// The file that the document is in.
 #[derive(Clone, Debug)]
@@ -56,13 +59,20 @@ impl DocumentFile {
 
     /// The directories in which a change of the document shows: its own, and that of what it is a
     /// symbolic link to.
-    pub fn directories(&self) -> Vec<PathBuf> {
+    pub fn directories(&self) -> BTreeSet<PathBuf> {
         let parent = |path: &Path| path.parent().map(Path::to_owned);
         let target = fs::canonicalize(&self.path).ok();
-        let mut all: Vec<_> =
-            parent(&self.path).into_iter().chain(target.as_deref().and_then(parent)).collect();
-        all.dedup();
-        all
+        parent(&self.path).into_iter().chain(target.as_deref().and_then(parent)).collect()
+    }
+
+    /// What a text means in this file's place: files that it names are beside it.
+    ///
+    /// # Errors
+    /// When it has mistakes.
+    pub fn parse(&self, text: &str) -> Result<Document, Complaints> {
+        let mut document = Document::parse(text)?;
+        document.config.resolve(self.path.parent().unwrap_or(Path::new("/")));
+        Ok(document)
     }
 
     /// The whole text.

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -16,8 +17,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use super::{
+    certificates::Certificates,
     checks::{Host, targets},
     core::{Core, LoadError, SettleError},
+    desk::Desk,
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
     explain::{self, Names},
@@ -66,6 +69,11 @@ pub(super) struct Daemon<P> {
     /// For tasks that ask on their own behalf: metrics.
     pub(super) asking: mpsc::Sender<Request>,
     pub(super) metrics: Option<(SocketAddr, CancellationToken)>,
+    /// Until the end.
+    pub(super) desk: Option<Desk>,
+    pub(super) certificates: Certificates,
+    /// Directories in which a change of the document or of what it names shows.
+    pub(super) watched: BTreeSet<PathBuf>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     pub(super) clock: Clock,
@@ -137,8 +145,13 @@ impl Signals {
 impl<P: Plane> Daemon<P> {
     /// Runs until told to end.
     pub(super) async fn serve(&mut self, signals: &mut Signals) -> End {
-        let mut file_watch = DocumentWatch::new(&self.file);
+        let mut file_watch = DocumentWatch::new(&self.watched);
         loop {
+            if *file_watch.directories() != self.watched {
+                file_watch = DocumentWatch::new(&self.watched);
+                // What has happened in between.
+                self.file_changed().await;
+            }
             let now = self.clock.now();
             let census =
                 self.core.wants_census().then(|| (self.last_census + CENSUS).saturating_sub(now.uptime));
@@ -208,9 +221,11 @@ impl<P: Plane> Daemon<P> {
         }
     }
 
-    /// Brings the tables up to date. What fails is logged, shown as an alarm, and tried again with the
-    /// next change.
+    /// Brings the desk and the tables up to date. What fails is logged, shown as an alarm, and tried again
+    /// with the next change.
     fn settle(&mut self) {
+        // First: where packets are led, somebody listens.
+        self.serve_at_desk();
         match self.core.settle() {
             Ok(0) => {}
             Ok(operations) => debug!(operations, "tables changed"),
@@ -315,6 +330,7 @@ impl<P: Plane> Daemon<P> {
 impl<P: Plane> Daemon<P> {
     /// The file may have changed.
     async fn file_changed(&mut self) {
+        self.refresh_certificates();
         match self.file.read() {
             Ok(text) if text == self.last_seen => {}
             Ok(_) => {
@@ -357,7 +373,7 @@ impl<P: Plane> Daemon<P> {
 
     /// Parses a text and looks at the ways to what it names.
     async fn prepare(&self, text: &str) -> Result<(Document, Arc<Surroundings>), ReloadError> {
-        let document = Document::parse(text)?;
+        let document = self.file.parse(text)?;
         let around = self.netlink.survey(&targets(&document.config)).await?;
         Ok((document, Arc::new(around)))
     }
@@ -373,6 +389,8 @@ impl<P: Plane> Daemon<P> {
             });
         }
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
+        self.watch_files();
+        self.refresh_certificates();
         self.place_addresses().await;
         self.settle();
         self.attach().await;
@@ -413,7 +431,7 @@ impl<P: Plane> Daemon<P> {
         let failed = |error: crate::dataplane::DataplaneError| RequestError::Failed(error.to_string());
         match request {
             Request::Snapshot(reply) => {
-                reply.send(snapshot::snapshot(&self.core, self.clock.now()).map_err(failed));
+                reply.send(self.snapshot().map_err(failed));
             }
             Request::Connections(filter, reply) => {
                 reply.send(snapshot::connections(&self.core, &filter).map_err(failed));

@@ -127,7 +127,7 @@ fn services<D: Dataplane>(
         core.tables().services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
     let view = |(name, service): (&String, &model::Service)| {
         let (usable, all) = count(backends, &service.pool);
-        let direct = service.forward != model::Forward::Nat;
+        let direct = service.forward == model::Forward::Dsr;
         let index = indices.get(&service.listen).filter(|_| direct);
         Ok(view::Service {
             name: name.clone(),
@@ -207,10 +207,13 @@ fn pools<D: Dataplane>(core: &Core<D>, config: &Config, backends: &[view::Backen
 
 fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Vec<view::Backend> {
     let mut views = Vec::new();
+    let of_desk = config.pools_of_desk();
     for (name, pool) in &config.pools {
         for backend in &pool.backends {
             let hop = match backend.address {
                 BackendAddress::Local => None,
+                // The desk connects as any program does.
+                BackendAddress::Remote(..) if of_desk.contains(name.as_str()) => None,
                 BackendAddress::Remote(ip, _) => Some(core.next_hop(ip)),
             };
             let (next_hop, no_next_hop) = match hop {

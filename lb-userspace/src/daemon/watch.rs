@@ -1,15 +1,13 @@
-//! Notices that the document's file may have changed.
+//! Notices that the document's file, or one that it names, may have changed.
 //!
-//! The directory is watched, not the file: editors and configuration tools put a new file in its place.
+//! Directories are watched, not files: editors and configuration tools put a new file in its place.
 //! What is noticed is only a reason to read: whether the text has changed is seen by comparing it.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tracing::warn;
-
-use super::document::DocumentFile;
 
 /// Some editors empty a file before they write it: how long it must be quiet before it is read.
 pub const QUIET: Duration = Duration::from_millis(50);
@@ -18,13 +16,14 @@ pub const QUIET: Duration = Duration::from_millis(50);
 pub struct DocumentWatch {
     /// Kept for its thread.
     _watcher: Option<RecommendedWatcher>,
+    directories: BTreeSet<PathBuf>,
     changes: mpsc::Receiver<()>,
 }
 
 impl DocumentWatch {
-    /// Watches a document's directories. Where that is not possible, a warning is logged and nothing is
+    /// Watches directories. Where that is not possible, a warning is logged and nothing is
     /// ever noticed; SIGHUP and `lb reload` still work.
-    pub fn new(file: &DocumentFile) -> Self {
+    pub fn new(directories: &BTreeSet<PathBuf>) -> Self {
         // One message says as much as many.
         let (sender, mut noticed_changes) = mpsc::channel(1);
         let (settled, changes) = mpsc::channel(1);
@@ -33,20 +32,20 @@ impl DocumentWatch {
                 _ = sender.try_send(());
             }
         };
-        let watch = |directories: &[std::path::PathBuf]| -> notify::Result<RecommendedWatcher> {
-            let mut watcher = notify::recommended_watcher(noticed)?;
-            for directory in directories {
-                watcher.watch(Path::new(directory), RecursiveMode::NonRecursive)?;
-            }
-            Ok(watcher)
-        };
-        let watcher = match watch(&file.directories()) {
+        let mut watcher = match notify::recommended_watcher(noticed) {
             Ok(watcher) => Some(watcher),
             Err(error) => {
-                warn!("cannot watch {}: {error}; after an edit, use `lb reload`", file.path().display());
+                warn!("cannot watch files: {error}; after an edit, use `lb reload`");
                 None
             }
         };
+        for directory in directories {
+            let watched =
+                watcher.as_mut().map(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive));
+            if let Some(Err(error)) = watched {
+                warn!("cannot watch {}: {error}; after an edit, use `lb reload`", directory.display());
+            }
+        }
         // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
         tokio::spawn(async move {
             while noticed_changes.recv().await.is_some() {
@@ -54,7 +53,12 @@ impl DocumentWatch {
                 _ = settled.try_send(());
             }
         });
-        Self { _watcher: watcher, changes }
+        Self { _watcher: watcher, directories: directories.clone(), changes }
+    }
+
+    /// What is watched.
+    pub fn directories(&self) -> &BTreeSet<PathBuf> {
+        &self.directories
     }
 
     /// Waits until something has changed and it has been quiet for [`QUIET`]. May be cancelled.
@@ -74,6 +78,7 @@ fn is_close_after_write(kind: notify::EventKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::daemon::document::DocumentFile;
 
     /// More than the machine can be slow.
     const LONG: Duration = Duration::from_secs(20);
@@ -88,7 +93,7 @@ mod tests {
         let path = directory.path().join("lb.toml");
         std::fs::write(&path, "one").unwrap();
         let file = DocumentFile::new(&path);
-        let mut watch = DocumentWatch::new(&file);
+        let mut watch = DocumentWatch::new(&file.directories());
         std::fs::write(&path, "two").unwrap();
         noticed(&mut watch).await;
         let other = directory.path().join("lb.toml~");
@@ -104,7 +109,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lb.toml");
         std::fs::write(&path, "one").unwrap();
-        let mut watch = DocumentWatch::new(&DocumentFile::new(&path));
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&path).directories());
         std::fs::write(&path, "two").unwrap();
         // Waits for less than the quiet time, again and again, as an event loop with much to do.
         let often = async { while tokio::time::timeout(QUIET / 5, watch.changed()).await.is_err() {} };
@@ -119,7 +124,7 @@ mod tests {
         std::fs::write(&target, "one").unwrap();
         let link = directory.path().join("lb.toml");
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        let mut watch = DocumentWatch::new(&DocumentFile::new(&link));
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&link).directories());
         std::fs::write(&target, "two").unwrap();
         noticed(&mut watch).await;
     }

@@ -177,6 +177,7 @@ impl Lobby {
             ring_size: Some(fleet.ring_size),
             allow: Vec::new(),
             deny: Vec::new(),
+            desk: None,
         };
         let backends = fleet.backends().map(|(_, backend)| backend).collect();
         let pool = Pool { health: None, backends, on_unhealthy: OnUnhealthy::Keep, panic: Panic::Keep };

@@ -250,6 +250,7 @@ pub(super) fn service(listen: &str, pool: &str) -> Service {
         ring_size: None,
         allow: Vec::new(),
         deny: Vec::new(),
+        desk: None,
     }
 }
 

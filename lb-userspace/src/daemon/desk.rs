@@ -1,0 +1,268 @@
+//! Looks after the reception desk: opens its listening sockets, starts its process and starts it again, and
+//! tells it how to serve.
+//!
+//! The sockets are the daemon's too, so that while the desk is started again clients wait in the kernel's queue
+//! and nobody is refused. A desk goes on when its daemon is gone, on whatever end; the next daemon asks it for
+//! the sockets (`desk.sock` in the run directory), starts a desk of its own with them, and when that one serves
+//! lets the old one end with its connections.
+
+mod process;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use socket2::{Domain, Socket, Type};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+pub use self::process::Status;
+use self::process::{Event, Supervisor};
+use crate::{
+    health::State as HealthState,
+    model::{BackendAddress, Config, Listen},
+    proxy::{
+        orders::{self, FromDesk, Orders, Pem, ServiceOrder, ToDesk},
+        pools::{BackendOrder, PoolOrder},
+    },
+};
+
+/// The name of the socket by which a daemon comes to a desk that another has started.
+pub const SOCKET: &str = "desk.sock";
+
+/// How long a desk may take to answer a daemon.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long connections may take to end when another desk has taken over.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// The same when the service ends.
+const DRAIN_TO_END: Duration = Duration::from_secs(10);
+
+/// How many connections may wait for the desk to take them (the kernel's own limit is `net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+
+/// The desk, as the daemon sees it.
+pub struct Desk {
+    sockets: BTreeMap<SocketAddr, Arc<TcpListener>>,
+    orders: Orders,
+    events: mpsc::UnboundedSender<Event>,
+    status: watch::Receiver<Status>,
+    supervisor: tokio::task::JoinHandle<()>,
+    /// Why addresses are not listened on.
+    deaf: Vec<String>,
+}
+
+/// How the desk's process is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory of its socket.
+    pub run_dir: PathBuf,
+    /// It ends with the daemon, however that ends.
+    pub ephemeral: bool,
+    /// Words of its command line, after its name.
+    pub arguments: Vec<String>,
+}
+
+impl Desk {
+    /// Takes over from a desk that runs, if one does.
+    pub fn new(options: Options) -> Self {
+        let predecessor = Predecessor::call(&options.run_dir);
+        let sockets = predecessor.as_ref().map(|it| it.sockets.clone()).unwrap_or_default();
+        let (events, hear) = mpsc::unbounded_channel();
+        let (tell, status) = watch::channel(Status::default());
+        let supervisor = tokio::spawn(Supervisor::new(options, predecessor, hear, tell).run());
+        Self { sockets, orders: Orders::default(), events, status, supervisor, deaf: Vec::new() }
+    }
+
+    /// Serves so from now on. New addresses are listened on when this returns, whether the desk is ready or
+    /// not.
+    pub fn serve(&mut self, services: Vec<ServiceOrder>, pools: Vec<PoolOrder>) {
+        let wanted: BTreeSet<SocketAddr> = services.iter().map(|service| service.listen).collect();
+        let missing: Vec<_> = wanted.iter().filter(|at| !self.sockets.contains_key(at)).copied().collect();
+        let mut deaf = Vec::new();
+        for address in missing {
+            match listen(address) {
+                Ok(socket) => _ = self.sockets.insert(address, Arc::new(socket)),
+                Err(error) => deaf.push(format!("the desk cannot listen on {address}: {error}")),
+            }
+        }
+        if deaf != self.deaf {
+            deaf.iter().for_each(|why| warn!("{why}"));
+        }
+        self.deaf = deaf;
+        let before = self.sockets.len();
+        self.sockets.retain(|address, _| wanted.contains(address));
+        let orders = Orders { number: self.orders.number, services, pools };
+        if orders == self.orders && before == self.sockets.len() && self.orders.number > 0 {
+            return;
+        }
+        self.orders = Orders { number: orders.number + 1, ..orders };
+        let order = Event::Serve(Box::new(self.orders.clone()), self.sockets.clone());
+        // The supervisor ends with this alone.
+        _ = self.events.send(order);
+    }
+
+    /// How it goes.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Services of the desk that is in force now, by its orders.
+    pub fn orders(&self) -> &Orders {
+        &self.orders
+    }
+
+    /// What needs somebody's attention.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms = self.deaf.clone();
+        alarms.extend(self.status.borrow().alarm.clone());
+        alarms
+    }
+
+    /// Lets the desk go on by itself.
+    pub async fn leave(self) {
+        self.end(Event::Leave).await;
+    }
+
+    /// Ends the desk, when its connections have.
+    pub async fn close(self) {
+        self.end(Event::Close).await;
+    }
+
+    async fn end(self, how: Event) {
+        _ = self.events.send(how);
+        _ = self.supervisor.await;
+    }
+}
+
+/// A listening socket, whether its address is there yet or not. Nobody else can listen there as long as it
+/// is open.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Where a service of the desk listens.
+fn address(listen: &Listen) -> Option<SocketAddr> {
+    Some(SocketAddr::new(listen.address, listen.port?))
+}
+
+/// The services of a document, as the desk is to serve them. One whose certificates cannot be had is left
+/// out: nothing of it goes in clear text.
+pub fn services<'p>(
+    config: &Config,
+    certificate: impl Fn(&crate::model::desk::CertificateFiles) -> Option<&'p Pem>,
+) -> Vec<ServiceOrder> {
+    let order = |(name, service, desk): (&String, &crate::model::Service, &crate::model::desk::Desk)| {
+        let certificates = desk.certificates.iter().map(|files| certificate(files).cloned());
+        Some(ServiceOrder {
+            name: name.clone(),
+            listen: address(&service.listen)?,
+            allow: service.allow.clone(),
+            deny: service.deny.clone(),
+            certificates: certificates.collect::<Option<_>>()?,
+            routes: desk.routes.clone(),
+            timeouts: desk.timeouts,
+            access_log: desk.access_log,
+        })
+    };
+    config.at_desk().filter_map(order).collect()
+}
+
+/// The pools that the desk's routes name; `state` says how a backend is and whether it gets requests.
+pub fn pools(config: &Config, state: impl Fn(&str, BackendAddress) -> (HealthState, bool)) -> Vec<PoolOrder> {
+    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
+    let names: BTreeSet<&str> = routes.filter_map(|route| route.pool()).collect();
+    let order = |name: &str| {
+        let pool = config.pools.get(name)?;
+        let backends = pool.backends.iter().filter_map(|backend| {
+            let BackendAddress::Remote(address, port) = backend.address else { return None };
+            let (state, usable) = state(name, backend.address);
+            let draining = matches!(state, HealthState::Draining | HealthState::Drained);
+            Some(BackendOrder { address, port, weight: backend.weight, usable, draining })
+        });
+        Some(PoolOrder { name: name.to_owned(), backends: backends.collect() })
+    };
+    names.into_iter().filter_map(order).collect()
+}
+
+/// A desk that another daemon has started.
+pub(super) struct Predecessor {
+    stream: UnixStream,
+    sockets: BTreeMap<SocketAddr, Arc<TcpListener>>,
+}
+
+impl Predecessor {
+    /// Asks for its sockets; `None`: there is none.
+    fn call(run_dir: &Path) -> Option<Self> {
+        let stream = UnixStream::connect(run_dir.join(SOCKET)).ok()?;
+        match Self::ask(stream) {
+            Ok(found) => {
+                info!(sockets = found.sockets.len(), "taking over from a desk that runs");
+                Some(found)
+            }
+            Err(error) => {
+                warn!("a desk is there and does not hand over its sockets: {error}");
+                None
+            }
+        }
+    }
+
+    fn ask(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        orders::send(&stream, &ToDesk::HandOver, &[])?;
+        let mut sockets = BTreeMap::new();
+        loop {
+            let (said, fds): (FromDesk, Vec<OwnedFd>) =
+                orders::receive(&stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let FromDesk::Sockets { addresses, more } = said else { continue };
+            let these = addresses.into_iter().zip(fds);
+            sockets.extend(these.map(|(at, socket)| (at, Arc::new(TcpListener::from(socket)))));
+            if !more {
+                return Ok(Self { stream, sockets });
+            }
+        }
+    }
+
+    /// Lets it end.
+    fn drain(&self, within: Duration, at_once: bool) {
+        let milliseconds = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        if let Err(error) = orders::send(&self.stream, &ToDesk::Drain { milliseconds, at_once }, &[]) {
+            warn!("the desk before does not hear that it is to end: {error}");
+        }
+    }
+
+    /// Waits until it has ended: its end of the socket is closed then.
+    fn wait(&self, within: Duration) {
+        _ = self.stream.set_read_timeout(Some(within));
+        while let Ok(Some(_)) = orders::receive::<FromDesk>(&self.stream) {}
+    }
+}
+
+/// Ends a desk that no daemon looks after; says whether there was one.
+pub fn close_left(run_dir: &Path) -> bool {
+    let found = Predecessor::call(run_dir);
+    if let Some(left) = &found {
+        left.drain(DRAIN_TO_END, true);
+        left.wait(DRAIN_TO_END + PATIENCE);
+    }
+    _ = std::fs::remove_file(run_dir.join(SOCKET));
+    found.is_some()
+}

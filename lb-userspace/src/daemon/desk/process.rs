@@ -1,0 +1,335 @@
+//! The desk's process: started, told, listened to, and started again when it ends.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, net::UnixStream, process::ExitStatusExt},
+    },
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tracing::{error, info, warn};
+
+use super::{DRAIN, DRAIN_TO_END, Options, PATIENCE, Predecessor, SOCKET};
+use crate::proxy::orders::{self, FromDesk, Orders, Report, ToDesk};
+
+/// How long to wait before a desk is started again that has ended soon after its start: the first time not at
+/// all, then twice as long each time.
+const BACKOFF: Duration = Duration::from_millis(100);
+const BACKOFF_MOST: Duration = Duration::from_secs(10);
+
+/// After which time it counts as well again.
+const SOON: Duration = Duration::from_secs(10);
+
+type Sockets = BTreeMap<SocketAddr, Arc<TcpListener>>;
+
+/// What is asked of the supervisor.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Serve so, on these sockets.
+    Serve(Box<Orders>, Sockets),
+    /// Let the desk go on by itself.
+    Leave,
+    /// End it when its connections have ended.
+    Close,
+}
+
+/// How it goes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Its process, while there is one.
+    pub pid: Option<u32>,
+    /// The number of the orders that it serves.
+    pub serving: u64,
+    /// How often it was started again after an end of its own.
+    pub restarts: u64,
+    /// What it counts, and what those before it have counted.
+    pub report: Report,
+    /// What is wrong with it.
+    pub alarm: Option<String>,
+}
+
+pub(super) struct Supervisor {
+    options: Options,
+    predecessor: Option<Predecessor>,
+    events: mpsc::UnboundedReceiver<Event>,
+    status: watch::Sender<Status>,
+    orders: Option<(Box<Orders>, Sockets)>,
+    /// What ended desks have counted.
+    before: Report,
+}
+
+/// A desk's process and the ways to it.
+struct Running {
+    child: Child,
+    /// To the thread that writes, which may have to wait.
+    write: std::sync::mpsc::Sender<(ToDesk, Vec<OwnedFd>)>,
+    hear: mpsc::UnboundedReceiver<FromDesk>,
+    since: Instant,
+    /// It has been told that it may outlive the daemon.
+    confirmed: bool,
+}
+
+/// Why a desk is looked after no more.
+enum End {
+    Left,
+    Closed,
+    Died(io::Result<ExitStatus>, Instant),
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        options: Options,
+        predecessor: Option<Predecessor>,
+        events: mpsc::UnboundedReceiver<Event>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self { options, predecessor, events, status, orders: None, before: Report::default() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut backoff = Duration::ZERO;
+        loop {
+            // There is no desk as long as there is nothing for it to do.
+            while self.orders.as_ref().is_none_or(|(orders, _)| orders.services.is_empty()) {
+                if self.orders.is_some() {
+                    self.let_predecessor_end(DRAIN_TO_END, true);
+                }
+                match self.events.recv().await {
+                    Some(Event::Serve(orders, sockets)) => self.orders = Some((orders, sockets)),
+                    Some(Event::Close) => {
+                        self.let_predecessor_end(DRAIN_TO_END, true);
+                        return;
+                    }
+                    Some(Event::Leave) | None => return,
+                }
+            }
+            let end = match self.start() {
+                Ok(running) => self.look_after(running).await,
+                Err(error) => End::Died(Err(error), Instant::now()),
+            };
+            let (how, since) = match end {
+                End::Left => return,
+                End::Closed if self.events.is_closed() => return,
+                End::Closed => continue,
+                End::Died(how, since) => (how, since),
+            };
+            if since.elapsed() > SOON {
+                backoff = Duration::ZERO;
+            }
+            let why = match how {
+                Ok(status) => match status.signal() {
+                    Some(signal) => format!("it was ended by signal {signal}"),
+                    None => status.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            error!("the desk has ended ({why}); it is started again");
+            self.status.send_modify(|status| {
+                self.before = std::mem::take(&mut status.report);
+                self.before.open = 0;
+                *status = Status {
+                    restarts: status.restarts + 1,
+                    report: self.before.clone(),
+                    alarm: Some(format!("the desk has ended ({why}) and is being started again")),
+                    ..Status::default()
+                };
+            });
+            if self.wait(backoff).await {
+                return;
+            }
+            backoff = (backoff * 2).clamp(BACKOFF, BACKOFF_MOST);
+        }
+    }
+
+    /// Waits before a new start, taking in what is asked; says whether this is the end.
+    async fn wait(&mut self, how_long: Duration) -> bool {
+        let until = Instant::now() + how_long;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return false,
+                event = self.events.recv() => match event {
+                    Some(Event::Serve(orders, sockets)) => self.orders = Some((orders, sockets)),
+                    Some(Event::Leave | Event::Close) | None => return true,
+                },
+            }
+        }
+    }
+
+    fn let_predecessor_end(&mut self, within: Duration, at_once: bool) {
+        if let Some(predecessor) = self.predecessor.take() {
+            predecessor.drain(within, at_once);
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.options.run_dir.join(SOCKET)
+    }
+
+    fn fresh_socket(&self) -> PathBuf {
+        self.options.run_dir.join(format!(".{SOCKET}.{}", std::process::id()))
+    }
+
+    /// Starts a process and tells it all it has to know.
+    fn start(&self) -> io::Result<Running> {
+        let (here, there) = UnixStream::pair()?;
+        here.set_write_timeout(Some(PATIENCE))?;
+        // The very program that runs, also where another has been put in its place since.
+        let child = Command::new("/proc/self/exe")
+            .arg0("lb")
+            .arg("desk-process")
+            .args(&self.options.arguments)
+            .stdin(Stdio::from(OwnedFd::from(there)))
+            .current_dir("/")
+            .spawn()?;
+        let control = Arc::new(here);
+        let (write, to_write) = std::sync::mpsc::channel::<(ToDesk, Vec<OwnedFd>)>();
+        let writer = Arc::clone(&control);
+        std::thread::spawn(move || {
+            for (message, fds) in to_write {
+                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                if orders::send(&writer, &message, &fds).is_err() {
+                    // It ends, and that is noticed elsewhere; or it hangs, and is better ended.
+                    _ = writer.shutdown(std::net::Shutdown::Both);
+                    return;
+                }
+            }
+        });
+        let (said, hear) = mpsc::unbounded_channel();
+        let reader = Arc::clone(&control);
+        std::thread::spawn(move || {
+            while let Ok(Some((message, _))) = orders::receive(&reader) {
+                if said.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        let running = Running { child, write, hear, since: Instant::now(), confirmed: false };
+        let listener = self.successors()?;
+        running.tell(ToDesk::Successors, vec![listener.into()]);
+        if let Some((orders, sockets)) = &self.orders {
+            running.serve(orders, sockets, &Sockets::new())?;
+        }
+        Ok(running)
+    }
+
+    /// A socket for daemons that come after this one, under a name that nobody looks for yet.
+    fn successors(&self) -> io::Result<std::os::unix::net::UnixListener> {
+        let fresh = self.fresh_socket();
+        _ = std::fs::remove_file(&fresh);
+        let listener = std::os::unix::net::UnixListener::bind(&fresh)?;
+        std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    }
+
+    /// Until it ends, or is to.
+    async fn look_after(&mut self, mut running: Running) -> End {
+        self.status.send_modify(|status| status.pid = running.child.id());
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(Event::Serve(orders, sockets)) => {
+                        if orders.services.is_empty() {
+                            self.orders = Some((orders, sockets));
+                            self.close(running).await;
+                            return End::Closed;
+                        }
+                        let before = self.orders.replace((orders, sockets)).map(|(_, sockets)| sockets);
+                        if let Some((orders, sockets)) = &self.orders
+                            && let Err(error) = running.serve(orders, sockets, &before.unwrap_or_default())
+                        {
+                            warn!("the desk cannot be told how to serve: {error}");
+                        }
+                    }
+                    Some(Event::Leave) | None => {
+                        // The last that was asked may still be on its way.
+                        drop(running.write);
+                        return End::Left;
+                    }
+                    Some(Event::Close) => {
+                        self.let_predecessor_end(DRAIN_TO_END, true);
+                        self.close(running).await;
+                        self.events.close();
+                        return End::Closed;
+                    }
+                },
+                Some(said) = running.hear.recv() => self.heard(said, &mut running),
+                how = running.child.wait() => return End::Died(how, running.since),
+            }
+        }
+    }
+
+    fn heard(&mut self, said: FromDesk, running: &mut Running) {
+        match said {
+            FromDesk::Serving(number) => {
+                if !running.confirmed {
+                    running.confirmed = true;
+                    info!(pid = running.child.id(), "the desk serves");
+                    // From here on it is this one that the next daemon comes to.
+                    if let Err(error) = std::fs::rename(self.fresh_socket(), self.socket()) {
+                        warn!("the next daemon will not find the desk: {error}");
+                    }
+                    self.let_predecessor_end(DRAIN, false);
+                    if !self.options.ephemeral {
+                        running.tell(ToDesk::Stay, Vec::new());
+                    }
+                }
+                self.status.send_modify(|status| {
+                    status.serving = number;
+                    status.alarm = None;
+                });
+            }
+            FromDesk::Report(mut report) => {
+                report.add(&self.before);
+                self.status.send_modify(|status| status.report = report);
+            }
+            FromDesk::Sockets { .. } => {}
+        }
+    }
+
+    /// Ends a process when its connections have ended.
+    async fn close(&mut self, mut running: Running) {
+        let milliseconds = u64::try_from(DRAIN_TO_END.as_millis()).unwrap_or(u64::MAX);
+        running.tell(ToDesk::Drain { milliseconds, at_once: true }, Vec::new());
+        if tokio::time::timeout(DRAIN_TO_END + PATIENCE, running.child.wait()).await.is_err() {
+            warn!("the desk does not end by itself");
+            _ = running.child.kill().await;
+        }
+        _ = std::fs::remove_file(self.socket());
+        self.status.send_modify(|status| {
+            self.before = std::mem::take(&mut status.report);
+            self.before.open = 0;
+            *status = Status { restarts: status.restarts, report: self.before.clone(), ..Status::default() };
+        });
+    }
+}
+
+impl Running {
+    fn tell(&self, message: ToDesk, fds: Vec<OwnedFd>) {
+        // The writer has ended: so does the desk, and that is noticed.
+        _ = self.write.send((message, fds));
+    }
+
+    /// Sends the sockets that it does not have yet, and the orders.
+    fn serve(&self, orders: &Orders, sockets: &Sockets, before: &Sockets) -> io::Result<()> {
+        let has = |address: &SocketAddr, socket: &Arc<TcpListener>| {
+            before.get(address).is_some_and(|before| Arc::ptr_eq(before, socket))
+        };
+        for (&address, socket) in sockets.iter().filter(|(address, socket)| !has(address, socket)) {
+            self.tell(ToDesk::Listen(vec![address]), vec![socket.try_clone()?.into()]);
+        }
+        self.tell(ToDesk::Serve(Box::new(orders.clone())), Vec::new());
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! What the reception desk does for a service: its certificates, and which request goes where.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The pool that services of the desk are forwarded to: this host itself. No document can name it so.
+pub const DESK_POOL: &str = "(desk)";
+
+/// A service that the desk answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desk {
+    /// Certificates with their keys; empty: plain HTTP.
+    pub certificates: Vec<CertificateFiles>,
+    /// Where requests go; no two that cannot be told apart.
+    pub routes: Vec<Route>,
+    /// How long things may take.
+    pub timeouts: DeskTimeouts,
+    /// Whether each request has a line on standard output.
+    pub access_log: bool,
+}
+
+/// Files of a certificate, in PEM form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeskTimeouts {
+    /// TLS handshake; and a request's headers, from the moment that the connection is ready for them. So it
+    /// is also how long a connection may rest between requests.
+    pub header: Duration,
+    /// A connection to a backend.
+    pub connect: Duration,
+    /// From a request's last byte to the first of the backend's answer.
+    pub response: Duration,
+    /// Without a byte of a body, in either direction.
+    pub body: Duration,
+}
+
+impl Default for DeskTimeouts {
+    fn default() -> Self {
+        Self {
+            header: Duration::from_secs(30),
+            connect: Duration::from_secs(2),
+            response: Duration::from_secs(60),
+            body: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Which requests, and what becomes of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// Which.
+    pub condition: Condition,
+    /// What becomes of them.
+    pub action: Action,
+    /// What is changed in the answer.
+    pub response_headers: HeaderEdits,
+}
+
+/// What a request must be like for a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// Its host.
+    pub host: HostPattern,
+    /// Its path.
+    pub path: PathPattern,
+    /// Its method; empty: any.
+    pub methods: BTreeSet<String>,
+    /// Headers with exactly these values; names in lower case.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// Which hosts. Names are in lower case, without a final dot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HostPattern {
+    /// All.
+    Any,
+    /// All names below this one: for `*.shop.example` it is `shop.example`.
+    Below(String),
+    /// This one.
+    Exact(String),
+}
+
+/// Which paths; normalised.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum PathPattern {
+    /// This one and those below it: `/pay`, `/pay/` and `/pay/now`, not `/payments`.
+    Prefix(String),
+    /// This one alone.
+    Exact(String),
+}
+
+/// What becomes of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// A backend answers.
+    Forward {
+        /// Name of its pool.
+        pool: String,
+        /// The route's path is left out of what the backend sees.
+        strip_prefix: bool,
+        /// What is changed in the request.
+        headers: HeaderEdits,
+    },
+    /// The client is sent elsewhere.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        status: u16,
+        /// Where to.
+        to: Elsewhere,
+    },
+    /// The desk answers.
+    Respond {
+        /// 200 to 599.
+        status: u16,
+        /// The body, perhaps empty.
+        body: String,
+        /// Its media type.
+        content_type: String,
+    },
+}
+
+/// Where a client is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Elsewhere {
+    /// The same by HTTPS.
+    Https,
+    /// The same path of another host: scheme and host, such as `https://shop.example`.
+    Host(String),
+    /// One address.
+    Url(String),
+}
+
+/// Changes to headers, in this order. Names are in lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderEdits {
+    /// These are taken out.
+    pub remove: BTreeSet<String>,
+    /// These have this value, and no other.
+    pub set: BTreeMap<String, String>,
+    /// These are there besides.
+    pub add: BTreeMap<String, String>,
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("*"),
+            Self::Below(name) => write!(f, "*.{name}"),
+            Self::Exact(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(path) if path == "/" => f.write_str("/*"),
+            Self::Prefix(path) => write!(f, "{path}/*"),
+            Self::Exact(path) => f.write_str(path),
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    /// `GET,HEAD shop.example/pay/* x-version: 2`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.methods.is_empty() {
+            let methods: Vec<&str> = self.methods.iter().map(String::as_str).collect();
+            write!(f, "{} ", methods.join(","))?;
+        }
+        write!(f, "{}{}", self.host, self.path)?;
+        self.headers.iter().try_for_each(|(name, value)| write!(f, " {name}: {value}"))
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward { pool, .. } => write!(f, "pool {pool}"),
+            Self::Redirect { status, to } => match to {
+                Elsewhere::Https => write!(f, "redirect {status} to https"),
+                Elsewhere::Host(to) | Elsewhere::Url(to) => write!(f, "redirect {status} to {to}"),
+            },
+            Self::Respond { status, .. } => write!(f, "respond {status}"),
+        }
+    }
+}
+
+impl Route {
+    /// The pool that answers, if one does.
+    pub fn pool(&self) -> Option<&str> {
+        match &self.action {
+            Action::Forward { pool, .. } => Some(pool),
+            _ => None,
+        }
+    }
+}
+
+impl Condition {
+    /// How narrow it is: of two that a request meets, the greater one wins.
+    pub fn specificity(&self) -> impl Ord + use<> {
+        let host = match &self.host {
+            HostPattern::Any => (0, 0),
+            HostPattern::Below(name) => (1, name.len()),
+            HostPattern::Exact(_) => (2, 0),
+        };
+        let path = match &self.path {
+            PathPattern::Prefix(path) => (0, path.len()),
+            PathPattern::Exact(_) => (1, 0),
+        };
+        (host, path, !self.methods.is_empty(), self.headers.len())
+    }
+
+    /// Whether some request meets both, and neither is narrower.
+    pub fn is_confusable(&self, other: &Self) -> bool {
+        let methods = self.methods.is_empty() && other.methods.is_empty()
+            || self.methods.intersection(&other.methods).next().is_some();
+        let contradict =
+            |(name, value): (&String, &String)| other.headers.get(name).is_some_and(|others| others != value);
+        self.host == other.host
+            && self.path == other.path
+            && methods
+            && self.headers.len() == other.headers.len()
+            && !self.headers.iter().any(contradict)
+    }
+}

@@ -1,0 +1,304 @@
+//! The engine: HTTP/1.1 on a client's connection, by hyper. This module and those below it are all that knows
+//! of hyper; what is decided, and by what rules, is in their siblings and speaks of `http` types alone.
+
+mod body;
+mod upstream;
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsAcceptor;
+
+use self::body::{Body, Upload, Watched};
+pub use self::upstream::Upstream;
+use super::{
+    access::Line,
+    desk::Shared,
+    headers::{self, Asker},
+    path,
+    request::{Target, target},
+    route::{Asked, Found},
+    state::Service,
+    voice::{Form, Trouble},
+};
+use crate::model::desk::{Action, Elsewhere, HeaderEdits, PathPattern};
+
+/// Most that a request's line and headers may take.
+const HEAD_LIMIT: usize = 64 << 10;
+
+/// A client's connection.
+struct Visit {
+    shared: Arc<Shared>,
+    /// Where the client called.
+    called: SocketAddr,
+    client: IpAddr,
+    tls: bool,
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpStream, client: SocketAddr) {
+    let Some(service) = shared.state.load().service(called) else { return };
+    // Answers are written whole: nothing is gained by waiting for more.
+    _ = stream.set_nodelay(true);
+    let visit = |tls| Visit { shared: Arc::clone(&shared), called, client: client.ip(), tls };
+    match &service.tls {
+        None => converse(visit(false), stream, &service).await,
+        Some(config) => {
+            let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+            match tokio::time::timeout(service.order.timeouts.header, handshake).await {
+                Ok(Ok(stream)) => converse(visit(true), stream, &service).await,
+                Ok(Err(_)) => shared.figures.refused("tls"),
+                Err(_) => shared.figures.refused("tls_slow"),
+            }
+        }
+    }
+}
+
+/// One request after the other.
+async fn converse<S>(visit: Visit, stream: S, service: &Service)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let shared = Arc::clone(&visit.shared);
+    let visit = Arc::new(visit);
+    let answer = service_fn(move |request| {
+        let visit = Arc::clone(&visit);
+        async move { Ok::<_, Infallible>(visit.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(service.order.timeouts.header)
+        .max_buf_size(HEAD_LIMIT)
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), answer);
+    tokio::pin!(connection);
+    // What breaks a connection is the client's affair; what is wrong with a request has been answered.
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = shared.closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            _ = connection.await;
+        }
+    }
+}
+
+/// What is known of a request for its answer, its line and the figures.
+struct Case {
+    id: String,
+    form: Form,
+    line: Line,
+}
+
+impl Visit {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let began = Instant::now();
+        let id = format!("{:016x}", self.shared.chance.next());
+        let (parts, body) = request.into_parts();
+        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        let mut case =
+            Case { form: Form::of(accept), line: Line::of(&parts, self.client, self.tls, &id), id };
+        let Some(service) = self.shared.state.load().service(self.called) else {
+            // It has gone while the client was connected.
+            return self.trouble(&Trouble::Closed, &case);
+        };
+        case.line.service.clone_from(&service.order.name);
+        let mut response = match self.decide(&service, parts, body, &mut case).await {
+            Ok(response) => response,
+            Err(trouble) => {
+                case.line.trouble = Some(trouble.reason());
+                self.shared.figures.trouble(trouble.reason());
+                self.trouble(&trouble, &case)
+            }
+        };
+        headers::number(response.headers_mut(), &case.id);
+        if self.shared.is_draining() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let status = response.status().as_u16();
+        self.shared.figures.answer(&service.order.name, &case.line.route, status);
+        case.line.status = status;
+        let line = service.order.access_log.then_some((case.line, began));
+        let log = self.shared.log.clone();
+        response.map(|body| {
+            body::counted(body, move |bytes| {
+                if let Some((mut line, began)) = line {
+                    line.bytes = bytes;
+                    line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
+                    log.write(&line);
+                }
+            })
+        })
+    }
+
+    /// Which way a request goes, and what comes of it.
+    async fn decide(
+        &self,
+        service: &Service,
+        parts: Parts,
+        body: Incoming,
+        case: &mut Case,
+    ) -> Result<Response<Body>, Trouble> {
+        let target = target(&parts)?;
+        case.line.path.clone_from(&target.path);
+        let asked = Asked {
+            host: &target.host,
+            path: &target.path,
+            method: parts.method.as_str(),
+            headers: &parts.headers,
+        };
+        let route = match service.table.find(&asked) {
+            Found::Route(_, route) => route,
+            Found::OtherMethod(methods) => {
+                return Err(Trouble::Method(methods.into_iter().collect::<Vec<_>>().join(", ")));
+            }
+            Found::NoPath => return Err(Trouble::NoPath),
+            Found::NoHost => return Err(Trouble::NoHost),
+        };
+        case.line.route = route.condition.to_string();
+        let mut response = match &route.action {
+            Action::Redirect { status, to } => redirect(*status, to, &target)?,
+            Action::Respond { status, body, content_type } => {
+                let mut response = plain(*status, body.clone());
+                if !body.is_empty() {
+                    insert(&mut response, header::CONTENT_TYPE, content_type);
+                }
+                response
+            }
+            Action::Forward { pool, strip_prefix, headers } => {
+                let path = match (&route.condition.path, strip_prefix) {
+                    (PathPattern::Prefix(prefix), true) => path::strip(&target.path, prefix).unwrap_or("/"),
+                    _ => &target.path,
+                };
+                let asker =
+                    Asker { client: self.client, tls: self.tls, host: &target.authority, id: &case.id };
+                let parts = outgoing(parts, path, target.query.as_deref(), &asker, headers)?;
+                self.forward(service, pool, parts, body, case).await?
+            }
+        };
+        headers::edit(response.headers_mut(), &route.response_headers);
+        Ok(response)
+    }
+
+    /// Has a backend answer.
+    async fn forward(
+        &self,
+        service: &Service,
+        pool: &str,
+        parts: Parts,
+        body: Incoming,
+        case: &mut Case,
+    ) -> Result<Response<Body>, Trouble> {
+        let state = self.shared.state.load_full();
+        let pool = state.pools.get(pool).ok_or(Trouble::Closed)?;
+        let timeouts = &service.order.timeouts;
+        let upload = Arc::new(Upload::default());
+        let body = Watched::upload(body, timeouts.body, Arc::clone(&upload));
+        let sent = self.shared.upstream.send(
+            &self.shared,
+            pool,
+            self.called.port(),
+            timeouts,
+            (parts, body),
+            &upload,
+        );
+        let (response, ticket) = sent.await?;
+        case.line.backend = Some(ticket.address.to_string());
+        let (mut parts, body) = response.into_parts();
+        headers::remove_hop_by_hop(&mut parts.headers);
+        // Of the connection to the backend: whether it will send trailers is nothing that a client asks.
+        parts.headers.remove(header::CONNECTION);
+        parts.version = Version::HTTP_11;
+        let body = Watched::download(body, timeouts.body, ticket);
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+
+    fn trouble(&self, trouble: &Trouble, case: &Case) -> Response<Body> {
+        let words = trouble.words();
+        let mut response = plain(words.status, case.form.page(&words, &case.id));
+        insert(&mut response, header::CONTENT_TYPE, case.form.media_type());
+        insert(&mut response, header::CACHE_CONTROL, "no-store");
+        if let Some(after) = words.retry_after {
+            insert(&mut response, header::RETRY_AFTER, &after.as_secs().to_string());
+        }
+        match trouble {
+            Trouble::Method(allowed) => insert(&mut response, header::ALLOW, allowed),
+            // Where the next request begins is not sure.
+            Trouble::Wrong(_)
+            | Trouble::TooLarge
+            | Trouble::Stalled
+            | Trouble::Unsupported(_)
+            | Trouble::Expectation => insert(&mut response, header::CONNECTION, "close"),
+            _ => {}
+        }
+        response
+    }
+}
+
+/// A request as the backend gets it: its path is the one that all was decided by.
+fn outgoing(
+    mut parts: Parts,
+    path: &str,
+    query: Option<&str>,
+    asker: &Asker<'_>,
+    edits: &HeaderEdits,
+) -> Result<Parts, Trouble> {
+    let whole = match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
+    // What has been normalised is always a path.
+    parts.uri = Uri::try_from(whole).map_err(|_| Trouble::Wrong("its path is none"))?;
+    parts.version = Version::HTTP_11;
+    headers::remove_hop_by_hop(&mut parts.headers);
+    // The desk has said it already, or will.
+    parts.headers.remove(header::EXPECT);
+    headers::forward(&mut parts.headers, asker);
+    if let Ok(host) = HeaderValue::from_str(asker.host) {
+        parts.headers.insert(header::HOST, host);
+    }
+    headers::edit(&mut parts.headers, edits);
+    Ok(parts)
+}
+
+fn redirect(status: u16, to: &Elsewhere, target: &Target) -> Result<Response<Body>, Trouble> {
+    let here = match &target.query {
+        Some(query) => format!("{}?{query}", target.path),
+        None => target.path.clone(),
+    };
+    let location = match to {
+        Elsewhere::Https if target.host.is_empty() => return Err(Trouble::Wrong("it has no Host")),
+        Elsewhere::Https => format!("https://{}{here}", target.host),
+        Elsewhere::Host(host) => format!("{host}{here}"),
+        Elsewhere::Url(url) => url.clone(),
+    };
+    let mut response = plain(status, String::new());
+    insert(&mut response, header::LOCATION, &location);
+    Ok(response)
+}
+
+fn plain(status: u16, text: String) -> Response<Body> {
+    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+/// Only what can be a header's value is written; a path that has been normalised can.
+fn insert(response: &mut Response<Body>, name: header::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}

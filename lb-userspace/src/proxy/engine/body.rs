@@ -1,0 +1,194 @@
+//! Bodies on their way: each may rest only for so long, a client's has a largest size, and at the end of an
+//! answer somebody wants to know how long it was.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::proxy::{pools::Ticket, request::BODY_LIMIT, voice::Trouble};
+
+/// Why a body ends early; what has begun is cut then, never completed with something else.
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Any body.
+pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// How it goes with a client's body.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    /// Counts the parts of it that have come.
+    progress: AtomicU64,
+    fault: AtomicU8,
+}
+
+const STALLED: u8 = 1;
+const TOO_LARGE: u8 = 2;
+const BROKEN: u8 = 3;
+
+impl Upload {
+    /// How many parts have come.
+    pub(super) fn progress(&self) -> u64 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Why it did not come to its end.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        match self.fault.load(Ordering::Relaxed) {
+            STALLED => Some(Trouble::Stalled),
+            TOO_LARGE => Some(Trouble::TooLarge),
+            BROKEN => Some(Trouble::Wrong("its body is not as it was announced")),
+            _ => None,
+        }
+    }
+}
+
+/// A body ends early.
+#[derive(Debug, thiserror::Error)]
+enum Cut {
+    #[error("nothing of the body came for too long")]
+    Stalled,
+    #[error("the body is too large")]
+    TooLarge,
+}
+
+/// A body that may rest only for so long.
+pub(super) struct Watched {
+    inner: Incoming,
+    patience: Duration,
+    rest: Pin<Box<Sleep>>,
+    /// Whether somebody waits, since when `rest` counts.
+    waiting: bool,
+    left: u64,
+    upload: Option<Arc<Upload>>,
+    /// The backend is busy with it until it has ended.
+    _ticket: Option<Ticket>,
+}
+
+impl Watched {
+    fn new(inner: Incoming, patience: Duration, left: u64) -> Self {
+        let rest = Box::pin(tokio::time::sleep(patience));
+        Self { inner, patience, rest, waiting: false, left, upload: None, _ticket: None }
+    }
+
+    /// A client's.
+    pub(super) fn upload(inner: Incoming, patience: Duration, upload: Arc<Upload>) -> Self {
+        Self { upload: Some(upload), ..Self::new(inner, patience, BODY_LIMIT) }
+    }
+
+    /// A backend's.
+    pub(super) fn download(inner: Incoming, patience: Duration, ticket: Ticket) -> Self {
+        Self { _ticket: Some(ticket), ..Self::new(inner, patience, u64::MAX) }
+    }
+
+    fn fault(&self, fault: u8) {
+        if let Some(upload) = &self.upload {
+            upload.fault.store(fault, Ordering::Relaxed);
+        }
+    }
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+            if !self.waiting {
+                self.waiting = true;
+                let until = Instant::now() + self.patience;
+                self.rest.as_mut().reset(until);
+            }
+            ready!(self.rest.as_mut().poll(context));
+            self.fault(STALLED);
+            return Poll::Ready(Some(Err(Cut::Stalled.into())));
+        };
+        self.waiting = false;
+        let Some(frame) = frame else { return Poll::Ready(None) };
+        if let Some(upload) = &self.upload {
+            upload.progress.fetch_add(1, Ordering::Relaxed);
+        }
+        match frame {
+            Ok(frame) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                match self.left.checked_sub(length) {
+                    Some(left) => self.left = left,
+                    None => {
+                        self.fault(TOO_LARGE);
+                        return Poll::Ready(Some(Err(Cut::TooLarge.into())));
+                    }
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Err(error) => {
+                self.fault(BROKEN);
+                Poll::Ready(Some(Err(error.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A body of which somebody is told how long it was, when it has ended or is given up.
+pub(super) fn counted(body: Body, told: impl FnOnce(u64) + Send + Unpin + 'static) -> Body {
+    Counted { body, bytes: 0, told: Some(told) }.boxed_unsync()
+}
+
+struct Counted<F: FnOnce(u64)> {
+    body: Body,
+    bytes: u64,
+    told: Option<F>,
+}
+
+impl<F: FnOnce(u64) + Unpin> HttpBody for Counted<F> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        if let Some(Ok(frame)) = &frame {
+            self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<F: FnOnce(u64)> Drop for Counted<F> {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            told(self.bytes);
+        }
+    }
+}

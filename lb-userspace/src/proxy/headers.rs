@@ -1,0 +1,231 @@
+//! What of a request's and an answer's headers goes on, and what is added.
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::model::desk::HeaderEdits;
+
+/// RFC 9110 section 7.6.1: of one connection alone.
+const HOP_BY_HOP: [&str; 6] =
+    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+
+/// Headers that only the desk writes: from outside they could say anything.
+const OURS: [&str; 5] = ["x-forwarded-proto", "x-forwarded-host", "x-request-id", "x-real-ip", "forwarded"];
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const REQUEST_ID: &str = "x-request-id";
+
+/// Longest list of forwarders that is believed to be one.
+const LONGEST_CHAIN: usize = 1024;
+
+/// Whether a header says where messages begin and end, or is of one connection: not to be edited.
+pub fn is_of_framing(name: &str) -> bool {
+    name == "content-length" || name == "trailer" || is_hop_by_hop(name)
+}
+
+fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name) || name.starts_with("proxy-")
+}
+
+/// Takes out what is of one connection, and what `Connection` names. `TE: trailers` alone goes on, since
+/// trailers do.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named = tokens(headers, header::CONNECTION);
+    let trailers = tokens(headers, header::TE).iter().any(|token| token == "trailers");
+    let doomed: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_hop_by_hop(name.as_str()) || named.iter().any(|named| named == name.as_str()))
+        .cloned()
+        .collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+    }
+}
+
+/// The items of a list, in lower case.
+fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
+    let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    texts
+        .flat_map(|text| text.split(','))
+        .map(|token| token.trim().to_ascii_lowercase())
+        .filter(|token| !token.is_empty())
+        .collect()
+}
+
+/// Who asks, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// Over TLS.
+    pub tls: bool,
+    /// The host as the client wrote it.
+    pub host: &'a str,
+    /// The request's number.
+    pub id: &'a str,
+}
+
+/// Says to a backend who asks. A client's own word on it is kept in `X-Forwarded-For` alone, before the
+/// address that it has called from.
+pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
+    let ours = |name: &str| {
+        // Some servers take `_` for `-`.
+        let name = name.replace('_', "-");
+        OURS.contains(&name.as_str()) || name == FORWARDED_FOR
+    };
+    let before: Vec<String> = tokens(headers, HeaderName::from_static(FORWARDED_FOR));
+    let doomed: Vec<HeaderName> = headers.keys().filter(|name| ours(name.as_str())).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+    let chain = before.join(", ");
+    let client = asker.client.to_canonical();
+    let chain = match chain.len() {
+        1..=LONGEST_CHAIN => format!("{chain}, {client}"),
+        _ => client.to_string(),
+    };
+    set(headers, FORWARDED_FOR, &chain);
+    set(headers, "x-forwarded-proto", if asker.tls { "https" } else { "http" });
+    set(headers, "x-forwarded-host", asker.host);
+    set(headers, REQUEST_ID, asker.id);
+}
+
+/// What a route changes.
+pub fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
+    for name in &edits.remove {
+        headers.remove(name.as_str());
+    }
+    for (name, value) in &edits.set {
+        set(headers, name, value);
+    }
+    for (name, value) in &edits.add {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            headers.append(name, value);
+        }
+    }
+}
+
+/// Writes the request's number, by which operator and client can speak of it.
+pub fn number(headers: &mut HeaderMap, id: &str) {
+    set(headers, REQUEST_ID, id);
+}
+
+/// Only what can be a header is written; checked documents and parsed requests hold nothing else.
+fn set(headers: &mut HeaderMap, name: &str, value: &str) {
+    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn map(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in lines {
+            map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
+    fn lines(map: &HeaderMap) -> Vec<String> {
+        let mut lines: Vec<_> =
+            map.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn what_is_of_one_connection_does_not_go_on() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, X-Private"),
+            ("connection", "close"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("te", "gzip"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("trailer", "x-sum"),
+            ("accept", "*/*"),
+        ]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(lines(&headers), ["accept: */*", "trailer: x-sum"]);
+        let mut headers = map(&[("te", "gzip;q=0.5, Trailers")]);
+        remove_hop_by_hop(&mut headers);
+        assert_eq!(lines(&headers), ["connection: te", "te: trailers"]);
+    }
+
+    #[test]
+    fn a_client_cannot_speak_for_the_desk() {
+        let mut headers = map(&[
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-for", "192.0.2.2, 192.0.2.3"),
+            ("x-forwarded-proto", "gopher"),
+            ("x_forwarded_proto", "gopher"),
+            ("x_forwarded_for", "127.0.0.1"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-request-id", "mine"),
+            ("x-real-ip", "127.0.0.1"),
+            ("forwarded", "for=127.0.0.1"),
+        ]);
+        let client = "::ffff:198.51.100.7".parse().unwrap();
+        forward(&mut headers, &Asker { client, tls: true, host: "shop.example:8443", id: "7" });
+        assert_eq!(
+            lines(&headers),
+            [
+                "x-forwarded-for: 192.0.2.1, 192.0.2.2, 192.0.2.3, 198.51.100.7",
+                "x-forwarded-host: shop.example:8443",
+                "x-forwarded-proto: https",
+                "x-request-id: 7",
+            ]
+        );
+        // What is too long to be a chain of proxies is none.
+        let mut headers = map(&[("x-forwarded-for", &"1.1.1.1,".repeat(1000))]);
+        forward(&mut headers, &Asker { client, tls: false, host: "a", id: "7" });
+        assert_eq!(headers["x-forwarded-for"], "198.51.100.7");
+    }
+
+    #[test]
+    fn edits_take_out_then_set_then_add() {
+        let mut headers = map(&[("server", "x"), ("x-a", "1"), ("x-a", "2"), ("x-b", "1")]);
+        let pair = |name: &str, value: &str| [(name.to_owned(), value.to_owned())].into();
+        edit(
+            &mut headers,
+            &HeaderEdits {
+                remove: ["server".to_owned()].into(),
+                set: pair("x-a", "3"),
+                add: pair("x-b", "2"),
+            },
+        );
+        assert_eq!(lines(&headers), ["x-a: 3", "x-b: 1", "x-b: 2"]);
+    }
+
+    proptest! {
+        /// Nothing that `Connection` names and nothing of one connection is left, whatever is sent.
+        #[test]
+        fn nothing_of_one_connection_is_left(
+            names in prop::collection::vec("(te|upgrade|keep-alive|proxy-[a-c]|x-[a-c]|transfer-encoding)", 0..8),
+            named in prop::collection::vec("(X-[a-cA-C]|close|, )", 0..4),
+        ) {
+            let mut headers = HeaderMap::new();
+            for name in &names {
+                headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static("1"));
+            }
+            headers.append("connection", named.join(",").parse().unwrap());
+            remove_hop_by_hop(&mut headers);
+            for name in headers.keys() {
+                prop_assert!(!is_hop_by_hop(name.as_str()), "{}", name);
+                prop_assert!(!named.iter().any(|named| named.eq_ignore_ascii_case(name.as_str())), "{}", name);
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Which backend of a pool gets a request: of two taken at random by their weights, the one with fewer
+//! requests under way for its weight. And how many requests may be tried once more.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A pool as the daemon sees it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolOrder {
+    /// Its name.
+    pub name: String,
+    /// Its backends.
+    pub backends: Vec<BackendOrder>,
+}
+
+/// A backend as the daemon sees it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendOrder {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None`: the one that the client called.
+    pub port: Option<u16>,
+    /// Its share of requests.
+    pub weight: u16,
+    /// It gets requests.
+    pub usable: bool,
+    /// It gets none because it is being taken out.
+    pub draining: bool,
+}
+
+/// All pools. What is counted of a backend stays when the pools are ordered anew.
+#[derive(Debug, Default)]
+pub struct Pools(HashMap<String, Arc<Pool>>);
+
+/// Backends that can stand in for one another.
+#[derive(Debug)]
+pub struct Pool {
+    members: Vec<Member>,
+    /// Sums of the weights of members that get requests, up to each.
+    shares: Vec<u64>,
+    budget: Arc<Budget>,
+}
+
+#[derive(Debug)]
+struct Member {
+    order: BackendOrder,
+    under_way: Arc<AtomicU64>,
+}
+
+/// Why there is no backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoBackend {
+    /// All are being taken out.
+    Drained,
+    /// None is fit.
+    Unfit,
+    /// Those that are fit have been tried.
+    Tried,
+}
+
+/// A backend, and a request that it is counted to have until this is dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    /// Where it is.
+    pub address: SocketAddr,
+    under_way: Arc<AtomicU64>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pools {
+    /// Pools as ordered, with what was counted before.
+    pub fn ordered(orders: &[PoolOrder], before: &Self) -> Self {
+        let pool = |order: &PoolOrder| {
+            let before = before.0.get(&order.name);
+            (order.name.clone(), Arc::new(Pool::ordered(order, before.map(Arc::as_ref))))
+        };
+        Self(orders.iter().map(pool).collect())
+    }
+
+    /// A pool by its name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Pool>> {
+        self.0.get(name)
+    }
+}
+
+impl Pool {
+    fn ordered(order: &PoolOrder, before: Option<&Self>) -> Self {
+        let same = |a: &BackendOrder, b: &BackendOrder| (a.address, a.port) == (b.address, b.port);
+        let member = |order: &BackendOrder| {
+            let known = before.and_then(|pool| pool.members.iter().find(|m| same(&m.order, order)));
+            Member {
+                order: order.clone(),
+                under_way: known.map(|m| Arc::clone(&m.under_way)).unwrap_or_default(),
+            }
+        };
+        let members: Vec<_> = order.backends.iter().map(member).collect();
+        let shares = members.iter().scan(0, |sum, member| {
+            *sum += if member.order.usable { u64::from(member.order.weight) } else { 0 };
+            Some(*sum)
+        });
+        Self {
+            shares: shares.collect(),
+            budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
+            members,
+        }
+    }
+
+    /// A backend for a request to `port`, none of those that have been `tried`. Time and chance are in
+    /// `random`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn choose(&self, port: u16, tried: &[SocketAddr], random: u64) -> Result<Ticket, NoBackend> {
+        let total = self.shares.last().copied().unwrap_or(0);
+        if total == 0 {
+            let drained = !self.members.is_empty() && self.members.iter().all(|m| m.order.draining);
+            return Err(if drained { NoBackend::Drained } else { NoBackend::Unfit });
+        }
+        let address =
+            |member: &Member| SocketAddr::new(member.order.address, member.order.port.unwrap_or(port));
+        let drawn = |random: u32| {
+            let point = (u64::from(random) * total) >> 32;
+            self.shares.partition_point(|&share| share <= point)
+        };
+        let pair = [(random >> 32) as u32, random as u32].map(drawn);
+        let fresh = |&number: &usize| !tried.contains(&address(&self.members[number]));
+        // Where chance names only those that have been tried, whoever is left.
+        let left = || {
+            let fit = |&n: &usize| self.members[n].order.usable && self.members[n].order.weight > 0;
+            (0..self.members.len()).filter(fit).find(fresh)
+        };
+        let load = |&number: &usize| {
+            let member = &self.members[number];
+            (member.under_way.load(Ordering::Relaxed) + 1) * 1000 / u64::from(member.order.weight).max(1)
+        };
+        let number = pair.into_iter().filter(fresh).min_by_key(load).or_else(left).ok_or(NoBackend::Tried)?;
+        let member = &self.members[number];
+        member.under_way.fetch_add(1, Ordering::Relaxed);
+        Ok(Ticket { address: address(member), under_way: Arc::clone(&member.under_way) })
+    }
+
+    /// What may be tried once more.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+}
+
+/// How many requests may be tried once more: one for every five that come, so that retries never double what
+/// a pool in trouble has to bear.
+#[derive(Debug)]
+pub struct Budget(AtomicI64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicI64::new(Self::AT_FIRST))
+    }
+}
+
+impl Budget {
+    const RETRY: i64 = 5;
+    const AT_FIRST: i64 = 10 * Self::RETRY;
+    const MOST: i64 = 100 * Self::RETRY;
+
+    /// A request has come.
+    pub fn earn(&self) {
+        if self.0.load(Ordering::Relaxed) < Self::MOST {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one may be tried once more; it is counted.
+    pub fn spend(&self) -> bool {
+        let enough = |now: i64| (now >= Self::RETRY).then_some(now - Self::RETRY);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, enough).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(backends: &[(u8, u16, bool)]) -> Vec<PoolOrder> {
+        let backend = |&(last, weight, usable): &(u8, u16, bool)| BackendOrder {
+            address: [10, 0, 0, last].into(),
+            port: (last != 9).then_some(8080),
+            weight,
+            usable,
+            draining: false,
+        };
+        vec![PoolOrder { name: "web".into(), backends: backends.iter().map(backend).collect() }]
+    }
+
+    fn pools(backends: &[(u8, u16, bool)]) -> Pools {
+        Pools::ordered(&order(backends), &Pools::default())
+    }
+
+    /// Numbers that are as if drawn (splitmix64).
+    fn numbers() -> impl Iterator<Item = u64> {
+        (1u64..).map(crate::proxy::chance::mix)
+    }
+
+    fn count(pools: &Pools, times: usize, held: &mut Vec<Ticket>) -> HashMap<SocketAddr, usize> {
+        let mut counts = HashMap::new();
+        for random in numbers().take(times) {
+            let ticket = pools.get("web").unwrap().choose(80, &[], random).unwrap();
+            *counts.entry(ticket.address).or_default() += 1;
+            held.push(ticket);
+        }
+        counts
+    }
+
+    #[test]
+    fn requests_under_way_are_spread_by_weight() {
+        let pools = pools(&[(1, 1, true), (2, 2, true), (3, 1, false), (4, 0, true)]);
+        let mut held = Vec::new();
+        let counts = count(&pools, 3000, &mut held);
+        assert_eq!(counts.len(), 2, "{counts:?}");
+        let of = |last: u8| counts[&SocketAddr::from(([10, 0, 0, last], 8080))];
+        assert!((980..=1020).contains(&of(1)) && (1980..=2020).contains(&of(2)), "{counts:?}");
+    }
+
+    #[test]
+    fn who_has_much_to_do_gets_less() {
+        let pools = pools(&[(1, 1, true), (2, 1, true)]);
+        let busy: SocketAddr = ([10, 0, 0, 1], 8080).into();
+        let pool = pools.get("web").unwrap();
+        let burden: Vec<_> =
+            (0..100).map(|_| pool.choose(80, &[([10, 0, 0, 2], 8080).into()], 0).unwrap()).collect();
+        assert!(burden.iter().all(|ticket| ticket.address == busy));
+        let mut taken = 0;
+        for random in numbers().take(1000) {
+            taken += usize::from(pool.choose(80, &[], random).unwrap().address == busy);
+        }
+        // Only where chance names it twice.
+        assert!((150..350).contains(&taken), "{taken}");
+        drop(burden);
+        let mut taken = 0;
+        for random in numbers().take(1000) {
+            taken += usize::from(pool.choose(80, &[], random).unwrap().address == busy);
+        }
+        assert!(taken > 400, "{taken}");
+    }
+
+    #[test]
+    fn counts_outlive_orders() {
+        let before = pools(&[(1, 1, true), (2, 1, true)]);
+        let mut held = Vec::new();
+        count(&before, 100, &mut held);
+        let after = Pools::ordered(&order(&[(1, 1, true), (3, 1, true)]), &before);
+        let under_way = |last: u8| {
+            let pool = after.get("web").unwrap();
+            let is = |m: &&Member| m.order.address == IpAddr::from([10, 0, 0, last]);
+            pool.members.iter().find(is).unwrap().under_way.load(Ordering::Relaxed)
+        };
+        assert!(under_way(1) > 0 && under_way(3) == 0);
+        held.clear();
+        assert_eq!(under_way(1), 0);
+    }
+
+    #[test]
+    fn nobody_is_tried_twice_and_reasons_are_told() {
+        let two = pools(&[(1, 1, true), (9, 1, true)]);
+        let pool = two.get("web").unwrap();
+        let first = pool.choose(443, &[], 7).unwrap().address;
+        let second = pool.choose(443, &[first], 7).unwrap().address;
+        assert_ne!(first, second);
+        assert!(
+            [first, second].contains(&([10, 0, 0, 9], 443).into()),
+            "the client's port, where none is named"
+        );
+        assert_eq!(pool.choose(443, &[first, second], 7).unwrap_err(), NoBackend::Tried);
+        assert_eq!(pools(&[]).get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Unfit);
+        let mut orders = order(&[(1, 1, false)]);
+        orders[0].backends[0].draining = true;
+        let drained = Pools::ordered(&orders, &Pools::default());
+        assert_eq!(drained.get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Drained);
+    }
+
+    #[test]
+    fn a_fifth_may_be_tried_again() {
+        let budget = Budget::default();
+        assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
+        (0..50).for_each(|_| budget.earn());
+        assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
+        (0..100_000).for_each(|_| budget.earn());
+        assert_eq!((0..1000).filter(|_| budget.spend()).count(), 100);
+    }
+}

@@ -1,0 +1,190 @@
+//! What is looked at of a request before anything is decided by it: everything that could be understood in
+//! two ways, by us and by who is behind us, is refused.
+
+use http::{HeaderMap, Method, Version, header, request::Parts};
+
+use super::{path, route::host_name, voice::Trouble};
+
+/// A body longer than this is not taken.
+pub const BODY_LIMIT: u64 = 1 << 30;
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The host's name; empty where HTTP/1.0 names none.
+    pub host: String,
+    /// The host as the client wrote it, with its port.
+    pub authority: String,
+    /// The path, normalised.
+    pub path: String,
+    /// What is behind the question mark.
+    pub query: Option<String>,
+}
+
+/// What a request asks for, or why it is refused.
+///
+/// # Errors
+/// When it is not understood in one way only, or asks for what the desk does not do.
+pub fn target(parts: &Parts) -> Result<Target, Trouble> {
+    // RFC 9110 sections 9.3.6 and 9.3.8: a tunnel, and an echo of headers with their secrets.
+    if parts.method == Method::CONNECT {
+        return Err(Trouble::Unsupported("tunnels (CONNECT)"));
+    }
+    if parts.method == Method::TRACE {
+        return Err(Trouble::Unsupported("traces (TRACE)"));
+    }
+    framing(&parts.headers)?;
+    let authority = authority(parts)?;
+    let host = match authority.as_str() {
+        "" => String::new(),
+        named => host_name(named).ok_or(Trouble::Wrong("its Host is no name"))?,
+    };
+    let path = path::normalise(parts.uri.path()).map_err(|why| match why {
+        path::PathError::Relative => Trouble::Wrong("its path does not begin with /"),
+        path::PathError::Percent => Trouble::Wrong("a percent sign in its path has no two digits behind it"),
+        path::PathError::Slash => Trouble::Wrong("its path has a backslash or an encoded slash"),
+        path::PathError::Character => Trouble::Wrong("its path has a character that does not belong there"),
+        path::PathError::DotParameters => Trouble::Wrong("its path has dots with parameters"),
+        path::PathError::Outside => Trouble::Wrong("its path leads out of the root"),
+    })?;
+    let query = parts.uri.query().map(str::to_owned);
+    expectations(&parts.headers)?;
+    upgrade(&parts.headers)?;
+    Ok(Target { host, authority, path, query })
+}
+
+/// RFC 9112 section 3.2: one `Host`, and the same as in the target where that names one too.
+fn authority(parts: &Parts) -> Result<String, Trouble> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Some(host.to_str().map_err(|_| Trouble::Wrong("its Host is no name"))?),
+        (None, _) if parts.version == Version::HTTP_10 || parts.version == Version::HTTP_2 => None,
+        (None, _) => return Err(Trouble::Wrong("it has no Host")),
+        (Some(_), Some(_)) => return Err(Trouble::Wrong("it has more than one Host")),
+    };
+    let named = parts.uri.authority().map(http::uri::Authority::as_str);
+    match (host, named) {
+        (Some(host), Some(named)) if !host.eq_ignore_ascii_case(named) => {
+            Err(Trouble::Wrong("its target names another host than its Host"))
+        }
+        (Some(host), _) => Ok(host.to_owned()),
+        (None, Some(named)) => Ok(named.to_owned()),
+        (None, None) => Ok(String::new()),
+    }
+}
+
+/// RFC 9112 section 6.3: what says twice how long it is, is not believed at all.
+fn framing(headers: &HeaderMap) -> Result<(), Trouble> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    if lengths.next().is_some() {
+        return Err(Trouble::Wrong("it says its length more than once"));
+    }
+    if length.is_some() && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Trouble::Wrong("it says its length in two ways"));
+    }
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !chunked || codings.next().is_some() {
+            return Err(Trouble::Unsupported("transfer codings other than chunked"));
+        }
+    }
+    // Digits alone (RFC 9110 section 8.6): Rust's own numbers may have a sign.
+    let digits =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<u64>().ok());
+    let length = length.map(|length| length.to_str().ok().and_then(digits).flatten().ok_or(()));
+    match length {
+        Some(Ok(length)) if length > BODY_LIMIT => Err(Trouble::TooLarge),
+        Some(Err(_)) => Err(Trouble::Wrong("its length is no number")),
+        _ => Ok(()),
+    }
+}
+
+/// RFC 9110 section 10.1.1.
+fn expectations(headers: &HeaderMap) -> Result<(), Trouble> {
+    let known = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(header::EXPECT).iter().all(known) { Ok(()) } else { Err(Trouble::Expectation) }
+}
+
+/// An upgrade that a client can do without is left out (RFC 9110 section 7.8); without a websocket there is
+/// nothing to say to one.
+fn upgrade(headers: &HeaderMap) -> Result<(), Trouble> {
+    let websocket = |value: &http::HeaderValue| {
+        let text = value.to_str().unwrap_or_default();
+        text.split(',').any(|item| item.trim().eq_ignore_ascii_case("websocket"))
+    };
+    if headers.get_all(header::UPGRADE).iter().any(websocket) {
+        return Err(Trouble::Unsupported("websockets yet"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(method: &str, uri: &str, headers: &[(&str, &str)]) -> Result<Target, Trouble> {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        target(&request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn a_request_is_for_one_host_and_one_path() {
+        let found = asked("GET", "/a/%2e%2e/b?x=/../y", &[("host", "Shop.Example:8443")]).unwrap();
+        assert_eq!(
+            found,
+            Target {
+                host: "shop.example".into(),
+                authority: "Shop.Example:8443".into(),
+                path: "/b".into(),
+                query: Some("x=/../y".into()),
+            }
+        );
+        let found = asked("GET", "http://shop.example/b", &[("host", "SHOP.example")]).unwrap();
+        assert_eq!((found.host.as_str(), found.path.as_str()), ("shop.example", "/b"));
+    }
+
+    #[test]
+    fn what_could_be_understood_in_two_ways_is_refused() {
+        let host = ("host", "shop.example");
+        for (method, uri, headers) in [
+            ("GET", "/", &[][..]),
+            ("GET", "/", &[host, host]),
+            ("GET", "/", &[host, ("host", "other.example")]),
+            ("GET", "/", &[("host", "shop.example/x")]),
+            ("GET", "/", &[("host", "user@shop.example")]),
+            ("GET", "http://other.example/", &[host]),
+            ("GET", "http://user@shop.example/", &[host]),
+            ("GET", "*", &[host]),
+            ("POST", "/", &[host, ("content-length", "1"), ("content-length", "1")]),
+            ("POST", "/", &[host, ("content-length", "1"), ("transfer-encoding", "chunked")]),
+            ("POST", "/", &[host, ("content-length", "+1")]),
+            ("GET", "/x/..%2fadmin", &[host]),
+        ] {
+            let found = asked(method, uri, headers);
+            assert!(matches!(found, Err(Trouble::Wrong(_))), "{method} {uri} {headers:?}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_done_here_is_said() {
+        let host = ("host", "shop.example");
+        let unsupported = |found| matches!(found, Err(Trouble::Unsupported(_)));
+        assert!(unsupported(asked("CONNECT", "shop.example:443", &[host])));
+        assert!(unsupported(asked("TRACE", "/", &[host])));
+        assert!(unsupported(asked("GET", "/", &[host, ("upgrade", "foo, WebSocket")])));
+        assert!(unsupported(asked("POST", "/", &[host, ("transfer-encoding", "gzip, chunked")])));
+        assert_eq!(asked("POST", "/", &[host, ("content-length", "2000000000")]), Err(Trouble::TooLarge));
+        assert_eq!(asked("PUT", "/", &[host, ("expect", "200-ok")]), Err(Trouble::Expectation));
+        assert!(asked("PUT", "/", &[host, ("expect", "100-Continue")]).is_ok());
+        // HTTP/2 is not for those who ask so; they get HTTP/1.1.
+        assert!(
+            asked("GET", "/", &[host, ("upgrade", "h2c"), ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA")])
+                .is_ok()
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! What the desk serves now: orders turned into what a request is looked up in.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use rustls::ServerConfig;
+use tracing::error;
+
+use super::{
+    orders::{Orders, ServiceOrder},
+    pools::Pools,
+    route::Table,
+    tls,
+};
+use crate::model::Network;
+
+/// What is served.
+#[derive(Debug, Default)]
+pub struct State {
+    /// By where it listens.
+    services: HashMap<SocketAddr, Arc<Service>>,
+    /// The pools.
+    pub pools: Pools,
+}
+
+/// A service.
+#[derive(Debug)]
+pub struct Service {
+    /// As ordered.
+    pub order: ServiceOrder,
+    /// Its routes.
+    pub table: Table,
+    /// What it shows to its clients; `None`: plain HTTP.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+impl State {
+    /// As ordered, with what stays of the state before: counts, and sessions of TLS.
+    pub fn ordered(orders: &Orders, before: &Self) -> Self {
+        let service = |order: &ServiceOrder| {
+            let before = before.services.get(&order.listen);
+            let known = before.filter(|before| before.order.certificates == order.certificates);
+            let tls = match known {
+                Some(known) => known.tls.clone(),
+                None => match tls::server(&order.certificates) {
+                    Ok(tls) => tls,
+                    Err(why) => {
+                        // The daemon has tried them; if one is unfit all the same, nothing goes in clear text.
+                        error!(service = order.name, "its certificates cannot be used: {why}");
+                        before.and_then(|before| before.tls.clone())
+                    }
+                },
+            };
+            if tls.is_none() && !order.certificates.is_empty() {
+                return None;
+            }
+            let table = Table::new(&order.routes);
+            Some((order.listen, Arc::new(Service { order: order.clone(), table, tls })))
+        };
+        Self {
+            services: orders.services.iter().filter_map(service).collect(),
+            pools: Pools::ordered(&orders.pools, &before.pools),
+        }
+    }
+
+    /// The service that listens there.
+    pub fn service(&self, listen: SocketAddr) -> Option<Arc<Service>> {
+        self.services.get(&listen).cloned()
+    }
+
+    /// Where services listen.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.services.keys().copied()
+    }
+}
+
+impl Service {
+    /// Whether a client may come in: the longest prefix decides, as in the packet path, which has looked at
+    /// those that come by a listed interface; others come here only.
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        let longest = |networks: &[Network]| {
+            let fits = networks.iter().filter(|network| {
+                Network::of(client, network.prefix).is_some_and(|of| of.address == network.address)
+            });
+            fits.map(|network| network.prefix).max()
+        };
+        match (longest(&self.order.allow), longest(&self.order.deny)) {
+            (None, None) => self.order.allow.is_empty(),
+            (allowed, denied) => allowed > denied,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::desk::DeskTimeouts;
+
+    #[test]
+    fn the_longest_prefix_decides() {
+        let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let service = |allow: &[&str], deny: &[&str]| Service {
+            order: ServiceOrder {
+                name: "s".into(),
+                listen: "203.0.113.10:80".parse().unwrap(),
+                allow: networks(allow),
+                deny: networks(deny),
+                certificates: Vec::new(),
+                routes: Vec::new(),
+                timeouts: DeskTimeouts::default(),
+                access_log: false,
+            },
+            table: Table::new(&[]),
+            tls: None,
+        };
+        for (allow, deny, client, admitted) in [
+            (&[][..], &[][..], "10.1.2.3", true),
+            (&["10.0.0.0/8"], &[], "10.1.2.3", true),
+            (&["10.0.0.0/8"], &[], "::ffff:10.1.2.3", true),
+            (&["10.0.0.0/8"], &[], "11.1.2.3", false),
+            (&["10.0.0.0/8"], &[], "2001:db8::1", false),
+            (&["10.0.0.0/8"], &["10.1.0.0/16"], "10.1.2.3", false),
+            (&["10.0.0.0/8"], &["10.1.0.0/16"], "10.2.2.3", true),
+            (&["10.1.2.0/24"], &["10.1.0.0/16"], "10.1.2.3", true),
+            (&[], &["10.1.0.0/16"], "10.1.2.3", false),
+            (&[], &["10.1.0.0/16"], "10.2.2.3", true),
+            (&[], &["::/0"], "2001:db8::1", false),
+            (&["2001:db8::/32"], &["::/0"], "2001:db8::1", true),
+        ] {
+            assert_eq!(
+                service(allow, deny).admits(client.parse().unwrap()),
+                admitted,
+                "{allow:?} {deny:?} {client}"
+            );
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The desk's certificates: which one a client is shown, by the name it asks for.
+
+use std::sync::Arc;
+
+use rustls::{
+    ServerConfig,
+    client::verify_server_name,
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+use super::orders::Pem;
+
+/// A certificate cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// There is no certificate in the file.
+    #[error("there is no certificate in PEM form in it")]
+    NoCertificate,
+    /// There is no key in the file.
+    #[error("there is no private key in PEM form in it")]
+    NoKey,
+    /// They do not belong together.
+    #[error("the key is not the certificate's")]
+    Mismatch,
+    /// They cannot be used for TLS.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// What TLS offers: HTTP/1.1 alone.
+const ALPN: &[u8] = b"http/1.1";
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Reads a certificate and its key.
+///
+/// # Errors
+/// When they are no PEM, or do not belong together.
+pub fn certified(pem: &Pem) -> Result<CertifiedKey, CertificateError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.chain.as_bytes()).collect();
+    let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or(CertificateError::NoCertificate)?;
+    let key =
+        PrivateKeyDer::from_pem_slice(pem.key.expose().as_bytes()).map_err(|_| CertificateError::NoKey)?;
+    let unfit = |error: rustls::Error| match error {
+        rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch,
+        other => CertificateError::Unfit(other.to_string()),
+    };
+    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(unfit)?;
+    certified.keys_match().map_err(unfit)?;
+    Ok(certified)
+}
+
+/// What a service shows to its clients; `None`: it has no certificate.
+///
+/// # Errors
+/// When one of them cannot be used.
+pub fn server(certificates: &[Pem]) -> Result<Option<Arc<ServerConfig>>, CertificateError> {
+    if certificates.is_empty() {
+        return Ok(None);
+    }
+    let certified = certificates.iter().map(|pem| certified(pem).map(Arc::new)).collect::<Result<_, _>>()?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CertificateError::Unfit(error.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(ByName(certified)));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Some(Arc::new(config)))
+}
+
+/// The first certificate that is for the name asked for; the first of all where none is, or no name is asked
+/// for: a warning in a browser tells more than a broken connection.
+#[derive(Debug)]
+struct ByName(Vec<Arc<CertifiedKey>>);
+
+impl ByName {
+    fn of(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
+        let name = name.and_then(|name| ServerName::try_from(name).ok());
+        let is_for = |certified: &&Arc<CertifiedKey>| {
+            let parsed =
+                certified.end_entity_cert().ok().and_then(|der| ParsedCertificate::try_from(der).ok());
+            parsed.zip(name.as_ref()).is_some_and(|(parsed, name)| verify_server_name(&parsed, name).is_ok())
+        };
+        self.0.iter().find(is_for).or(self.0.first()).cloned()
+    }
+}
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.of(hello.server_name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::orders::Secret;
+
+    fn made(names: &[&str]) -> Pem {
+        let names: Vec<String> = names.iter().map(|&name| name.into()).collect();
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        Pem { chain: made.cert.pem(), key: Secret::new(made.signing_key.serialize_pem()) }
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_belong_together() {
+        let (one, other) = (made(&["a.example"]), made(&["b.example"]));
+        assert!(certified(&one).is_ok());
+        let why = |chain: &str, key: &Secret| {
+            certified(&Pem { chain: chain.into(), key: key.clone() }).map(drop).unwrap_err()
+        };
+        assert_eq!(why(&one.chain, &other.key), CertificateError::Mismatch);
+        assert_eq!(why("", &one.key), CertificateError::NoCertificate);
+        assert_eq!(why(one.key.expose(), &one.key), CertificateError::NoCertificate);
+        assert_eq!(why(&one.chain, &Secret::new(one.chain.clone())), CertificateError::NoKey);
+    }
+
+    #[test]
+    fn clients_are_shown_the_certificate_of_the_name_they_ask_for() {
+        let all = [made(&["a.example"]), made(&["*.b.example"]), made(&["c.example", "d.example"])];
+        let by_name = ByName(all.iter().map(|pem| Arc::new(certified(pem).unwrap())).collect());
+        for (name, number) in [
+            (Some("a.example"), 0),
+            (Some("x.b.example"), 1),
+            (Some("d.example"), 2),
+            (Some("other.example"), 0),
+            (Some("not a name"), 0),
+            (None, 0),
+        ] {
+            assert!(Arc::ptr_eq(&by_name.of(name).unwrap(), &by_name.0[number]), "{name:?}");
+        }
+    }
+}

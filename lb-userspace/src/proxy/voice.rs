@@ -1,0 +1,273 @@
+//! The friendly voice: what the desk says when it cannot do what it was asked, in plain words, as a page, as
+//! JSON or as text, whichever the client would rather have.
+
+use std::{fmt::Write, time::Duration};
+
+/// Why a request is not answered by a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No server of the pool is fit.
+    Closed,
+    /// All servers of the pool are being taken out.
+    Drained,
+    /// No connection to a server came about.
+    Unreachable,
+    /// The server broke off, or answered something that is no HTTP.
+    Broken,
+    /// The server took too long.
+    Slow,
+    /// Nothing is served for this host.
+    NoHost,
+    /// Nothing is served under this path.
+    NoPath,
+    /// Only these methods, separated by commas.
+    Method(String),
+    /// The request is not HTTP as it should be.
+    Wrong(&'static str),
+    /// The body is longer than the desk takes.
+    TooLarge,
+    /// The body stopped coming.
+    Stalled,
+    /// `Expect` asks for something unknown.
+    Expectation,
+    /// Something that the desk does not do.
+    Unsupported(&'static str),
+}
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words {
+    /// The status.
+    pub status: u16,
+    /// The reason in one word or two, for programs.
+    pub reason: &'static str,
+    /// The heading.
+    pub title: &'static str,
+    /// What happened, and what to do.
+    pub text: String,
+    /// When it is worth another try.
+    pub retry_after: Option<Duration>,
+}
+
+/// When to come back to a room that is closed: health checks ask every second or two.
+const SOON: Duration = Duration::from_secs(5);
+
+impl Trouble {
+    /// What is said of it.
+    pub fn words(&self) -> Words {
+        let words = |status, reason, title, text: &str| Words {
+            status,
+            reason,
+            title,
+            text: text.to_owned(),
+            retry_after: None,
+        };
+        let soon = |words: Words| Words { retry_after: Some(SOON), ..words };
+        match self {
+            Self::Closed => soon(words(
+                503,
+                "no_backend",
+                "This room is closed for the moment",
+                "None of the servers behind it is able to answer just now. Nothing is wrong with your request, and nothing of it has been done. It is worth another try in a few seconds.",
+            )),
+            Self::Drained => soon(words(
+                503,
+                "drained",
+                "This room is being closed",
+                "Its servers are being taken out of service. Nothing of your request has been done. It is worth another try in a few seconds.",
+            )),
+            Self::Unreachable => soon(words(
+                502,
+                "unreachable",
+                "Nobody opens this door",
+                "The server behind it cannot be reached. Nothing of your request has been done. It is worth another try in a few seconds.",
+            )),
+            Self::Broken => words(
+                502,
+                "broken",
+                "The answer broke off",
+                "The server behind this door began with your request and did not finish. It may have been done or not: look before you send it again.",
+            ),
+            Self::Slow => words(
+                504,
+                "slow",
+                "No answer in time",
+                "The server behind this door took too long. Your request may still be done: look before you send it again.",
+            ),
+            Self::NoHost => words(
+                404,
+                "no_host",
+                "Nobody of this name here",
+                "Nothing is served under this host name. Perhaps it is misspelt.",
+            ),
+            Self::NoPath => words(
+                404,
+                "no_path",
+                "No such room",
+                "Nothing is served under this address. Perhaps it is misspelt, or what was here has moved.",
+            ),
+            Self::Method(allowed) => words(
+                405,
+                "method",
+                "Not in this way",
+                &format!("What is here can be asked for with {allowed} only."),
+            ),
+            Self::Wrong(why) => words(
+                400,
+                "bad_request",
+                "This request cannot be understood",
+                &format!("It is not as HTTP asks for: {why}."),
+            ),
+            Self::TooLarge => {
+                words(413, "too_large", "That is too much", "What you send is larger than this door lets in.")
+            }
+            Self::Stalled => words(
+                408,
+                "stalled",
+                "The rest did not come",
+                "Your request stopped in the middle for too long. It is worth another try.",
+            ),
+            Self::Expectation => words(
+                417,
+                "expectation",
+                "That cannot be promised",
+                "The request expects something other than 100-continue.",
+            ),
+            Self::Unsupported(what) => {
+                words(501, "unsupported", "Not done here", &format!("This door does not do {what}."))
+            }
+        }
+    }
+
+    /// What it is called in metrics and logs.
+    pub fn reason(&self) -> &'static str {
+        self.words().reason
+    }
+}
+
+/// How a client would have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `text/html`.
+    Html,
+    /// `application/json`.
+    Json,
+    /// `text/plain`.
+    Text,
+}
+
+impl Form {
+    /// By what a client accepts (RFC 9110 section 12.5.1); text for who does not care.
+    pub fn of(accept: Option<&str>) -> Self {
+        let mut best = (0.0, Self::Text);
+        for item in accept.unwrap_or_default().split(',') {
+            let mut parts = item.split(';').map(str::trim);
+            let form = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+                "text/html" | "application/xhtml+xml" => Self::Html,
+                json if json == "application/json" || json.ends_with("+json") => Self::Json,
+                "text/plain" => Self::Text,
+                _ => continue,
+            };
+            let quality = parts.find_map(|part| part.strip_prefix("q=")).map_or(Ok(1.0), str::parse::<f32>);
+            let quality = quality.unwrap_or(0.0);
+            if quality > best.0 {
+                best = (quality, form);
+            }
+        }
+        best.1
+    }
+
+    /// Its media type.
+    pub const fn media_type(self) -> &'static str {
+        match self {
+            Self::Html => "text/html; charset=utf-8",
+            Self::Json => "application/json",
+            Self::Text => "text/plain; charset=utf-8",
+        }
+    }
+
+    /// The words in this form, with the request's number.
+    pub fn page(self, words: &Words, id: &str) -> String {
+        let Words { status, reason, title, text, retry_after } = words;
+        match self {
+            Self::Json => {
+                let mut page = serde_json::json!({
+                    "status": status, "reason": reason, "title": title, "detail": text, "request_id": id,
+                });
+                if let Some(after) = retry_after {
+                    page["retry_after_seconds"] = after.as_secs().into();
+                }
+                format!("{page}\n")
+            }
+            Self::Text => format!("{title}\n\n{text}\n\nrequest {id}\n"),
+            Self::Html => {
+                let mut page =
+                    String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+                // Writing to a string cannot fail.
+                _ = write!(
+                    page,
+                    "<meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
+                     <style>body{{font:1.1rem/1.5 system-ui,sans-serif;max-width:34rem;margin:18vh auto;padding:0 1.5rem;\
+                     color:#222;background:#faf9f7}}h1{{font-size:1.6rem}}small{{color:#777}}\
+                     @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#1b1b1d}}}}</style></head>\n\
+                     <body><h1>{title}</h1><p>{text}</p><p><small>{status} · request {id}</small></p></body></html>\n"
+                );
+                page
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_what_it_would_rather_have() {
+        for (accept, form) in [
+            (None, Form::Text),
+            (Some("*/*"), Form::Text),
+            (Some("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"), Form::Html),
+            (Some("application/json"), Form::Json),
+            (Some("application/problem+json"), Form::Json),
+            (Some("application/json;q=0.5, text/html"), Form::Html),
+            (Some("text/html;q=0.2, application/json;q=0.9"), Form::Json),
+            (Some("text/html;q=0"), Form::Text),
+            (Some("text/html;q=x"), Form::Text),
+            (Some(",;,"), Form::Text),
+        ] {
+            assert_eq!(Form::of(accept), form, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn every_trouble_has_its_words_in_every_form() {
+        let all = [
+            Trouble::Closed,
+            Trouble::Drained,
+            Trouble::Unreachable,
+            Trouble::Broken,
+            Trouble::Slow,
+            Trouble::NoHost,
+            Trouble::NoPath,
+            Trouble::Method("GET, HEAD".into()),
+            Trouble::Wrong("there is no Host"),
+            Trouble::TooLarge,
+            Trouble::Stalled,
+            Trouble::Expectation,
+            Trouble::Unsupported("tunnels"),
+        ];
+        for trouble in all {
+            let words = trouble.words();
+            assert!((400..600).contains(&words.status));
+            // What is worth another try says when, and is never what may have been done already.
+            assert_eq!(words.retry_after.is_some(), words.text.contains("in a few seconds"), "{trouble:?}");
+            for form in [Form::Html, Form::Json, Form::Text] {
+                let page = form.page(&words, "id-7");
+                assert!(page.contains(words.title) && page.contains(&words.text) && page.contains("id-7"));
+            }
+            let json: serde_json::Value = serde_json::from_str(&Form::Json.page(&words, "7")).unwrap();
+            assert_eq!(json["status"], words.status);
+        }
+    }
+}
