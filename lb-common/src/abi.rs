@@ -16,7 +16,7 @@ mod tick;
 
 pub use self::{
     listener::{Called, LISTENER_CELLS, Listener, Listeners},
-    record::{RECORD_WAYS, Record, Records, Span, State, Way},
+    record::{Hop, RECORD_WAYS, Record, Records, State, Way},
     ring::{NO_BACKEND, PAGE_SLOTS, Page, RingAt, Side, SidePage, Slot, Standing},
     tick::{Clock, Tick},
 };
@@ -24,7 +24,7 @@ use crate::shared::Shared;
 
 /// Version of the layout of all maps. Pinned beside them; a daemon that finds another one refuses to
 /// touch anything.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -107,8 +107,8 @@ pub struct Config {
     pub sources_v6: Shared<u64>,
     /// Number of [`Flow`]s, less one; the number is a power of two.
     pub flow_mask: Shared<u32>,
-    /// Number of [`Bucket`]s, less one, and of [`Records`]; the number is a power of two.
-    pub bucket_mask: Shared<u32>,
+    /// Number of lines of [`Records`], less one; the number is a power of two.
+    pub record_mask: Shared<u32>,
     /// Number of lines of [`Listeners`], less one; the number is a power of two.
     pub listener_mask: Shared<u32>,
     /// Zero.
@@ -169,8 +169,9 @@ pub struct Idle {
     pub closed: Shared<u32>,
     /// UDP. RFC 4787 section 4.3 wants at least 2 min.
     pub udp: Shared<u32>,
-    /// Padding.
-    pub reserved: Shared<u32>,
+    /// How many ticks are a step, as a power of two, for a translated connection in each [`State`]: a byte
+    /// each. Follows from the others, see [`Idle::set_steps`].
+    pub steps: Shared<u32>,
 }
 
 /// An address that some service listens on.
@@ -319,26 +320,15 @@ pub struct Source {
     pub spare: Shared<u64>,
 }
 
-/// Ways of a bucket.
-pub const WAYS: usize = 8;
-
-/// One cache line of eight ways. A way is zero, or the upper half of the 5-tuple's hash (its tag) in the
-/// upper 32 bits and the index of a [`Flow`] plus one in the lower.
-#[repr(C, align(64))]
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Bucket {
-    /// The ways.
-    pub ways: [Shared<u64>; WAYS],
-}
-
-/// A translated connection: one cache line, found from the client's side through a [`Bucket`], and
-/// from the backend's side directly, since its index follows from backend, source address and port
-/// (see [`crate::datapath::flow`]).
+/// A translated connection, as its backend sees it: one cache line. It is found directly, since its index
+/// follows from backend, source address and port (see [`crate::datapath::flow`]). From the client's side the
+/// connection is found by its [`Record`].
 #[repr(C, align(64))]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flow {
-    /// The guard of all other fields: tag in the upper 32 bits; below, [`Flow::LIVE`] or [`Flow::BUSY`]
-    /// (or zero: free) in two bits, and a count of the uses of this entry in thirty.
+    /// The guard of all other fields: the upper half of the record's key in the upper 32 bits; below,
+    /// [`Flow::LIVE`] or [`Flow::BUSY`] (or zero: free) in two bits, and a count of the uses of this entry in
+    /// thirty.
     pub guard: Shared<u64>,
     /// The client's address, two halves in memory order.
     pub client: [Shared<u64>; 2],
@@ -348,24 +338,23 @@ pub struct Flow {
     pub flags: Shared<u16>,
     /// Index and generation of the [`Backend`].
     pub backend: [Shared<u32>; 2],
-    /// Index of the [`Source`].
-    pub source: Shared<u32>,
-    /// Interface by which the client's packets come, and replies leave.
-    pub interface: Shared<u32>,
     /// MAC address from which the client's packets come in the lower six bytes (memory order), VLAN
     /// identifier (network order) in the upper two.
     pub client_hop: Shared<u64>,
-    /// When it has been idle for as long as it may: set by each packet.
+    /// The lower half of the record's key.
+    pub key: Shared<u32>,
+    /// When it has been idle for as long as it may.
     pub expires: Shared<Tick>,
-    /// What the client has sent: [`Flow::SYN`] and its fellows. Written by packets of that side only.
+    /// Index of the [`Source`].
+    pub source: Shared<u16>,
+    /// Interface by which the client's packets come, and replies leave; below [`INTERFACES`].
+    pub interface: Shared<u16>,
+    /// What its record was last told: the [`State`], above a time in steps of that state.
+    pub told: Shared<u16>,
+    /// What the client has sent: [`Flow::SYN`] and its fellows.
     pub client_sent: Shared<u8>,
     /// What the backend has sent. Written by packets of that side only.
     pub backend_sent: Shared<u8>,
-    /// How readily it is given up before it expires: [`Flow::HALF_OPEN`], [`Flow::CLOSED`], or zero, not
-    /// at all.
-    pub rank: Shared<u8>,
-    /// Zero.
-    pub reserved: Shared<u8>,
 }
 
 impl Flow {
@@ -391,11 +380,6 @@ impl Flow {
     pub const FIN: u8 = 4;
     /// That side has sent RST, and nothing after it.
     pub const RST: u8 = 8;
-
-    /// In `rank`: the handshake is not finished.
-    pub const HALF_OPEN: u8 = 1;
-    /// In `rank`: it has ended.
-    pub const CLOSED: u8 = 2;
 }
 
 /// What passed between one backend and its clients, per CPU.
@@ -467,7 +451,6 @@ const _: () = {
     assert!(size_of::<Records>() == 64);
     assert!(size_of::<Backend>() == 64);
     assert!(size_of::<Source>() == 32);
-    assert!(size_of::<Bucket>() == 64);
     assert!(size_of::<Flow>() == 64);
     assert!(size_of::<Traffic>() == 40);
     assert!(size_of::<Budget>() == 8);

@@ -11,12 +11,12 @@
 //!                                            select a backend, claim a port ──► backend
 //! ```
 //!
-//! Look-ups for a packet of a known flow, beside `CONFIG`: to the backend LISTENERS, SERVICES,
-//! BUCKETS, FLOWS, BACKENDS, SOURCES; back to the client SOURCE_KEYS, SOURCES, FLOWS, BACKENDS,
-//! SERVICES (and INTERFACES, where it leaves by another one). For a packet that is not translated:
+//! Look-ups for a packet of a known connection, beside `CONFIG`: to the backend LISTENERS, SERVICES, RECORDS,
+//! BACKENDS, SOURCES, and now and then FLOWS; back to the client SOURCE_KEYS, FLOWS, BACKENDS, SERVICES (and
+//! INTERFACES, where it leaves by another one), and now and then RECORDS. For a packet that is not translated:
 //! LISTENERS, SERVICES, PAGES, BACKENDS, and where its slot is unsettled SIDES, RECORDS, and BACKENDS once
-//! more. All but the KEYS are arrays, which cost
-//! a bounds check and a cache line; BUCKETS and FLOWS are the only ones that grow with traffic.
+//! more. All but the KEYS are arrays, which cost a bounds check and a cache line; RECORDS and FLOWS are the only
+//! ones that grow with traffic.
 
 pub mod family;
 pub mod firewall;
@@ -24,7 +24,7 @@ pub mod flow;
 pub mod hash;
 pub mod listener;
 pub mod parse;
-mod record;
+pub mod record;
 pub mod reset;
 pub mod rewrite;
 pub mod select;
@@ -37,7 +37,7 @@ use crate::{
     wire::{Frame, eth, eth::Link, l4::Tcp},
 };
 use family::{Family, V4, V6};
-use flow::Known;
+use flow::{Answered, Known};
 use parse::Packet;
 use unsettled::At;
 
@@ -242,7 +242,7 @@ fn welcome<V: Family, T: Tables>(
     Ok(())
 }
 
-/// A client's packet of a translated service; `None` if its flow is not known.
+/// A client's packet of a translated service; `None` if its connection is not known.
 #[inline(never)]
 fn continue_to_backend<V: Family, T: Tables>(
     frame: &mut impl Frame,
@@ -250,14 +250,16 @@ fn continue_to_backend<V: Family, T: Tables>(
     call: &Call<'_>,
     context: &Context<'_, T>,
 ) -> Option<Verdict> {
-    let known = flow::of_client(packet, call.index, call.place, *context)?;
-    if flow::starts_anew(packet, &known, *context) {
+    let known = flow::of_client(call.index, call.place, *context)?;
+    let hop = Link::parse(frame)?.source_hop();
+    if !known.is_told_by(packet, hop, context) && !flow::visit(packet, (call.index, call.place), hop, context)
+    {
         return None;
     }
     Some(verdict(|| to_backend(frame, packet, &known, *context)))
 }
 
-/// A packet of a flow that is known, from the client.
+/// A packet of a connection that is known, from the client.
 #[inline(always)]
 fn to_backend<V: Family, T: Tables>(
     frame: &mut impl Frame,
@@ -268,23 +270,20 @@ fn to_backend<V: Family, T: Tables>(
     let backend = known.backend;
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
-        flow::end(known.flow, context);
         return Err(refuse(frame, packet, ResetReason::Cut, &context));
     }
     if flags & Backend::LOCAL == 0 && flags & Backend::REACHABLE == 0 {
         return Err(DropReason::NoNextHop.into());
     }
     let bytes = frame.len() as u64;
-    let link = Link::parse(frame).ok_or(DropReason::Tables)?;
-    flow::seen_from_client(packet, link.source_hop(), known.flow, context);
     context
         .tables
         .count_traffic(known.index, Traffic { packets_in: 1, bytes_in: bytes, ..Traffic::default() });
     if flags & Backend::LOCAL != 0 {
         return Err(PassReason::Local.into());
     }
-    let source = context.tables.source(known.flow.source.get()).ok_or(DropReason::Tables)?;
-    rewrite::to_backend(frame, packet, known.flow, backend, source).ok_or(DropReason::Tables)?;
+    let source = context.tables.source(known.record().source()).ok_or(DropReason::Tables)?;
+    rewrite::to_backend(frame, packet, known.record().port(), backend, source).ok_or(DropReason::Tables)?;
     Ok(Verdict::ToBackend { interface: backend.interface.get() })
 }
 
@@ -304,18 +303,18 @@ fn reply<V: Family, T: Tables>(
 fn to_client<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    known: &Known<'_>,
+    known: &Answered<'_>,
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
     if known.backend.flags.get() & Backend::CUT != 0 {
-        flow::end(known.flow, context);
+        flow::end(known.flow, &context);
         return Err(refuse(frame, packet, ResetReason::Cut, &context));
     }
     if packet.ttl() <= 1 {
         return Err(DropReason::TtlExceeded.into());
     }
     let service = context.tables.service(known.backend.service.get()).ok_or(DropReason::Tables)?;
-    let interface = known.flow.interface.get();
+    let interface = u32::from(known.flow.interface.get());
     let own_mac = if interface == context.ingress {
         Link::parse(frame).ok_or(DropReason::Tables)?.destination
     } else {
@@ -323,7 +322,7 @@ fn to_client<V: Family, T: Tables>(
     };
     let bytes = frame.len() as u64;
     rewrite::to_client(frame, packet, known.flow, service, own_mac)?;
-    flow::seen_from_backend(packet, known.flow, context);
+    flow::seen_from_backend(packet, known.flow, &context);
     context
         .tables
         .count_traffic(known.index, Traffic { packets_out: 1, bytes_out: bytes, ..Traffic::default() });

@@ -49,6 +49,18 @@ impl<T: Copy> Shared<T> {
     }
 }
 
+#[cfg(any(test, feature = "user", feature = "sim"))]
+impl Shared<u64> {
+    /// Replaces `old` by `new`, on the host, as one step that no CPU can come between; `false`: it was
+    /// something else.
+    pub fn swap(&self, old: u64, new: u64) -> bool {
+        use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+        // SAFETY: valid and aligned by construction, and whatever else touches the word does so as a whole.
+        let word = unsafe { AtomicU64::from_ptr(self.as_ptr()) };
+        word.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+    }
+}
+
 impl<T: Copy + Default> Default for Shared<T> {
     fn default() -> Self {
         Self::new(T::default())

@@ -6,11 +6,10 @@ extern crate std;
 
 use crate::{
     abi::{
-        Action, Address, AddressV4, Backend, Bucket, Budget, Config, Flow, Listeners, PAGE_SLOTS, Page,
-        Records, RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip, address_v4,
-        address_v6,
+        Action, Address, AddressV4, Backend, Budget, Config, Flow, Listeners, PAGE_SLOTS, Page, Records,
+        RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip, address_v4, address_v6,
     },
-    datapath::{flow, listener, unsettled},
+    datapath::{flow, listener, record, unsettled},
     shared::Shared,
     tables::Tables,
     verdict::{COUNTERS, Note, Verdict},
@@ -99,8 +98,6 @@ pub struct MemTables {
     /// By interface index.
     pub interfaces: BTreeMap<u32, u64>,
     /// By index.
-    pub buckets: Vec<Bucket>,
-    /// By index.
     pub flows: Vec<Flow>,
     /// By counter.
     pub verdicts: RefCell<Vec<u64>>,
@@ -111,16 +108,14 @@ pub struct MemTables {
 }
 
 impl MemTables {
-    /// Empty tables of these sizes; `flows` is a power of two, and there are half as many buckets, and as many
-    /// of records.
+    /// Empty tables of these sizes; `flows` is a power of two, and there are as many lines of records.
     pub fn new(services: usize, backends: usize, pages: usize, flows: usize) -> Self {
         assert!(flows.is_power_of_two());
-        let buckets = flows.div_ceil(2);
         let lines = listener::lines_for(services as u32);
         let config = Config::default();
         config.listener_mask.set(lines - 1);
         config.flow_mask.set(flows as u32 - 1);
-        config.bucket_mask.set(buckets as u32 - 1);
+        config.record_mask.set(flows as u32 - 1);
         fn filled<T>(number: usize, make: impl FnMut() -> T) -> Vec<T> {
             core::iter::repeat_with(make).take(number).collect()
         }
@@ -135,8 +130,7 @@ impl MemTables {
             cursors: filled(backends, Cell::default),
             turns: filled(services, Cell::default),
             sources: filled(256, Source::default),
-            buckets: filled(buckets, Bucket::default),
-            records: filled(buckets, Records::default),
+            records: filled(flows, Records::default),
             flows: filled(flows, Flow::default),
             verdicts: RefCell::new(std::vec![0; COUNTERS]),
             traffic: RefCell::new(std::vec![Traffic::default(); backends]),
@@ -197,8 +191,8 @@ impl Tables for MemTables {
     fn side(&self, page: u32, slot: usize) -> Option<&Side> {
         self.sides.get(page as usize)?.sides.get(slot)
     }
-    fn records(&self, bucket: u32) -> Option<&Records> {
-        self.records.get(bucket as usize)
+    fn records(&self, line: u32) -> Option<&Records> {
+        self.records.get(line as usize)
     }
     fn backend(&self, index: u32) -> Option<&Backend> {
         self.backends.get(index as usize)
@@ -221,9 +215,6 @@ impl Tables for MemTables {
     fn interface_mac(&self, interface: u32) -> Option<u64> {
         self.interfaces.get(&interface).copied()
     }
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        self.buckets.get(index as usize)
-    }
     fn flow(&self, index: u32) -> Option<&Flow> {
         self.flows.get(index as usize)
     }
@@ -237,8 +228,8 @@ impl Tables for MemTables {
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
         flow::search_ports(self, lane, ports, now)
     }
-    fn search_ways(&self, bucket: u32, now: u32) -> u64 {
-        flow::search_ways(self, bucket, now)
+    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
+        record::take_way(self, line, now, least)
     }
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
         unsettled::choose(self, at, hash, asked, sequence, now)

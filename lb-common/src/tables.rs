@@ -7,8 +7,8 @@
 
 use crate::{
     abi::{
-        Address, AddressV4, Backend, Bucket, Config, Flow, Listeners, Records, RuleV4, RuleV6, Service, Side,
-        Slot, Source, Tick, Traffic, Vip,
+        Address, AddressV4, Backend, Config, Flow, Listeners, Records, RuleV4, RuleV6, Service, Side, Slot,
+        Source, Tick, Traffic, Vip,
     },
     shared::Shared,
     verdict::{Note, Verdict},
@@ -37,8 +37,8 @@ pub trait Tables {
     fn slot(&self, page: u32, slot: usize) -> Option<Slot>;
     /// The side of a slot, on a page of sides.
     fn side(&self, page: u32, slot: usize) -> Option<&Side>;
-    /// A bucket of records.
-    fn records(&self, bucket: u32) -> Option<&Records>;
+    /// A line of records.
+    fn records(&self, line: u32) -> Option<&Records>;
     /// A backend.
     fn backend(&self, index: u32) -> Option<&Backend>;
     /// Moves a backend's port cursor on; what it was before.
@@ -55,8 +55,6 @@ pub trait Tables {
     /// Our MAC address on an interface, see [`crate::abi::name::INTERFACES`]; zero: none.
     fn interface_mac(&self, interface: u32) -> Option<u64>;
 
-    /// A bucket of the flow table.
-    fn bucket(&self, index: u32) -> Option<&Bucket>;
     /// A flow.
     fn flow(&self, index: u32) -> Option<&Flow>;
     /// Writes `new` if the word is `old` still, as one step that no other CPU can come between.
@@ -66,8 +64,8 @@ pub trait Tables {
     /// looks at once, whatever its callers know of its arguments; inlined, the loop would be walked again for
     /// each way that leads there, and Linux 6.1 would give up.
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64;
-    /// [`crate::datapath::flow::search_ways`] on these tables; a global function for the same reason.
-    fn search_ways(&self, bucket: u32, now: u32) -> u64;
+    /// [`crate::datapath::record::take_way`] on these tables; a global function for the same reason.
+    fn take_way(&self, line: u32, now: u32, least: u32) -> u64;
 
     /// [`crate::datapath::unsettled::choose`] on these tables; a global function for the same reason.
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64;

@@ -12,10 +12,10 @@ use aya_ebpf::{
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 use lb_common::{
     abi::{
-        Address, AddressV4, Backend, Bucket, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Listeners,
-        Page, Records, RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip,
+        Address, AddressV4, Backend, Budget, Config, Flow, INTERFACES as INTERFACE_COUNT, Listeners, Page,
+        Records, RuleV4, RuleV6, Service, Side, SidePage, Slot, Source, Tick, Traffic, Vip,
     },
-    datapath::{flow, unsettled},
+    datapath::{flow, record, unsettled},
     shared::Shared,
     tables::Tables,
     verdict::{COUNTERS, Note, Verdict},
@@ -59,8 +59,6 @@ static SOURCES: Array<Source> = Array::with_max_entries(16, MAPPED);
 #[map]
 static INTERFACES: Array<u64> = Array::with_max_entries(INTERFACE_COUNT, MAPPED);
 #[map]
-static BUCKETS: Array<Bucket> = Array::with_max_entries(16, MAPPED);
-#[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(16, MAPPED);
 #[map]
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS as u32, 0);
@@ -93,8 +91,8 @@ extern "C" fn search_ports(lane: u64, ports: u64, now: u32) -> u64 {
 /// A global function: the verifier takes it to give back any number.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn search_ways(bucket: u32, now: u32) -> u64 {
-    flow::search_ways(&Maps, bucket, now)
+extern "C" fn take_way(line: u32, now: u32, least: u32) -> u64 {
+    record::take_way(&Maps, line, now, least)
 }
 
 /// A global function: the verifier takes it to give back any number.
@@ -155,8 +153,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn records(&self, bucket: u32) -> Option<&Records> {
-        RECORDS.get(bucket)
+    fn records(&self, line: u32) -> Option<&Records> {
+        RECORDS.get(line)
     }
 
     #[inline(always)]
@@ -197,11 +195,6 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        BUCKETS.get(index)
-    }
-
-    #[inline(always)]
     fn flow(&self, index: u32) -> Option<&Flow> {
         FLOWS.get(index)
     }
@@ -225,8 +218,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn search_ways(&self, bucket: u32, now: u32) -> u64 {
-        search_ways(bucket, now)
+    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
+        take_way(line, now, least)
     }
 
     #[inline(always)]

@@ -18,14 +18,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{Action, PAGE_SLOTS, RingAt, Slot, Standing, Tick, Traffic};
+use lb_common::abi::{Action, PAGE_SLOTS, Record, RingAt, Slot, Standing, Tick, Traffic};
 
 pub use self::op::Op;
 use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
 
 /// Number of source addresses that the tables can hold; not a matter of the document, since a few
 /// give all the ports that a machine can use.
-pub const MAX_SOURCES: u32 = 1024;
+pub const MAX_SOURCES: u32 = 1 << Record::SOURCE_BITS;
 
 /// Something that holds tables and can change them, one operation at a time.
 ///

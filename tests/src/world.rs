@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Action, Bucket, Flow, NO_BACKEND, RECORD_WAYS, Records, RingAt, Slot, Standing, Tick, WAYS},
+    abi::{Action, Flow, NO_BACKEND, RECORD_WAYS, Records, RingAt, Slot, Standing, Tick},
     datapath::decide,
     sim::{MemTables, SliceFrame},
     verdict::Verdict,
@@ -280,18 +280,19 @@ pub fn set_flows(
     Ok(())
 }
 
-/// Clients whose UDP flows to [`VIP`], [`port::WEB`], belong into one bucket, more than it has ways.
+/// Clients whose UDP flows to [`VIP`], [`port::WEB`], are written down in the same two lines of records, more
+/// than there are ways.
 ///
 /// # Panics
 /// When there are none, which the size of the tables makes impossible.
 pub fn crowd(mut tables: MemTables) -> Vec<(IpAddr, u16)> {
-    crowded(2 * WAYS, |client| {
+    crowded(4 * RECORD_WAYS, |client| {
         tables.flows.fill_with(Flow::default);
-        tables.buckets.fill_with(Bucket::default);
+        tables.records.fill_with(Records::default);
         let mut frame = SliceFrame(Spec::udp(client, (VIP.into(), port::WEB)).build());
         let verdict = decide(&mut frame, &tables, INGRESS, Tick(1000));
         assert_eq!(verdict, Verdict::ToBackend { interface: INGRESS });
-        tables.buckets.iter().position(|bucket| *bucket != Bucket::default())
+        occupied(&tables)
     })
 }
 
@@ -305,9 +306,14 @@ pub fn crowd_of_records(mut tables: MemTables, now: Tick) -> Vec<(IpAddr, u16)> 
         tables.records.fill_with(Records::default);
         let spec = Spec::tcp(client, (VIP.into(), port::CHANGING), flag::SYN);
         decide(&mut SliceFrame(spec.build()), &tables, INGRESS, now);
-        let line = tables.records.iter().position(|records| *records != Records::default());
-        line.map(|line| line / 2)
+        occupied(&tables)
     })
+}
+
+/// Which two lines have the only record that there is.
+fn occupied(tables: &MemTables) -> Option<usize> {
+    let line = tables.records.iter().position(|records| *records != Records::default());
+    line.map(|line| line / 2)
 }
 
 /// More than so many clients that belong into one place, each found by trying it alone; some have none.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Tick, Traffic},
+    abi::{Backend, Flow, Record, State, Tick, Traffic},
     datapath::decide,
-    sim::SliceFrame,
-    verdict::{PassReason, ResetReason, Verdict},
+    sim::{MemTables, SliceFrame},
+    verdict::{DropReason, PassReason, ResetReason, Verdict},
 };
 use lb_userspace::dataplane::{BackendEntry, Dataplane as _, FlowsOf, Op, kernel::KernelDataplane};
 use tests::{
@@ -230,10 +230,155 @@ fn an_association_that_has_timed_out_begins_anew() {
         assert_eq!(decide(&mut frame, &host, INGRESS, Tick(tick)), TO_BACKEND);
         packets::read(&frame.0).expect("still a packet").source
     };
-    // Six ticks is how long one may be idle here.
+    // Six ticks is how long one may be idle here, and a step is one.
     let first = send(1000);
-    assert_eq!(send(1005), first);
-    assert_ne!(send(1011), first);
+    assert_eq!(send(1006), first);
+    assert_ne!(send(1013), first);
+}
+
+/// The host's copy, and time as the test says.
+struct Host(MemTables);
+
+impl Host {
+    fn new() -> Self {
+        Self(Stand::new().both.host)
+    }
+
+    fn send(&self, spec: &Spec, tick: u32) -> (Verdict, Option<Seen>) {
+        let mut frame = SliceFrame(spec.build());
+        let verdict = decide(&mut frame, &self.0, INGRESS, Tick(tick));
+        (verdict, packets::read(&frame.0).ok())
+    }
+
+    /// A packet of the one client to the one backend of [`port::CUT`], as the backend gets it.
+    fn call(&self, flags: u8, tick: u32) -> Seen {
+        let (verdict, seen) = self.send(&Spec::tcp((CLIENT, 40000), (VIP.into(), port::CUT), flags), tick);
+        assert_eq!(verdict, TO_BACKEND);
+        seen.expect("still a packet")
+    }
+
+    fn answer(&self, got: &Seen, flags: u8, tick: u32) {
+        assert_eq!(self.send(&answer(got, flags), tick).0, TO_CLIENT);
+    }
+
+    /// The only flow that there is.
+    fn flow(&self) -> &Flow {
+        let mut live = self.0.flows.iter().filter(|flow| flow.guard.get() & 3 == Flow::LIVE);
+        let flow = live.next().expect("a flow");
+        assert!(live.next().is_none(), "one flow");
+        flow
+    }
+
+    fn records(&self) -> Vec<Record> {
+        let ways = self.0.records.iter().flat_map(|line| &line.ways);
+        ways.filter(|way| way.key.get() > Record::BUSY).map(|way| Record(way.value.get())).collect()
+    }
+}
+
+#[test]
+fn a_clients_packet_that_says_nothing_new_does_not_look_at_the_flow() {
+    if !xtask::lab::possible("a_clients_packet_that_says_nothing_new_does_not_look_at_the_flow") {
+        return;
+    }
+    let host = Host::new();
+    let first = host.call(flag::SYN, 1000);
+    host.answer(&first, flag::SYN | flag::ACK, 1000);
+    host.call(flag::ACK, 1000);
+    assert_eq!(host.records()[0].state(), State::Established);
+    let flow = host.flow();
+    // As if it were anybody's: who looks finds no connection.
+    let guard = flow.guard.get();
+    flow.guard.set(guard ^ Flow::LIVE);
+    assert_eq!(host.call(flag::ACK, 1000).source, first.source);
+    flow.guard.set(guard);
+    // In the next step, which is a tick here, it says that the connection lives.
+    let expires = flow.expires.get();
+    assert_eq!(host.call(flag::ACK, 1001).source, first.source);
+    assert_eq!(flow.expires.get(), expires.after(1));
+}
+
+#[test]
+fn an_answer_tells_the_record_that_the_connection_lives_and_what_becomes_of_it() {
+    if !xtask::lab::possible("an_answer_tells_the_record_that_the_connection_lives_and_what_becomes_of_it") {
+        return;
+    }
+    let host = Host::new();
+    let first = host.call(flag::SYN, 1000);
+    assert_eq!(host.records()[0].state(), State::HalfOpen);
+    host.answer(&first, flag::SYN | flag::ACK, 1000);
+    host.call(flag::ACK, 1000);
+    let before = host.records()[0];
+    host.answer(&first, flag::ACK, 1003);
+    let steps = host.0.config.idle.steps.get();
+    let told = host.records()[0];
+    assert_eq!((before.steps_idle(Tick(1003), steps), told.steps_idle(Tick(1003), steps)), (3, 0));
+    assert_eq!(told.told(State::Established, 0), before.told(State::Established, 0), "and nothing else");
+    host.answer(&first, flag::RST, 1003);
+    assert_eq!(host.records()[0].state(), State::Closed);
+    // A client that goes on knows better; and so it does after that.
+    host.call(flag::ACK, 1003);
+    assert_eq!(host.records()[0].state(), State::Closed, "its backend has to say so");
+    host.answer(&first, flag::ACK, 1003);
+    assert_eq!(host.records()[0].state(), State::Established);
+}
+
+#[test]
+fn a_flow_given_to_another_connection_is_not_the_former_ones_any_more() {
+    if !xtask::lab::possible("a_flow_given_to_another_connection_is_not_the_former_ones_any_more") {
+        return;
+    }
+    let host = Host::new();
+    let send = |client_port: u16, tick: u32| {
+        host.send(&Spec::udp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS)), tick)
+    };
+    // Four ports, and six ticks (and a step) until an association is over.
+    let ports = |first: u16, tick: u32| -> Vec<u16> {
+        (first..first + 4).map(|n| send(n, tick)).map(|(_, seen)| seen.expect("a packet").source.1).collect()
+    };
+    let (mut before, mut after) = (ports(40000, 1000), ports(50000, 1010));
+    before.sort_unstable();
+    after.sort_unstable();
+    assert_eq!(before, after);
+    assert_eq!(host.records().len(), 4, "those of the former ones are gone");
+    for client_port in 40000..40004 {
+        assert_eq!(send(client_port, 1010).0, DropReason::NoPort.into(), "{client_port}");
+    }
+    assert_eq!(host.records().len(), 4);
+}
+
+#[test]
+fn a_connection_that_has_begun_anew_keeps_its_record_when_its_former_flow_is_given_away() {
+    let name = "a_connection_that_has_begun_anew_keeps_its_record_when_its_former_flow_is_given_away";
+    if !xtask::lab::possible(name) {
+        return;
+    }
+    let host = Host::new();
+    let port_of = |client_port: u16, tick: u32| {
+        let call = Spec::udp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS));
+        host.send(&call, tick).1.expect("a packet").source.1
+    };
+    let former = port_of(40000, 1000);
+    let now = port_of(40000, 1010);
+    let others: BTreeSet<u16> = (50000..50003).map(|client_port| port_of(client_port, 1010)).collect();
+    assert!(others.contains(&former) && !others.contains(&now), "{former}, {now}, {others:?}");
+    assert_eq!(port_of(40000, 1010), now);
+}
+
+#[test]
+fn a_connection_that_is_cut_has_ended() {
+    if !xtask::lab::possible("a_connection_that_is_cut_has_ended") {
+        return;
+    }
+    let host = Host::new();
+    let first = host.call(flag::SYN, 1000);
+    host.answer(&first, flag::SYN | flag::ACK, 1000);
+    host.call(flag::ACK, 1000);
+    let backend = &host.0.backends[host.records()[0].backend() as usize];
+    backend.flags.set(backend.flags.get() | Backend::CUT);
+    let data = Spec::tcp((CLIENT, 40000), (VIP.into(), port::CUT), flag::ACK);
+    let cut = Verdict::Reset { reason: ResetReason::Cut, length: 54 };
+    assert_eq!(host.send(&data, 1000).0, cut);
+    assert_eq!(host.records()[0].state(), State::Closed);
 }
 
 #[test]

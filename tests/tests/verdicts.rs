@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{
     abi::{self, Tick},
-    datapath::decide,
+    datapath::{decide, record},
     shared::Shared,
     sim::{MemTables, SliceFrame},
     tables::Tables,
@@ -126,8 +126,9 @@ fn direct(bench: &mut Bench) {
         assert_eq!(out[12..], frame[12..], "{name}: more than the link layer has changed");
         assert_eq!((&out[..6], &out[6..12]), (&BACKEND_MAC[..], &BACK_MAC[..]), "{name}");
     }
-    let empty = |record: &abi::Way| record.key.get() == abi::Record::EMPTY;
-    assert!(bench.both.host.records.iter().all(|bucket| bucket.ways.iter().all(empty)));
+    let others =
+        |way: &abi::Way| way.key.get() == abi::Record::EMPTY || abi::Record(way.value.get()).is_translated();
+    assert!(bench.both.host.records.iter().all(|line| line.ways.iter().all(others)));
 }
 
 fn translated(bench: &mut Bench) {
@@ -354,8 +355,10 @@ struct Contended<'a> {
     tables: &'a MemTables,
     /// Swaps that still succeed.
     calm: Cell<u32>,
-    /// Instead of failing then, the other CPU opens the same connection in the next way of the bucket.
-    twin: bool,
+    /// Instead of failing then, the other CPU has once written the same connection down in this way of the line.
+    twin: Cell<Option<usize>>,
+    /// And is slow after that.
+    lenient: bool,
 }
 
 macro_rules! through {
@@ -375,7 +378,7 @@ impl Tables for Contended<'_> {
         rule_v6(rule: &abi::RuleV6) -> Option<u32>;
         slot(page: u32, slot: usize) -> Option<abi::Slot>;
         side(page: u32, slot: usize) -> Option<&abi::Side>;
-        records(bucket: u32) -> Option<&abi::Records>;
+        records(line: u32) -> Option<&abi::Records>;
         choose_unsettled(at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64;
         note(note: Note) -> ();
         backend(index: u32) -> Option<&abi::Backend>;
@@ -385,13 +388,15 @@ impl Tables for Contended<'_> {
         source_key_v6(address: abi::Address) -> Option<u32>;
         source(index: u32) -> Option<&abi::Source>;
         interface_mac(interface: u32) -> Option<u64>;
-        bucket(index: u32) -> Option<&abi::Bucket>;
         flow(index: u32) -> Option<&abi::Flow>;
         search_ports(lane: u64, ports: u64, now: u32) -> u64;
-        search_ways(bucket: u32, now: u32) -> u64;
         spend_reset(now: Tick, per_second: u32) -> bool;
         count(verdict: Verdict) -> ();
         count_traffic(backend: u32, more: abi::Traffic) -> ();
+    }
+
+    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
+        record::take_way(self, line, now, least)
     }
 
     fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool {
@@ -400,17 +405,20 @@ impl Tables for Contended<'_> {
                 self.calm.set(left);
                 self.tables.swap(word, old, new)
             }
-            None if self.twin => {
-                let done = self.tables.swap(word, old, new);
-                if old == 0 && new != 0 {
-                    let ways = self.tables.buckets.iter().flat_map(|bucket| bucket.ways.windows(2));
-                    for pair in ways.filter(|pair| pair[0].get() == new) {
-                        pair[1].set(new + 1);
+            None => match self.twin.take() {
+                None => self.lenient && self.tables.swap(word, old, new),
+                Some(theirs) => {
+                    let done = self.tables.swap(word, old, new);
+                    for line in &self.tables.records {
+                        if let Some(ours) = line.ways.iter().find(|way| way.key.get() == new) {
+                            // With another port.
+                            line.ways[theirs].value.set(ours.value.get() ^ 1 << 30);
+                            line.ways[theirs].key.set(new);
+                        }
                     }
+                    done
                 }
-                done
-            }
-            None => false,
+            },
         }
     }
 }
@@ -422,19 +430,43 @@ fn host() -> MemTables {
     kernel.copy().expect("tables can be read")
 }
 
+/// Ways that records are in.
+fn written(host: &MemTables) -> Vec<(usize, u64)> {
+    let ways = host.records.iter().flat_map(|line| (0..).zip(&line.ways));
+    ways.map(|(number, way)| (number, way.key.get())).filter(|(_, key)| *key > abi::Record::BUSY).collect()
+}
+
+fn live_flows(host: &MemTables) -> usize {
+    host.flows.iter().filter(|flow| flow.guard.get() & 3 != 0).count()
+}
+
 #[test]
-fn of_two_that_open_the_same_connection_each_steps_back_for_the_other() {
-    if !xtask::lab::possible("of_two_that_open_the_same_connection_each_steps_back_for_the_other") {
+fn of_two_that_open_the_same_connection_the_one_in_the_later_way_steps_back() {
+    if !xtask::lab::possible("of_two_that_open_the_same_connection_the_one_in_the_later_way_steps_back") {
         return;
     }
-    let host = host();
-    let contended = Contended { tables: &host, calm: Cell::new(1), twin: true };
-    let mut frame = SliceFrame(syn(to(port::WEB)).build());
-    assert_eq!(decide(&mut frame, &contended, INGRESS, Tick(1000)), DropReason::Race.into());
-    assert_eq!(frame.0, syn(to(port::WEB)).build());
-    assert!(host.flows.iter().all(|flow| flow.guard.get() & 3 == 0), "a flow is taken");
-    let ways = host.buckets.iter().flat_map(|bucket| &bucket.ways);
-    assert_eq!(ways.filter(|way| way.get() != 0).count(), 1, "the other's alone");
+    for (ours, theirs) in [(0, 1), (1, 0)] {
+        let host = host();
+        if theirs < ours {
+            // The other CPU is just writing there.
+            for line in &host.records {
+                line.ways[theirs].key.set(abi::Record::BUSY);
+            }
+        }
+        // A flow is taken by a first swap, a way by a second, and the record is valid with the third.
+        let contended =
+            Contended { tables: &host, calm: Cell::new(2), twin: Cell::new(Some(theirs)), lenient: true };
+        let mut frame = SliceFrame(syn(to(port::WEB)).build());
+        let verdict = decide(&mut frame, &contended, INGRESS, Tick(1000));
+        let left = written(&host);
+        assert_eq!((left.len(), left[0].0), (1, 0), "{left:?}");
+        if ours < theirs {
+            assert_eq!((verdict, live_flows(&host)), (TO_BACKEND, 1));
+        } else {
+            assert_eq!((verdict, live_flows(&host)), (DropReason::Race.into(), 0));
+            assert_eq!(frame.0, syn(to(port::WEB)).build());
+        }
+    }
 }
 
 #[test]
@@ -443,18 +475,14 @@ fn who_loses_a_race_leaves_nothing_behind() {
         return;
     }
     let host = host();
-    // The flow is taken by a first swap, its way of the bucket by a second.
-    for calm in 0..2 {
-        let contended = Contended { tables: &host, calm: Cell::new(calm), twin: false };
+    // A flow is taken by a first swap, a way by a second.
+    for (calm, verdict) in [(0, DropReason::Race), (1, DropReason::TableFull)] {
+        let contended =
+            Contended { tables: &host, calm: Cell::new(calm), twin: Cell::new(None), lenient: false };
         let mut frame = SliceFrame(syn(to(port::WEB)).build());
-        let verdict = decide(&mut frame, &contended, INGRESS, Tick(1000));
-        assert_eq!(verdict, DropReason::Race.into(), "after {calm} swaps");
+        assert_eq!(decide(&mut frame, &contended, INGRESS, Tick(1000)), verdict.into(), "after {calm} swaps");
         assert_eq!(frame.0, syn(to(port::WEB)).build());
-        assert!(
-            host.flows.iter().all(|flow| flow.guard.get() & 3 == 0),
-            "after {calm} swaps a flow is taken"
-        );
-        assert!(host.buckets.iter().all(|bucket| bucket.ways.iter().all(|way| way.get() == 0)));
+        assert_eq!((live_flows(&host), written(&host)), (0, vec![]), "after {calm} swaps");
     }
     // Nobody comes between: the client's next SYN finds its place.
     let mut frame = SliceFrame(syn(to(port::WEB)).build());

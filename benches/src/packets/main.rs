@@ -125,6 +125,11 @@ fn known(
     let all = u32::try_from(flows)?;
     generator.order(kind, flows, true, mode == Mode::Nat)?;
     scene.forwarding(all, || generator.run(all))?;
+    if mode == Mode::Nat && !kind.udp {
+        scene.answer_all()?;
+        generator.order(kind, flows, true, false)?;
+        scene.forwarding(all, || generator.run(all))?;
+    }
     let remembered = if mode == Mode::Settled { 0 } else { flows };
     let opened = scene.flows()?;
     // A table with ways has no room for a few where many come together by chance.

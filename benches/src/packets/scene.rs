@@ -37,6 +37,7 @@ const SOURCES: u16 = 8;
 const INTERFACE: u32 = 1;
 /// Verdict counter of packets to backends.
 const FORWARDED: usize = Verdict::ToBackend { interface: 0 }.counter();
+const ANSWERED: usize = Verdict::ToClient { interface: 0 }.counter();
 
 /// The service's address.
 pub(crate) fn vip(v6: bool) -> IpAddr {
@@ -152,6 +153,25 @@ impl Scene {
         let mut records = 0;
         self.plane.records(&mut |_| records += 1)?;
         Ok(records)
+    }
+
+    /// Lets backends answer the SYNs of all translated connections that are known.
+    pub(crate) fn answer_all(&mut self) -> Result<()> {
+        let mut answers = Vec::new();
+        self.plane.flows(&mut |flow| {
+            if let (Some(source), Some(port)) = (flow.source, flow.source_port) {
+                answers.push((flow.backend, (source, port)));
+            }
+        })?;
+        let (number, before) = (answers.len() as u64, self.plane.verdicts()?[ANSWERED]);
+        for (backend, to) in answers {
+            let from = (inside(to.0.is_ipv6(), 256 + u16::try_from(backend)?), 8080);
+            let answer = Spec::tcp(from, to, flag::SYN | flag::ACK);
+            self.plane.run_once(&answer.build()).map_err(|error| anyhow!(error))?;
+        }
+        let forwarded = self.plane.verdicts()?[ANSWERED] - before;
+        ensure!(forwarded == number, "{forwarded} of {number} answers were forwarded");
+        Ok(())
     }
 
     /// Backends that have been sent something.

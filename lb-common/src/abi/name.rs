@@ -34,8 +34,6 @@ pub const SOURCE_KEYS_V6: &str = "SOURCE_KEYS_V6";
 pub const SOURCES: &str = "SOURCES";
 /// Array of u64 by interface index: our MAC address there, in the lower six bytes (memory order).
 pub const INTERFACES: &str = "INTERFACES";
-/// Array of [`super::Bucket`]: from a client's packet to its flow.
-pub const BUCKETS: &str = "BUCKETS";
 /// Array of [`super::Flow`].
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of u64, by [`crate::verdict::Verdict::counter`] and [`crate::verdict::Note::counter`].
@@ -46,7 +44,7 @@ pub const TRAFFIC: &str = "TRAFFIC";
 pub const BUDGET: &str = "BUDGET";
 
 /// All of them.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 21] = [
     CONFIG,
     LISTENERS,
     VIPS_V4,
@@ -64,7 +62,6 @@ pub const ALL: [&str; 22] = [
     SOURCE_KEYS_V6,
     SOURCES,
     INTERFACES,
-    BUCKETS,
     FLOWS,
     VERDICTS,
     TRAFFIC,

@@ -1,4 +1,5 @@
-//! Records: connections whose backend is written down, sixteen bytes each.
+//! Records: connections that are written down, sixteen bytes each. Of one that is not translated the record
+//! says the backend; of one that is, also the address and port that its packets are sent from.
 
 use super::{Idle, Tick};
 use crate::shared::Shared;
@@ -25,22 +26,32 @@ pub struct Way {
 }
 
 /// How far a connection is, as far as its client's packets tell.
+///
+/// Of a translated connection both sides' packets tell: then it is half open until both have answered the other,
+/// and closed when both have sent FIN, or one RST.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// UDP.
-    Datagrams,
+    Datagrams = 0,
     /// TCP: a SYN was seen, and nothing after it.
-    HalfOpen,
+    HalfOpen = 1,
     /// TCP: more was seen.
-    Established,
+    Established = 2,
     /// TCP: the client has sent FIN or RST.
-    Closed,
+    Closed = 3,
 }
 
 /// What is written down of a connection: one word, replaced as a whole, so that no reader sees half of it.
 ///
-/// While it is half open the initial sequence number takes the place of the backend's generation and of all
-/// but ten bits of the time.
+/// | | 0..2 | 2 | 3..23 | 23..32 | 32..64 |
+/// |---|---|---|---|---|---|
+/// | open | state | 0 | backend | generation | when it was seen |
+/// | half open | state | 0 | backend | when, in steps | the initial sequence number |
+///
+/// | | 0..2 | 2 | 3..23 | 23..27 | 27..43 | 43..51 | 51..58 | 58..64 |
+/// |---|---|---|---|---|---|---|---|---|
+/// | translated | state | 1 | backend | generation | port | source | when, in steps | client's hop |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record(pub u64);
 
@@ -50,13 +61,30 @@ impl Record {
     /// In place of a key: somebody is writing here.
     pub const BUSY: u64 = 1;
 
+    /// In place of a value: whoever wrote this is taking the record away.
+    pub const GONE: Self = Self(u64::MAX);
+
     /// Backends have indices below two to this.
     pub const BACKEND_BITS: u32 = 20;
+    const BACKEND_AT: u32 = 3;
     const BACKEND: u64 = (1 << Self::BACKEND_BITS) - 1;
-    const SHORT_BITS: u32 = 10;
+    const TRANSLATED: u64 = 1 << 2;
+    const SHORT_AT: u32 = Self::BACKEND_AT + Self::BACKEND_BITS;
+    const SHORT_BITS: u32 = 9;
     const SHORT: u32 = (1 << Self::SHORT_BITS) - 1;
     /// A half-open record's time is in steps of two to this many ticks, 1.07 s.
     const STEP_BITS: u32 = 4;
+
+    /// Fewer bits of the generation than elsewhere: a record of an earlier use would have to outlive sixteen
+    /// uses of the entry, and the backend it leads to then does not know the connection either.
+    const GENERATION: u32 = 0xf;
+    const PORT_AT: u32 = Self::SHORT_AT + 4;
+    const SOURCE_AT: u32 = Self::PORT_AT + 16;
+    const SEEN_AT: u32 = Self::SOURCE_AT + Self::SOURCE_BITS;
+    /// Sources have indices below two to this.
+    pub const SOURCE_BITS: u32 = 8;
+    const TIME_BITS: u32 = 7;
+    const TIME: u32 = (1 << Self::TIME_BITS) - 1;
 
     /// The key of a hash: another one for the two that mean something else.
     #[inline(always)]
@@ -68,9 +96,9 @@ impl Record {
     #[inline(always)]
     pub const fn open(state: State, backend: u32, generation: u32, now: Tick) -> Self {
         Self(
-            state.to_bits()
-                | (backend as u64 & Self::BACKEND) << 2
-                | ((generation & Self::SHORT) as u64) << 22
+            state as u64
+                | (backend as u64 & Self::BACKEND) << Self::BACKEND_AT
+                | ((generation & Self::SHORT) as u64) << Self::SHORT_AT
                 | (now.0 as u64) << 32,
         )
     }
@@ -79,36 +107,80 @@ impl Record {
     #[inline(always)]
     pub const fn half_open(backend: u32, sequence: u32, now: Tick) -> Self {
         Self(
-            State::HalfOpen.to_bits()
-                | (backend as u64 & Self::BACKEND) << 2
-                | ((now.0 >> Self::STEP_BITS & Self::SHORT) as u64) << 22
+            State::HalfOpen as u64
+                | (backend as u64 & Self::BACKEND) << Self::BACKEND_AT
+                | ((now.0 >> Self::STEP_BITS & Self::SHORT) as u64) << Self::SHORT_AT
                 | (sequence as u64) << 32,
         )
+    }
+
+    /// A record of a translated connection, of which nothing is said yet as to when it was seen: its packets
+    /// are sent from this port (network order) of this source.
+    #[inline(always)]
+    pub const fn translated(backend: u32, generation: u32, source: u32, port: u16) -> Self {
+        Self(
+            Self::TRANSLATED
+                | (backend as u64 & Self::BACKEND) << Self::BACKEND_AT
+                | ((generation & Self::GENERATION) as u64) << Self::SHORT_AT
+                | (port as u64) << Self::PORT_AT
+                | (source as u64 & ((1 << Self::SOURCE_BITS) - 1)) << Self::SOURCE_AT,
+        )
+    }
+
+    /// A translated connection's record in this state, seen at this time (in steps of that state).
+    #[inline(always)]
+    pub const fn told(self, state: State, time: u32) -> Self {
+        let rest = self.0 & !(3 | (Self::TIME as u64) << Self::SEEN_AT);
+        Self(rest | state as u64 | ((time & Self::TIME) as u64) << Self::SEEN_AT)
+    }
+
+    /// The same record, of a connection whose client's packets come by this hop.
+    #[inline(always)]
+    pub const fn by(self, hop: Hop) -> Self {
+        const HOP_AT: u32 = Record::SEEN_AT + Record::TIME_BITS;
+        Self(self.0 & ((1 << HOP_AT) - 1) | (hop.0 as u64) << HOP_AT)
+    }
+
+    /// Whether the connection is translated.
+    #[inline(always)]
+    pub const fn is_translated(self) -> bool {
+        self.0 & Self::TRANSLATED != 0
+    }
+
+    /// The port that a translated connection's packets are sent from, network order.
+    #[inline(always)]
+    pub const fn port(self) -> u16 {
+        (self.0 >> Self::PORT_AT) as u16
+    }
+
+    /// Index of the source that a translated connection's packets are sent from.
+    #[inline(always)]
+    pub const fn source(self) -> u32 {
+        (self.0 >> Self::SOURCE_AT) as u32 & ((1 << Self::SOURCE_BITS) - 1)
     }
 
     /// How far the connection is.
     #[inline(always)]
     pub const fn state(self) -> State {
-        match self.0 & 3 {
-            0 => State::Datagrams,
-            1 => State::HalfOpen,
-            2 => State::Established,
-            _ => State::Closed,
-        }
+        State::of_bits(self.0)
     }
 
     /// Index of its backend.
     #[inline(always)]
     pub const fn backend(self) -> u32 {
-        (self.0 >> 2 & Self::BACKEND) as u32
+        (self.0 >> Self::BACKEND_AT & Self::BACKEND) as u32
     }
 
-    /// Whether it can be of the backend's use with this generation: ten bits of it are kept, and none while
-    /// it is half open.
+    /// Whether it can be of the backend's use with this generation: nine bits of it are kept, and none while
+    /// it is half open; of a translated connection always four.
     #[inline(always)]
     pub const fn is_of(self, generation: u32) -> bool {
-        matches!(self.state(), State::HalfOpen)
-            || (self.0 >> 22) as u32 & Self::SHORT == generation & Self::SHORT
+        let differs = (self.0 >> Self::SHORT_AT) as u32 ^ generation;
+        if self.is_translated() {
+            differs & Self::GENERATION == 0
+        } else {
+            matches!(self.state(), State::HalfOpen) || differs & Self::SHORT == 0
+        }
     }
 
     /// The sequence number of its SYN; means something only while it is half open.
@@ -117,11 +189,12 @@ impl Record {
         (self.0 >> 32) as u32
     }
 
-    /// For how many ticks it has not been seen, at least; of a half-open one it may be a second more.
+    /// For how many ticks it has not been seen, at least; of a half-open one it may be a second more. Means
+    /// something only if it is not translated.
     #[inline(always)]
     pub const fn idle(self, now: Tick) -> u32 {
         if matches!(self.state(), State::HalfOpen) {
-            let then = (self.0 >> 22) as u32 & Self::SHORT;
+            let then = (self.0 >> Self::SHORT_AT) as u32 & Self::SHORT;
             let steps = (now.0 >> Self::STEP_BITS).wrapping_sub(then) & Self::SHORT;
             // It was seen anywhere within its step.
             let step = (1 << Self::STEP_BITS) - 1;
@@ -131,19 +204,24 @@ impl Record {
         }
     }
 
-    /// How long it may be idle before another connection may take its place, in ticks.
+    /// For how many steps a translated connection has not been seen, modulo 128.
     #[inline(always)]
-    pub const fn span(self, span: Span) -> u32 {
-        match self.state() {
-            State::Datagrams => span.datagrams,
-            State::HalfOpen => {
-                // No longer than its short time can tell.
-                const LONGEST: u32 = (Record::SHORT - 1) << Record::STEP_BITS;
-                if span.half_open < LONGEST { span.half_open } else { LONGEST }
-            }
-            State::Established => span.established,
-            State::Closed => span.closed,
-        }
+    pub const fn steps_idle(self, now: Tick, steps: u32) -> u32 {
+        let then = (self.0 >> Self::SEEN_AT) as u32;
+        self.state().time(now, steps).wrapping_sub(then) & Self::TIME
+    }
+
+    /// How long it may be idle before another connection may take its place, in ticks. Means something only if
+    /// it is not translated.
+    ///
+    /// What the client has ended is not kept for long, though the server may still be sending: while slots
+    /// change hands, room is worth more.
+    #[inline(always)]
+    pub fn span(self, idle: &Idle) -> u32 {
+        // No longer than a half-open one's short time can tell.
+        const LONGEST: u32 = (Record::SHORT - 1) << Record::STEP_BITS;
+        let span = self.state().span(idle);
+        if matches!(self.state(), State::HalfOpen) && span > LONGEST { LONGEST } else { span }
     }
 
     /// The same record, seen `now`.
@@ -154,43 +232,84 @@ impl Record {
 }
 
 impl State {
+    /// The state that the lower two bits say.
     #[inline(always)]
-    const fn to_bits(self) -> u64 {
-        match self {
-            Self::Datagrams => 0,
-            Self::HalfOpen => 1,
-            Self::Established => 2,
-            Self::Closed => 3,
+    pub const fn of_bits(bits: u64) -> Self {
+        match bits & 3 {
+            0 => Self::Datagrams,
+            1 => Self::HalfOpen,
+            2 => Self::Established,
+            _ => Self::Closed,
         }
+    }
+
+    /// How long a connection in this state may be idle, in ticks.
+    #[inline(always)]
+    pub fn span(self, idle: &Idle) -> u32 {
+        match self {
+            Self::Datagrams => idle.udp.get(),
+            Self::HalfOpen => idle.half_open.get(),
+            Self::Established => idle.established.get(),
+            Self::Closed => idle.closed.get(),
+        }
+    }
+
+    /// How many ticks are a step in this state, as a power of two; `steps` is [`Idle::steps`].
+    #[inline(always)]
+    pub const fn step(self, steps: u32) -> u32 {
+        steps >> (8 * self as u32) & 31
+    }
+
+    /// The time in steps of this state.
+    #[inline(always)]
+    pub const fn time(self, now: Tick, steps: u32) -> u32 {
+        now.0 >> self.step(steps) & Record::TIME
     }
 }
 
-/// How long records may be idle, in ticks.
-///
-/// What the client has ended is not kept for long, though the server may still be sending: while slots
-/// change hands, room is worth more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// UDP.
-    pub datagrams: u32,
-    /// TCP, half open.
-    pub half_open: u32,
-    /// TCP, established.
-    pub established: u32,
-    /// TCP, closed.
-    pub closed: u32,
+impl Idle {
+    /// In [`Idle::steps`]: the lengths are being changed, and no record of a translated connection can be said to
+    /// have been silent for too long.
+    pub const CHANGING: u32 = 1 << 31;
+
+    /// Sets the length of the steps in which translated connections say when they were seen: as short as seven
+    /// bits allow that must count twice the idle time-out. If it changes, what `records` say is made to mean
+    /// now: none is over before its time, some last longer.
+    #[cfg(any(test, feature = "user", feature = "sim"))]
+    pub fn set_steps<'a>(&self, records: impl Iterator<Item = &'a Records>, now: Tick) {
+        let states = [State::Datagrams, State::HalfOpen, State::Established, State::Closed];
+        let steps = states.into_iter().fold(0, |steps, state| {
+            let (all, span) = (u64::from(Record::TIME) + 1, u64::from(state.span(self)));
+            let step = (0..31).find(|step| all << step >= 2 * span).unwrap_or(31);
+            steps | step << (8 * state as u32)
+        });
+        if steps == self.steps.get() {
+            return;
+        }
+        self.steps.set(steps | Self::CHANGING);
+        for way in records.flat_map(|line| &line.ways) {
+            let (key, record) = (way.key.get(), Record(way.value.get()));
+            if key > Record::BUSY && record.is_translated() && record != Record::GONE {
+                let state = record.state();
+                // Who comes between tells it by the new steps.
+                way.value.swap(record.0, record.told(state, state.time(now, steps)).0);
+            }
+        }
+        self.steps.set(steps);
+    }
 }
 
-impl Span {
-    /// As the configuration says.
+/// By whom a client's packets come, as six bits: enough to notice most changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop(u8);
+
+impl Hop {
+    /// Of the word that [`Flow::client_hop`](super::Flow::client_hop) is, and the interface.
     #[inline(always)]
-    pub fn of(idle: &Idle) -> Self {
-        Self {
-            datagrams: idle.udp.get(),
-            half_open: idle.half_open.get(),
-            established: idle.established.get(),
-            closed: idle.closed.get(),
-        }
+    pub const fn of(hop: u64, interface: u32) -> Self {
+        // Of the golden ratio, as in Fibonacci hashing (Knuth, volume 3, section 6.4).
+        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+        Self(((hop ^ (interface as u64) << 20).wrapping_mul(SPREAD) >> 58) as u8)
     }
 }
 
@@ -214,9 +333,48 @@ mod tests {
         }
 
         #[test]
-        fn a_half_open_records_time_is_short_by_less_than_a_step(now: u32, later in 0u32..16000) {
+        fn a_half_open_records_time_is_short_by_less_than_a_step(now: u32, later in 0u32..8000) {
             let idle = Record::half_open(1, 2, Tick(now)).idle(Tick(now).after(later));
             prop_assert!(idle <= later && later < idle + 16, "{idle} for {later}");
+        }
+
+        #[test]
+        fn a_translated_record_says_what_was_put_in(
+            backend in 0u32..(1 << 20) - 1,
+            generation: u32,
+            source in 0u32..256,
+            port: u16,
+            now in 0u32..1 << 31,
+            steps in 0u32..1 << 24,
+        ) {
+            let steps = steps & 0x0f0f_0f0f;
+            let hop = Hop::of(u64::from(generation), now);
+            let new = Record::translated(backend, generation, source, port);
+            for state in [State::Datagrams, State::HalfOpen, State::Established, State::Closed] {
+                let record = new.told(State::Closed, 77).by(hop).told(state, state.time(Tick(now), steps));
+                prop_assert_eq!((record.state(), record.backend()), (state, backend));
+                prop_assert_eq!((record.source(), record.port()), (source, port));
+                prop_assert!(record.is_translated() && record != Record::GONE);
+                prop_assert!(record.is_of(generation) && !record.is_of(generation ^ 8));
+                let later = Tick(now).after(5 << state.step(steps));
+                prop_assert_eq!(record.steps_idle(later, steps), 5);
+                prop_assert_eq!(record.by(hop), record);
+            }
+        }
+
+        #[test]
+        fn steps_can_count_twice_the_time_out(udp: u32, half_open in 0u32..1000, established: u32) {
+            let idle = Idle::default();
+            idle.udp.set(udp >> 2);
+            idle.half_open.set(half_open);
+            idle.established.set(established >> 2);
+            idle.set_steps([].iter(), Tick(0));
+            let steps = idle.steps.get();
+            for state in [State::Datagrams, State::HalfOpen, State::Established] {
+                let span = state.span(&idle);
+                let all = 128u64 << state.step(steps);
+                prop_assert!(all >= 2 * u64::from(span) && (all < 4 * u64::from(span) || all == 128));
+            }
         }
 
         #[test]

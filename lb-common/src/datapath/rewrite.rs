@@ -13,19 +13,19 @@ use crate::{
     },
 };
 
-/// Makes a client's packet one from a source of ours to the backend. `None`: a header is gone, which
+/// Makes a client's packet one from a port (network order) of a source of ours to the backend. `None`: a header is gone, which
 /// cannot be after it has been read.
 #[inline(always)]
 pub(crate) fn to_backend<V: Family>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    flow: &Flow,
+    port: u16,
     backend: &Backend,
     source: &Source,
 ) -> Option<()> {
     forward(frame, packet, backend)?;
     let addresses = [V::narrow(&source.address), V::narrow(&backend.address)];
-    translate(frame, packet, addresses, [flow.ports[2].get(), port_of(backend, packet.destination_port())])
+    translate(frame, packet, addresses, [port, port_of(backend, packet.destination_port())])
 }
 
 /// Leads a packet to the backend as it is: only the link layer changes. `None` as in [`to_backend`].

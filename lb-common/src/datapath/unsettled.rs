@@ -31,10 +31,10 @@ use super::{
     family::Family,
     flow::Place,
     parse::Packet,
-    record::{Found, Lines},
+    record::{Found, Lines, Worth},
 };
 use crate::{
-    abi::{Backend, Config, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Standing, State, Tick, UDP},
+    abi::{Backend, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Standing, State, Tick, UDP},
     shared::Shared,
     tables::Tables,
     verdict::{DropReason, Note, Verdict},
@@ -153,7 +153,8 @@ pub fn choose<T: Tables>(tables: &T, at: u64, hash: u64, asked: u64, sequence: u
     else {
         return u64::from(NO_BACKEND);
     };
-    let Some(lines) = Lines::of(tables, hash, config.bucket_mask.get()) else {
+    let key = Record::key(hash);
+    let Some(lines) = Lines::of(tables, key, config) else {
         return u64::from(NO_BACKEND);
     };
     let word = side.standing.get();
@@ -162,9 +163,8 @@ pub fn choose<T: Tables>(tables: &T, at: u64, hash: u64, asked: u64, sequence: u
         Standing::BY_OLD_RING => by_old_ring(tables, at.service, hash),
         before => before,
     };
-    let case =
-        Case { tables, config, side, lines, service: at.service, asked, standing, before, sequence, now };
-    let chosen = case.choose(Record::key(hash), word);
+    let case = Case { tables, side, lines, service: at.service, asked, standing, before, sequence, now };
+    let chosen = case.choose(key, word);
     if chosen != own {
         store(&side.last_elsewhere, now);
     }
@@ -173,8 +173,8 @@ pub fn choose<T: Tables>(tables: &T, at: u64, hash: u64, asked: u64, sequence: u
 
 /// What is written down of the connection with this hash.
 pub fn recorded<T: Tables>(tables: &T, hash: u64) -> Option<Record> {
-    let mask = tables.config()?.bucket_mask.get();
-    Lines::of(tables, hash, mask)?.find(Record::key(hash)).map(|found| found.record)
+    let key = Record::key(hash);
+    Lines::of(tables, key, tables.config()?)?.find(key).map(|found| found.record)
 }
 
 /// The backend of the connection's slot in the ring of the size before.
@@ -193,7 +193,6 @@ fn by_old_ring<T: Tables>(tables: &T, service: u32, hash: u64) -> u32 {
 /// Everything that the rules look at.
 struct Case<'a, T> {
     tables: &'a T,
-    config: &'a Config,
     side: &'a Side,
     lines: Lines<'a>,
     /// Index of the service.
@@ -317,7 +316,7 @@ impl<T: Tables> Case<'_, T> {
     fn write(&self, key: u64, found: Option<&Found<'_>>, record: Record) -> bool {
         match found {
             Some(found) => found.replace(self.tables, record),
-            None => self.lines.insert(self.tables, key, record, (self.config, self.now)),
+            None => self.lines.insert(self.tables, key, record, Worth::Over, self.now).is_ok(),
         }
     }
 
@@ -346,7 +345,8 @@ impl<T: Tables> Case<'_, T> {
     #[inline(always)]
     fn backend_of(&self, record: Record) -> Option<&Backend> {
         let since = self.side.unsettled_since.get();
-        if record.idle(self.now) > self.now.since(since) {
+        // A translated one is from a time when the service translated.
+        if record.is_translated() || record.idle(self.now) > self.now.since(since) {
             return None;
         }
         let backend = self.tables.backend(record.backend())?;

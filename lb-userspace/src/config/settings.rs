@@ -149,7 +149,7 @@ fn limits(mut fields: Fields<'_>, sink: &mut Sink<'_>) -> Limits {
         Some(flows)
     });
     let services = fields.read(sink, "services", |node, sink| node.integer(sink, 1..=1 << 20));
-    let backends = fields.read(sink, "backends", |node, sink| node.integer(sink, 1..=1 << 20));
+    let backends = fields.read(sink, "backends", |node, sink| node.integer(sink, 1..=(1 << 20) - 1));
     let ring_pages = fields.read(sink, "ring_pages", |node, sink| node.integer(sink, 1..=1 << 20));
     let side_pages = fields.read(sink, "side_pages", |node, sink| node.integer(sink, 1..=(1 << 20) - 2));
     let rules = fields.read(sink, "rules", |node, sink| node.integer(sink, 1..=1 << 24));

@@ -8,10 +8,10 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Action, Address, AddressV4, Bucket, Flow, Listeners, NO_BACKEND, PAGE_SLOTS, Records, RingAt,
-        RuleV4, RuleV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic, UDP, Vip,
+        self, Action, Address, AddressV4, Flow, Listeners, NO_BACKEND, PAGE_SLOTS, Records, RingAt, RuleV4,
+        RuleV6, Side, Slot, Source, Standing, State, TCP, Tick, Traffic, UDP, Vip,
     },
-    datapath::{decide, flow, unsettled},
+    datapath::{decide, flow, record, unsettled},
     shared::Shared,
     sim::{MemTables, SliceFrame},
     tables::Tables,
@@ -320,8 +320,8 @@ impl Tables for Watched<'_> {
         );
         Some(side)
     }
-    fn records(&self, bucket: u32) -> Option<&Records> {
-        self.tables.records(bucket)
+    fn records(&self, line: u32) -> Option<&Records> {
+        self.tables.records(line)
     }
     fn backend(&self, index: u32) -> Option<&abi::Backend> {
         *self.used.borrow_mut() = Some(index);
@@ -347,9 +347,6 @@ impl Tables for Watched<'_> {
     fn interface_mac(&self, interface: u32) -> Option<u64> {
         self.tables.interface_mac(interface)
     }
-    fn bucket(&self, index: u32) -> Option<&Bucket> {
-        self.tables.bucket(index)
-    }
     fn flow(&self, index: u32) -> Option<&Flow> {
         self.tables.flow(index)
     }
@@ -359,8 +356,8 @@ impl Tables for Watched<'_> {
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
         flow::search_ports(self, lane, ports, now)
     }
-    fn search_ways(&self, bucket: u32, now: u32) -> u64 {
-        flow::search_ways(self, bucket, now)
+    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
+        record::take_way(self, line, now, least)
     }
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
         self.say_record(hash);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use lb_common::{
     abi::{
-        self, Backend, Called, Config, Listeners, NO_BACKEND, PAGE_SLOTS, Page, Service, Side, SidePage,
-        Slot, Standing,
+        self, Backend, Called, Config, Listeners, NO_BACKEND, PAGE_SLOTS, Page, Records, Service, Side,
+        SidePage, Slot, Standing, Tick,
     },
     datapath::{hash, listener},
     shared::Shared,
@@ -34,6 +34,8 @@ pub trait Cells {
     fn sides(&self) -> &[SidePage];
     /// By index.
     fn backends(&self) -> &[Backend];
+    /// By line.
+    fn records(&self) -> &[Records];
 }
 
 impl Cells for MemTables {
@@ -55,17 +57,20 @@ impl Cells for MemTables {
     fn backends(&self) -> &[Backend] {
         &self.backends
     }
+    fn records(&self) -> &[Records] {
+        &self.records
+    }
 }
 
 /// Applies an operation if it is one on these arrays; `false`: it is not, and nothing was done.
 ///
 /// # Errors
 /// When the operation names what is beyond an array's last entry.
-pub fn write(cells: &impl Cells, op: &Op) -> Result<bool, DataplaneError> {
+pub fn write(cells: &impl Cells, op: &Op, now: Tick) -> Result<bool, DataplaneError> {
     let service = |index| entry(cells.services(), index, "service");
     let backend_at = |index| entry(cells.backends(), index, "backend");
     match *op {
-        Op::SetGlobals(ref globals) => set_globals(cells.config(), globals),
+        Op::SetGlobals(ref globals) => set_globals(cells, globals, now),
         Op::WriteBackend { index, ref backend } => write_backend(backend_at(index)?, backend),
         Op::RemoveBackend { index } => backend_at(index)?.flags.set(0),
         Op::WritePages { first_page, ref slots } => write_pages(cells.pages(), first_page, slots)?,
@@ -138,7 +143,8 @@ fn side(cells: &impl Cells, first_side: u32, slot: u32) -> Result<&Side, Datapla
     Ok(&page.sides[slot as usize % PAGE_SLOTS])
 }
 
-fn set_globals(config: &Config, globals: &Globals) {
+fn set_globals(cells: &impl Cells, globals: &Globals, now: Tick) {
+    let config = cells.config();
     let Globals { hash_key, idle, resets_per_second, same_interface_tx } = globals;
     hash::set_key(config, *hash_key);
     config.idle.half_open.set(ticks_in(idle.half_open));
@@ -146,6 +152,7 @@ fn set_globals(config: &Config, globals: &Globals) {
     config.idle.closing.set(ticks_in(idle.closing));
     config.idle.closed.set(ticks_in(idle.closed));
     config.idle.udp.set(ticks_in(idle.udp));
+    config.idle.set_steps(cells.records().iter(), now);
     config.port_rest.set(ticks_in(idle.port_rest));
     config.resets_per_second.set(*resets_per_second);
     config.flags.set(with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));
@@ -259,7 +266,7 @@ mod tests {
             write_side(side, &SideEntry { lost_at, ..SideEntry::moving(1, Tick(1)) });
         }
         let standings = (0..5).map(|slot| (slot, fades)).collect();
-        write(&tables, &Op::EndMoving { first_side: 0, standings, quiet: QUIET }).unwrap();
+        write(&tables, &Op::EndMoving { first_side: 0, standings, quiet: QUIET }, Tick(0)).unwrap();
         let now = tables.sides[0].sides.iter().map(|side| Standing::from_word(side.standing.get()));
         assert!(now.take(5).eq([fades, fades, moves, moves, moves]));
     }

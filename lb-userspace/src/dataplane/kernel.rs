@@ -122,7 +122,6 @@ pub struct KernelDataplane {
     sources: Mapped<abi::Source>,
     interfaces: Mapped<Shared<u64>>,
     flows: Mapped<abi::Flow>,
-    buckets: Mapped<abi::Bucket>,
     cursors: Mapped<Shared<u64>>,
     turns: Mapped<Shared<u64>>,
     vips_v4: HashMap<MapData, AddressV4, Vip>,
@@ -152,12 +151,11 @@ impl KernelDataplane {
         let (services, service_count) = memory(&mut program, name::SERVICES)?;
         let (pages, ring_pages) = memory(&mut program, name::PAGES)?;
         let (sides, side_pages) = memory(&mut program, name::SIDES)?;
-        let (records, _) = memory(&mut program, name::RECORDS)?;
+        let (records, record_lines) = memory(&mut program, name::RECORDS)?;
         let (backends, backend_count) = memory(&mut program, name::BACKENDS)?;
         let (sources, _) = memory(&mut program, name::SOURCES)?;
         let (interfaces, _) = memory(&mut program, name::INTERFACES)?;
         let (flows, flow_count) = memory(&mut program, name::FLOWS)?;
-        let (buckets, bucket_count) = memory(&mut program, name::BUCKETS)?;
         let (cursors, _) = memory(&mut program, name::CURSORS)?;
         let (turns, _) = memory(&mut program, name::TURNS)?;
         let rules = program.take_map(name::RULES_V4)?;
@@ -185,7 +183,6 @@ impl KernelDataplane {
             sources,
             interfaces,
             flows,
-            buckets,
             cursors,
             turns,
             vips_v4: typed(&mut program, name::VIPS_V4)?,
@@ -201,7 +198,7 @@ impl KernelDataplane {
         let config = plane.config();
         config.listener_mask.set(line_count - 1);
         config.flow_mask.set(flow_count - 1);
-        config.bucket_mask.set(bucket_count - 1);
+        config.record_mask.set(record_lines - 1);
         Ok(plane)
     }
 
@@ -228,6 +225,9 @@ impl Cells for KernelDataplane {
     }
     fn backends(&self) -> &[abi::Backend] {
         &self.backends
+    }
+    fn records(&self) -> &[abi::Records] {
+        &self.records
     }
 }
 

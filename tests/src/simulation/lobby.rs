@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{self, PAGE_SLOTS, Record, RingAt, Side, SidePage, Span, Standing, Tick, Vip},
+    abi::{self, PAGE_SLOTS, Record, RingAt, Side, SidePage, Standing, Tick, Vip},
     datapath::decide,
     sim::{MemTables, SliceFrame},
     tables::Tables as _,
@@ -209,10 +209,9 @@ impl Lobby {
         let remembered = before.remembered();
         spent.retain(|index| !remembered.contains(index));
         let idle = &self.tables.config.idle;
-        let span = Span::of(idle);
         for way in self.tables.records.iter().flat_map(|line| &line.ways) {
             let record = Record(way.value.get());
-            if way.key.get() > Record::BUSY && record.idle(now) < record.span(span) {
+            if way.key.get() > Record::BUSY && record.idle(now) < record.span(idle) {
                 spent.remove(&record.backend());
             }
         }
@@ -246,7 +245,8 @@ impl Lobby {
             }
             _ => {}
         }
-        let write = || cells::write(&self.tables, op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
+        let write =
+            || cells::write(&self.tables, op, self.planned.0).unwrap_or_else(|why| panic!("{op:?}: {why}"));
         match op {
             Op::SetStandings { first_side, standings } | Op::EndMoving { first_side, standings, .. } => {
                 let moving = self.moving(*first_side, standings);

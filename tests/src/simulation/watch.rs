@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    abi::{Backend, Record, Records, RingAt, Side, Slot, Span, Standing, Tick, Way},
+    abi::{Backend, Record, Records, RingAt, Side, Slot, Standing, Tick, Way},
     sim::MemTables,
     tables::Tables as _,
 };
@@ -36,7 +36,7 @@ impl<'a> Spot<'a> {
         let ring = RingAt::from_word(tables.services.first()?.ring.get());
         let slot = (ring.slots > 0).then(|| ring.slot((hash >> 32) as u32))?;
         let (page, place) = (slot / 1024, slot as usize % 1024);
-        let mask = tables.config.bucket_mask.get();
+        let mask = tables.config.record_mask.get();
         let line = hash as u32 & mask;
         Some(Self {
             tables,
@@ -71,8 +71,7 @@ impl<'a> Spot<'a> {
 
     fn is_over(&self, key: u64, record: Record, now: Tick) -> bool {
         let idle = &self.tables.config.idle;
-        let span = Span::of(idle);
-        key > Record::BUSY && record.idle(now) >= record.span(span)
+        key > Record::BUSY && record.idle(now) >= record.span(idle)
     }
 
     /// Whether a backend can be given new connections.

@@ -34,7 +34,7 @@ struct World {
 
 impl World {
     fn new(fading: bool) -> Self {
-        let mut tables = MemTables::new(1, 4, 1, 4);
+        let mut tables = MemTables::new(1, 4, 1, 2);
         tables.sides.push(SidePage { sides: core::array::from_fn(|_| Side::default()) });
         let idle = &tables.config.idle;
         idle.established.set(ESTABLISHED);
@@ -77,7 +77,7 @@ impl World {
     }
 
     fn lines(&self) -> Lines<'_> {
-        Lines::of(&self.tables, HASH, self.tables.config.bucket_mask.get()).unwrap()
+        Lines::of(&self.tables, Record::key(HASH), &self.tables.config).unwrap()
     }
 
     fn record(&self) -> Option<Record> {
@@ -86,7 +86,8 @@ impl World {
 
     /// Writes down what the connection of [`HASH`] is.
     fn knows(self, record: Record) -> Self {
-        assert!(self.lines().insert(&self.tables, Record::key(HASH), record, (&self.tables.config, LATER)));
+        let key = Record::key(HASH);
+        assert_eq!(self.lines().insert(&self.tables, key, record, Worth::Over, LATER), Ok(()));
         self
     }
 
@@ -274,6 +275,15 @@ fn a_record_from_before_the_slot_was_settled_does_not_count() {
     assert_eq!(world.record(), Some(open(BEFORE, LATER)));
     assert_eq!(World::fading().knows(open(OTHER, stale)).send(ACK, 9, LATER), OWN);
     assert_eq!(World::moving().knows(open(OTHER, CHANGED)).send(ACK, 9, LATER), OTHER);
+}
+
+#[test]
+fn a_record_from_when_the_service_translated_does_not_count() {
+    // Of the same backend, and seen for ever, were it read as another's.
+    let record = Record::translated(OTHER, 7, 0xff, 0xffff).told(State::Established, 0x7f);
+    let world = World::new(true).knows(record);
+    assert_eq!(world.send(ACK, 501, LATER), OWN);
+    assert_eq!(world.send(SYN, 500, LATER), OWN);
 }
 
 #[test]

@@ -27,7 +27,6 @@ impl KernelDataplane {
         copy.backends = self.backends.to_vec();
         copy.sources = self.sources.to_vec();
         copy.flows = self.flows.to_vec();
-        copy.buckets = self.buckets.to_vec();
         copy.cursors = numbers(&self.cursors);
         copy.turns = numbers(&self.turns);
         copy.interfaces = (0..INTERFACES)

@@ -31,7 +31,6 @@ words!(
     abi::Backend,
     abi::Source,
     abi::Flow,
-    abi::Bucket,
     Shared<u64>
 );
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use lb_common::{
     abi::{
-        self, Backend, Called, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, Slot, Span,
-        Tick, Vip, name,
+        self, Backend, Called, Config, Flow, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Service, Slot, Tick,
+        Vip, name,
     },
     datapath::{flow::Phase, listener},
     wire::eth::mac_of_word,
@@ -98,10 +98,12 @@ impl KernelDataplane {
 
     pub(super) fn visit_records(&self, visit: &mut dyn FnMut(&RecordEntry)) -> Result<(), DataplaneError> {
         let now = clock(name::RECORDS)?;
-        let span = Span::of(&self.config().idle);
+        let idle = &self.config().idle;
         for way in self.records.iter().flat_map(|bucket| &bucket.ways) {
             let (key, record) = (way.key.get(), Record(way.value.get()));
-            if key > Record::BUSY && record.idle(now) < record.span(span) {
+            // Who has a translated connection is known by its flow.
+            let counts = key > Record::BUSY && !record.is_translated();
+            if counts && record.idle(now) < record.span(idle) {
                 visit(&RecordEntry { backend: record.backend() });
             }
         }
@@ -129,7 +131,8 @@ impl KernelDataplane {
         let local = flags & Flow::LOCAL != 0;
         let port = |index: usize| u16::from_be(flow.ports[index].get());
         let left = flow.expires.get().since(now);
-        let source = self.sources.get(flow.source.get() as usize).map(|s| abi::ip_addr(words(&s.address)));
+        let source =
+            self.sources.get(usize::from(flow.source.get())).map(|s| abi::ip_addr(words(&s.address)));
         let entry = FlowEntry {
             protocol: if flags & Flow::UDP != 0 { Protocol::Udp } else { Protocol::Tcp },
             client: SocketAddr::new(abi::ip_addr(words(&flow.client)), port(0)),
@@ -145,7 +148,7 @@ impl KernelDataplane {
                 Phase::Closed => FlowState::Closed,
                 Phase::Udp => FlowState::Udp,
             },
-            idle: duration_of(phase.idle(&self.config().idle).saturating_sub(left)),
+            idle: duration_of(phase.kept(&self.config().idle).saturating_sub(left)),
         };
         (flow.guard.get() == guard).then_some(entry)
     }

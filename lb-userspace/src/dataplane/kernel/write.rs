@@ -12,7 +12,7 @@ use lb_common::{
 use super::{KernelDataplane, mapped::wait_for_programs, unwritten};
 use crate::{
     dataplane::{
-        DataplaneError, Op, RuleSet, SourceEntry, VipEntry,
+        Dataplane as _, DataplaneError, Op, RuleSet, SourceEntry, VipEntry,
         cells::{self, entry, store_words},
     },
     model::Network,
@@ -20,7 +20,7 @@ use crate::{
 
 impl KernelDataplane {
     pub(super) fn write(&mut self, op: &Op) -> Result<(), DataplaneError> {
-        if cells::write(self, op)? {
+        if cells::write(self, op, self.now()?)? {
             return Ok(());
         }
         match *op {
