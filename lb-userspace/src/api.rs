@@ -12,6 +12,8 @@
 //! | `GET /v1/document` | [`view::Text`] |
 //! | `PUT /v1/document` | [`view::Replacement`] to [`view::Done`] |
 //! | `POST /v1/edits` | [`request::Edits`] to [`view::Done`] |
+//! | `POST /v1/pools/NAME/recheck` | everybody of the pool is asked now ([`view::Done`]) |
+//! | `POST /v1/pools/NAME/promote/ADDRESS` | that one is the primary, if it says so too ([`view::Done`]) |
 //! | `POST /v1/reload` | [`view::Done`] |
 //! | `POST /v1/detach` | [`view::Done`] |
 //!
@@ -39,7 +41,7 @@ use serde::Deserialize;
 use tokio::{net::UnixListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
-use request::{Edits, Reply, Request, RequestError};
+use request::{Edits, Promotion, Reply, Request, RequestError};
 use view::{ConnectionFilter, Connections, Done, Refusal, Replacement, Snapshot, Text};
 
 /// The socket's name in the run directory.
@@ -107,6 +109,8 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
             get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.pools)) }),
         )
         .route("/v1/pools/{name}", get(pool))
+        .route("/v1/pools/{name}/recheck", post(recheck))
+        .route("/v1/pools/{name}/promote/{address}", post(promote))
         .route("/v1/backends", get(backends))
         .route("/v1/connections", get(connections))
         .route(
@@ -199,6 +203,20 @@ async fn pool(
             RequestError::NotFound(format!("there is no pool {name:?}; see `lb pool list`"))
         })?,
     ))
+}
+
+async fn recheck(
+    State(daemon): Daemon,
+    extract::Path(name): extract::Path<String>,
+) -> Result<Json<Done>, Refused> {
+    done(&daemon, |reply| Request::Recheck(name, reply)).await
+}
+
+async fn promote(
+    State(daemon): Daemon,
+    extract::Path((pool, backend)): extract::Path<(String, String)>,
+) -> Result<Json<Done>, Refused> {
+    done(&daemon, |reply| Request::Promote(Promotion { pool, backend }, reply)).await
 }
 
 /// Which backends are wanted.

@@ -157,6 +157,14 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
             };
             answer(cli, &backends, || show::backends(&backends))
         }
+        Command::Pool(Pool::Recheck { name }) => {
+            let path = format!("/v1/pools/{}/recheck", quoted(name));
+            done(cli, &client.send(hyper::Method::POST, &path, &()).await?)
+        }
+        Command::Pool(Pool::Promote { pool, backend }) => {
+            let path = format!("/v1/pools/{}/promote/{}", quoted(pool), quoted(&backend.to_string()));
+            done(cli, &client.send(hyper::Method::POST, &path, &()).await?)
+        }
         Command::Service(_) | Command::Pool(_) | Command::Backend(_) => {
             let edits = edit::edits(&cli.command);
             done(cli, &client.send(hyper::Method::POST, "/v1/edits", &edits).await?)

@@ -9,6 +9,7 @@ mod complaint;
 pub mod edit;
 mod pools;
 mod read;
+mod roles;
 mod routes;
 mod services;
 mod settings;
@@ -55,7 +56,7 @@ impl Document {
         let mut places = Places::new(text);
         let root = Fields::new(root.get_ref(), 0..0, "the document".to_owned());
         let config = document(root, &mut sink, &mut places);
-        let complaints = in_order(sink.complaints);
+        let complaints = in_order(sink.into_complaints());
         if complaints.0.iter().any(|complaint| complaint.severity == Severity::Error) {
             return Err(complaints);
         }
@@ -443,7 +444,12 @@ backends = [{ address = "10.0.0.21" }]
             (
                 "scheduler = \"round-robin\"",
                 "role = \"primary\"",
-                "error at role: role is not in this version of Lobby (remove it; this version sends connections to any backend of the pool)",
+                r#"error at "web": service "shop" wants the primary of pool "web", whose health check does not tell who that is (give the pool health = { postgres = { user = "lb" } } or health = { http_role = { primary = "/primary", replica = "/replica" }, port = 8008 })"#,
+            ),
+            (
+                "scheduler = \"round-robin\"",
+                "fence = \"none\"",
+                r#"error at "none": fence is for services with role = "primary" that do not translate (remove it; connections to a server that is not the primary any more are cut)"#,
             ),
             (
                 "scheduler = \"round-robin\"",

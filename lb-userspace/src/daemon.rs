@@ -245,6 +245,7 @@ async fn begin<P: Plane>(
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
     daemon.load(text).await.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
+    daemon.core.remember_timelines(&daemon.record.timelines);
     if let Some(why) = daemon.core.unattached() {
         anyhow::bail!("{why}");
     }
@@ -277,8 +278,7 @@ async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
     daemon.watch.follower.abort();
     _ = (&mut daemon.watch.follower).await;
     let down = daemon.core.plane_mut().take_down().map_err(|why| anyhow::anyhow!(why));
-    let record =
-        Record { addresses: daemon.record.addresses.clone(), neighbours: daemon.watch.kept.borrow().clone() };
+    let record = Record { neighbours: daemon.watch.kept.borrow().clone(), ..daemon.record.clone() };
     let cleaned = clean(&daemon.netlink, record, &daemon.record_file).await;
     down.context("the data plane is not down")?;
     cleaned?;

@@ -6,7 +6,9 @@
 //! Health never breaks what works: a backend that turns unhealthy gets no new connections and keeps its
 //! own, and when all of a pool fail at once the last usable set stays in use and an alarm is raised.
 
+mod cluster;
 mod machine;
+mod role;
 mod schedule;
 
 use std::{
@@ -15,17 +17,65 @@ use std::{
     time::Duration,
 };
 
-pub use self::{machine::Health, schedule::Schedule};
+pub use self::{
+    cluster::{Cluster, Doubt, Lag},
+    machine::Health,
+    role::{Observation, Says},
+    schedule::Schedule,
+};
 use crate::{
     dataplane::{BackendEntry, FlowsOf, Tables},
-    model::{BackendAddress, Config},
+    model::{BackendAddress, Config, Role},
 };
 
 /// Verdicts on every backend of every pool, by the pool's name.
 pub type Verdicts = BTreeMap<String, PoolVerdicts>;
 
-/// Verdicts on the backends of one pool.
-pub type PoolVerdicts = BTreeMap<BackendAddress, Verdict>;
+/// Verdicts on the backends of one pool: for services that take any, and for those that want a role. Who
+/// takes writes is no matter of opinion, so what is right for one is wrong for the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolVerdicts {
+    /// For services that take any.
+    pub any: BackendVerdicts,
+    /// For services that want the primary; empty where nobody knows roles.
+    pub primary: BackendVerdicts,
+    /// For services that want replicas; empty where nobody knows roles.
+    pub replica: BackendVerdicts,
+}
+
+/// Verdicts on backends.
+pub type BackendVerdicts = BTreeMap<BackendAddress, Verdict>;
+
+impl PoolVerdicts {
+    /// Those for a service that wants this role.
+    pub const fn of(&self, role: Option<Role>) -> &BackendVerdicts {
+        match role {
+            None => &self.any,
+            Some(Role::Primary) => &self.primary,
+            Some(Role::Replica) => &self.replica,
+        }
+    }
+
+    fn of_mut(&mut self, role: Option<Role>) -> &mut BackendVerdicts {
+        match role {
+            None => &mut self.any,
+            Some(Role::Primary) => &mut self.primary,
+            Some(Role::Replica) => &mut self.replica,
+        }
+    }
+
+    /// What is said of a backend for any service.
+    fn on(&self, backend: BackendAddress) -> impl Iterator<Item = &Verdict> {
+        [&self.any, &self.primary, &self.replica].into_iter().filter_map(move |of_role| of_role.get(&backend))
+    }
+}
+
+impl FromIterator<(BackendAddress, Verdict)> for PoolVerdicts {
+    /// Where nobody knows roles.
+    fn from_iter<I: IntoIterator<Item = (BackendAddress, Verdict)>>(verdicts: I) -> Self {
+        Self { any: verdicts.into_iter().collect(), ..Self::default() }
+    }
+}
 
 /// What is to be done with a backend now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +172,33 @@ pub enum Event {
         /// The pool.
         pool: String,
     },
+    /// A server says otherwise of its role than before.
+    Role {
+        /// Which one.
+        key: Key,
+        /// What it was; `None`: nobody had asked.
+        from: Option<Says>,
+        /// All that it said.
+        said: Observation,
+    },
+    /// Writes go elsewhere.
+    Primary {
+        /// The pool.
+        pool: String,
+        /// Who had them; `None`: nobody.
+        from: Option<BackendAddress>,
+        /// Who has them; `None`: nobody.
+        to: Option<BackendAddress>,
+        /// The whole decision.
+        why: String,
+    },
+    /// More than one says that it is the primary; `None`: not any more.
+    Doubt {
+        /// The pool.
+        pool: String,
+        /// Who.
+        doubt: Option<Doubt>,
+    },
 }
 
 /// What was known of the document's backends before a restart, from the tables: unknown health is as
@@ -143,7 +220,7 @@ pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
             .get(index)
             .map(|entry| entry.ring.slots.iter().map(|slot| slot.backend()).collect())
             .unwrap_or_default();
-        let of_pool = verdicts.entry(service.pool.clone()).or_default();
+        let of_pool = verdicts.entry(service.pool.clone()).or_default().of_mut(service.role);
         let entries: BTreeMap<_, _> = by_service
             .get(index)
             .into_iter()

@@ -71,6 +71,7 @@ pub fn text(snapshot: &Snapshot) -> String {
     verdicts(snapshot, &mut registry);
     services(snapshot, &mut registry);
     backends(snapshot, &mut registry);
+    clusters(snapshot, &mut registry);
     let mut text = String::new();
     // Writing to a string cannot fail.
     _ = encode(&mut text, &registry);
@@ -108,6 +109,31 @@ fn daemon(snapshot: &Snapshot, registry: &mut Registry) {
         "1 for an interface that is up, with how the program runs there",
         interfaces,
     );
+}
+
+fn clusters(snapshot: &Snapshot, registry: &mut Registry) {
+    let (roles, lags, written) = (Gauges::default(), Gauges::default(), Gauges::default());
+    let (changes, doubts) = (Counters::default(), Gauges::default());
+    for pool in &snapshot.pools {
+        let Some(cluster) = &pool.cluster else { continue };
+        let of_pool = vec![("pool", pool.name.clone())];
+        changes.get_or_create(&of_pool).inc_by(cluster.changes);
+        doubts.get_or_create(&of_pool).set(cluster.doubt.is_some().into());
+        for server in &cluster.servers {
+            let labels = vec![("pool", pool.name.clone()), ("backend", server.address.clone())];
+            written.get_or_create(&labels).set(server.written.into());
+            if let Some(seconds) = server.lag_seconds {
+                lags.get_or_create(&labels).set((seconds * 1e3) as i64);
+            }
+            let role = server.role.clone().filter(|_| server.answers).unwrap_or_else(|| "unknown".into());
+            roles.get_or_create(&[labels, vec![("role", role)]].concat()).set(1);
+        }
+    }
+    registry.register("server_role", "1 for the role that a server of a cluster says it has", roles);
+    registry.register("server_written", "1 for the server that gets new connections which write", written);
+    registry.register("replica_lag_milliseconds", "For how long what the primary wrote is missing", lags);
+    registry.register("primary_changes", "How often writes have gone elsewhere", changes);
+    registry.register("split_brain", "1 while it is in doubt who of a pool is the primary", doubts);
 }
 
 fn verdicts(snapshot: &Snapshot, registry: &mut Registry) {

@@ -5,6 +5,7 @@
 
 pub mod desk;
 mod network;
+mod roles;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,6 +17,7 @@ use std::{
 
 use desk::Desk;
 pub use network::{Network, NetworkError};
+pub use roles::{OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
 
 /// A whole document.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,7 +177,7 @@ impl Default for Idle {
 }
 
 /// Backends that can stand in for one another.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pool {
     /// How their health is found out; `None`: they count as healthy.
     pub health: Option<HealthCheck>,
@@ -185,6 +187,10 @@ pub struct Pool {
     pub on_unhealthy: OnUnhealthy,
     /// What to do when all fail at once.
     pub panic: Panic,
+    /// Who is read from when no replica is fit.
+    pub replica_fallback: ReplicaFallback,
+    /// What becomes of readers' connections to a server that is not fit any more.
+    pub on_unfit: OnUnfit,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.
@@ -326,6 +332,30 @@ pub enum Probe {
         /// What the answer must begin with; empty: any answer.
         expect: Vec<u8>,
     },
+    /// A PostgreSQL server: whether it takes writes, and how far behind it is.
+    Postgres(Postgres),
+    /// Paths that answer 200 on the server that is the primary, and on replicas that are fit.
+    HttpRole {
+        /// Path and query that the primary answers.
+        primary: String,
+        /// Path and query that replicas answer.
+        replica: String,
+    },
+}
+
+impl Probe {
+    /// Whether the answers say which server is the primary.
+    pub const fn tells_roles(&self) -> bool {
+        matches!(self, Self::Postgres(_) | Self::HttpRole { .. })
+    }
+
+    /// How far behind a replica may be; `None`: the check does not say, or sees to it itself.
+    pub const fn max_lag(&self) -> Option<Duration> {
+        match self {
+            Self::Postgres(postgres) => postgres.max_lag,
+            _ => None,
+        }
+    }
 }
 
 /// An address to be reached at, and the pool that answers.
@@ -335,6 +365,8 @@ pub struct Service {
     pub listen: Listen,
     /// Name of its pool; it exists.
     pub pool: String,
+    /// Which of the pool's backends; `None`: any. The pool's health check tells roles, then.
+    pub role: Option<Role>,
     /// How a backend is chosen.
     pub scheduler: Scheduler,
     /// How packets get there.
@@ -500,43 +532,4 @@ impl Service {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listeners_are_read_as_they_are_written() {
-        for text in
-            ["203.0.113.10:80/tcp", "[2001:db8::1]:53/udp", "203.0.113.10:*/tcp", "[2001:db8::1]:*/udp"]
-        {
-            assert_eq!(text.parse::<Listen>().map(|l| l.to_string()).as_deref(), Ok(text));
-        }
-        for text in [
-            "203.0.113.10:80",
-            "203.0.113.10/tcp",
-            "203.0.113.10:0/tcp",
-            "2001:db8::1:53/udp",
-            "a:1/tcp",
-            "1.2.3.4:1/sctp",
-        ] {
-            assert_eq!(text.parse::<Listen>(), Err(ListenError), "{text}");
-        }
-    }
-
-    #[test]
-    fn backends_are_read_as_they_are_written() {
-        for text in ["local", "10.0.0.11:8080", "10.0.0.11", "[2001:db8::11]:8080", "2001:db8::11"] {
-            assert_eq!(text.parse::<BackendAddress>().map(|b| b.to_string()).as_deref(), Ok(text));
-        }
-        for text in ["10.0.0.11:0", "local:80", "web.example:80", "10.0.0.11:70000"] {
-            assert_eq!(text.parse::<BackendAddress>(), Err(BackendAddressError), "{text}");
-        }
-    }
-
-    #[test]
-    fn ports_are_read_as_they_are_written() {
-        assert_eq!("10240-32767".parse(), Ok(PortRange { low: 10240, high: 32767 }));
-        for text in ["0-10", "10-9", "10", "1-65536"] {
-            assert_eq!(text.parse::<PortRange>(), Err(PortRangeError), "{text}");
-        }
-    }
-}
+mod tests;

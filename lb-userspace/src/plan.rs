@@ -26,8 +26,8 @@ use lb_common::abi::Tick;
 pub use self::{rings::Rings, verdicts::plan_verdicts};
 use crate::{
     dataplane::{Globals, NextHop, Op, Tables},
-    health::Verdicts,
-    model::Config,
+    health::{BackendVerdicts, Verdicts},
+    model::{Config, Service},
 };
 
 /// Everything that the tables should say.
@@ -56,6 +56,13 @@ pub struct Desired<'a> {
     pub spent: &'a BTreeSet<u32>,
     /// The time as packets see it.
     pub now: Tick,
+}
+
+impl Desired<'_> {
+    /// What health says of the backends of a service, each for the role that it wants.
+    fn verdicts_for(&self, service: &Service) -> Option<&BackendVerdicts> {
+        self.verdicts.get(&service.pool).map(|pool| pool.of(service.role))
+    }
 }
 
 /// What is to be done.
@@ -145,6 +152,10 @@ enum Stage {
     Everywhere,
     /// Sources, before the backends that name them.
     Sources,
+    /// Connections that write to a server which is not the primary any more are cut.
+    Fence,
+    /// No packet sees it as it was: from here on nothing is written there.
+    Fenced,
     /// Backends, before the slots that lead to them.
     Backends,
     /// Rule sets, in fresh places.
@@ -208,6 +219,9 @@ impl Steps {
             .any(|(stage, op)| *stage > Stage::Settle || *stage == Stage::Unserve || leaves_pages(op))
         {
             self.add(Stage::Settle, Op::Settle);
+        }
+        if self.ops.iter().any(|(stage, _)| *stage == Stage::Fence) {
+            self.add(Stage::Fenced, Op::Settle);
         }
         // Stable: within a stage the order of adding stays.
         self.ops.sort_by_key(|(stage, _)| *stage);

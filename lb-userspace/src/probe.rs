@@ -2,12 +2,15 @@
 //! mean is [`crate::health`]'s.
 
 mod http;
+mod postgres;
+mod role;
 mod tls;
 mod udp;
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,7 +19,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 
-use crate::model::{BackendAddress, HealthCheck, Probe};
+use self::postgres::Kept;
+use crate::{
+    health::Observation,
+    model::{BackendAddress, HealthCheck, Probe},
+};
 pub use tls::{TlsError, check_authorities};
 
 /// Probes that may be under way at the same time. Each takes a socket; what is over this waits, and its
@@ -44,6 +51,9 @@ pub enum ProbeError {
     /// An answer that does not have what is expected.
     #[error("the answer does not have what is expected")]
     Unexpected,
+    /// The server does not let us ask.
+    #[error("the server refuses the check: {0}")]
+    Refused(String),
     /// The check cannot be carried out.
     #[error("{0}")]
     Impossible(String),
@@ -54,21 +64,36 @@ pub enum ProbeError {
 pub struct Answer<K> {
     /// Who was asked, in the asker's words.
     pub key: K,
-    /// How long the answer took, or why there was none.
-    pub outcome: Result<Duration, ProbeError>,
+    /// What the answer was, or why there was none.
+    pub outcome: Result<Answered, ProbeError>,
+}
+
+/// A probe that succeeded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answered {
+    /// How long the answer took.
+    pub latency: Duration,
+    /// Who the server says it is, where it was asked.
+    pub said: Option<Observation>,
 }
 
 /// Sends out probes, not too many at once.
 pub struct Prober<K> {
     slots: Arc<Semaphore>,
     answers: mpsc::UnboundedSender<Answer<K>>,
+    kept: Arc<Mutex<HashMap<SocketAddr, Arc<Turn>>>>,
 }
+
+/// One probe after the other, where they tell roles: an answer that is overtaken by a later one would turn
+/// a role back to what it was. Holds the connection that is kept from one to the next.
+type Turn = tokio::sync::Mutex<Option<Kept>>;
 
 impl<K: Send + 'static> Prober<K> {
     /// A prober whose answers arrive at the receiver. Unbounded, but never more than was asked.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Answer<K>>) {
         let (answers, receiver) = mpsc::unbounded_channel();
-        (Self { slots: Arc::new(Semaphore::new(AT_ONCE)), answers }, receiver)
+        let slots = Arc::new(Semaphore::new(AT_ONCE));
+        (Self { slots, answers, kept: Arc::default() }, receiver)
     }
 
     /// Starts one probe.
@@ -77,44 +102,83 @@ impl<K: Send + 'static> Prober<K> {
         let answers = self.answers.clone();
         let (what, timeout) = (check.probe.clone(), check.timeout);
         let target = target(backend, check);
+        let turn = target.map(|target| self.turn(target, &check.probe));
         tokio::spawn(async move {
+            let Some(target) = target else {
+                let why = ProbeError::Impossible("the backend has no port; give health a port".into());
+                _ = answers.send(Answer { key, outcome: Err(why) });
+                return;
+            };
+            let turn = turn.unwrap_or_default();
+            let mut kept = match &turn {
+                Some(turn) => Some(turn.lock().await),
+                None => None,
+            };
+            let mut nothing = None;
+            let kept = kept.as_deref_mut().unwrap_or(&mut nothing);
             // The semaphore is never closed; if it were, there would be nothing to ask.
             let Ok(_slot) = slots.acquire_owned().await else { return };
-            let outcome = match target {
-                Some(target) => probe(&what, target, timeout).await,
-                None => Err(ProbeError::Impossible("the backend has no port; give health a port".into())),
-            };
-            // The daemon has gone: nobody wants to know.
+            let outcome = ask(&what, target, timeout, kept).await;
+            // The daemon has gone: nobody wants to know. While it is our turn, so that answers stay in order.
             _ = answers.send(Answer { key, outcome });
         });
     }
+
+    /// The turn at a server that is asked for its role.
+    fn turn(&self, target: SocketAddr, probe: &Probe) -> Option<Arc<Turn>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !probe.tells_roles() {
+            return None;
+        }
+        // Those of servers that are asked no more.
+        kept.retain(|address, turn| *address == target || Arc::strong_count(turn) > 1 || is_fresh(turn));
+        Some(Arc::clone(kept.entry(target).or_default()))
+    }
 }
 
-/// Asks once; gives back how long the answer took.
+/// Whether a kept connection was used lately, or may be being used.
+fn is_fresh(turn: &Turn) -> bool {
+    turn.try_lock().map_or(true, |kept| kept.as_ref().is_some_and(Kept::is_fresh))
+}
+
+/// Asks once, by a connection of its own.
 ///
 /// # Errors
 /// Why it counts as failed.
-pub async fn probe(what: &Probe, target: SocketAddr, timeout: Duration) -> Result<Duration, ProbeError> {
+pub async fn probe(what: &Probe, target: SocketAddr, timeout: Duration) -> Result<Answered, ProbeError> {
+    ask(what, target, timeout, &mut None).await
+}
+
+/// Asks once. `kept`: a connection from last time, if there is one, and for the next.
+async fn ask(
+    what: &Probe,
+    target: SocketAddr,
+    timeout: Duration,
+    kept: &mut Option<Kept>,
+) -> Result<Answered, ProbeError> {
     let start = Instant::now();
     let asked = async {
         match what {
-            Probe::Tcp => connect(target).await.map(drop),
+            Probe::Tcp => connect(target).await.map(|_| None),
             Probe::Http { path, host, status, body, tls, verify, ca_file } => {
                 let request = http::Request { path, host: host.as_deref(), status, body: body.as_deref() };
                 let stream = connect(target).await?;
                 if *tls {
                     let name = tls::server_name(host.as_deref(), target.ip())?;
                     let stream = tls::connect(stream, name, *verify, ca_file.as_deref()).await?;
-                    http::get(stream, target, &request).await
+                    http::get(stream, target, &request).await?;
                 } else {
-                    http::get(stream, target, &request).await
+                    http::get(stream, target, &request).await?;
                 }
+                Ok(None)
             }
-            Probe::Udp { send, expect } => udp::ask(target, send, expect).await,
+            Probe::Udp { send, expect } => udp::ask(target, send, expect).await.map(|()| None),
+            Probe::Postgres(settings) => postgres::ask(settings, target, kept).await.map(Some),
+            Probe::HttpRole { primary, replica } => role::ask(target, primary, replica).await.map(Some),
         }
     };
     match tokio::time::timeout(timeout, asked).await {
-        Ok(outcome) => outcome.map(|()| start.elapsed()),
+        Ok(outcome) => outcome.map(|said| Answered { latency: start.elapsed(), said }),
         Err(_) => Err(ProbeError::Timeout(timeout)),
     }
 }

@@ -59,9 +59,14 @@ const WAYS: [(&str, Way); 19] = [
 ];
 /// The last one; what follows it is looked at apart.
 const DRAIN: &str = "sudo lb backend drain web 10.0.0.11:8080 --deadline 5m";
+/// Of the chapter on databases, after that.
+const DATABASES: [(&str, Way); 2] = [
+    ("sudo lb pool show accounts", Way::Elsewhere("tests/tests/databases.rs has servers for it")),
+    ("sudo lb pool recheck accounts", Way::Elsewhere("tests/tests/databases.rs has servers for it")),
+];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 11] = [
+const IN_SENTENCES: [(&str, Way); 13] = [
     ("cargo xtask setup --report", Way::Desk),
     ("cargo xtask ci", Way::Elsewhere("runs this test")),
     ("cargo xtask bench", Way::Elsewhere("see above")),
@@ -72,6 +77,11 @@ const IN_SENTENCES: [(&str, Way); 11] = [
     ("lb apply FILE", Way::Host),
     ("lb plan FILE", Way::Host),
     ("lb service show shop", Way::Host),
+    ("lb pool promote", Way::Elsewhere("see below")),
+    (
+        "sudo lb pool promote accounts 10.0.0.21:5432",
+        Way::Elsewhere("tests/tests/databases.rs has servers for it"),
+    ),
     // Ends the daemon.
     ("lb detach", Way::Host),
 ];
@@ -105,7 +115,8 @@ fn in_sentences(text: &str) -> BTreeSet<&str> {
 #[test]
 fn every_command_is_run_or_there_is_a_reason() -> Result<()> {
     let text = readme()?;
-    let known: Vec<_> = WAYS.iter().map(|(command, _)| *command).chain([DRAIN]).collect();
+    let databases = DATABASES.iter().map(|(command, _)| *command);
+    let known: Vec<_> = WAYS.iter().map(|(command, _)| *command).chain([DRAIN]).chain(databases).collect();
     assert_eq!(commands(&text), known, "in this order; a new one needs its place in the list");
     assert_eq!(in_sentences(&text), IN_SENTENCES.iter().map(|(command, _)| *command).collect());
     Ok(())
@@ -121,7 +132,7 @@ fn what_the_readme_says_works() -> Result<()> {
     let machine = Machine::new(&text)?;
     let mut running = Vec::new();
     for command in commands(&text) {
-        let way = WAYS.iter().find(|(known, _)| *known == command).map(|(_, way)| *way);
+        let way = WAYS.iter().chain(&DATABASES).find(|(known, _)| *known == command).map(|(_, way)| *way);
         println!("{command}: {way:?}");
         match way {
             Some(Way::Elsewhere(_)) => {}

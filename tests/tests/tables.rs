@@ -193,7 +193,7 @@ fn verdicts(config: &Config, dice: &mut Dice) -> Verdicts {
     for (name, pool) in &config.pools {
         let of_pool: BTreeMap<BackendAddress, Verdict> =
             pool.backends.iter().map(|backend| (backend.address, verdict())).collect();
-        verdicts.insert(name.clone(), of_pool);
+        verdicts.insert(name.clone(), of_pool.into_iter().collect());
     }
     verdicts
 }

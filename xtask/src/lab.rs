@@ -31,10 +31,12 @@
 pub mod link;
 pub mod named;
 mod namespace;
+pub mod postgres;
 mod process;
 mod topology;
 
 pub use namespace::Namespace;
+pub use postgres::Postgres;
 pub use process::Proc;
 pub use topology::{Lab, LabOptions, VIP, VIP_V6};
 

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::toolchain;
+use crate::{lab::postgres, toolchain};
 
 /// A program that tests or people in the lab use.
 struct Tool {
@@ -29,7 +29,20 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nginx", package: "nginx", use_: "the tests" },
     Tool { program: "iperf3", package: "iperf3", use_: "the tests" },
     Tool { program: "tcpdump", package: "tcpdump", use_: "looking at packets in the lab" },
+    Tool { program: SERVER, package: "postgresql", use_: "the tests of databases" },
 ];
+
+/// Debian's is not on `PATH`.
+const SERVER: &str = "postgres";
+
+impl Tool {
+    fn place(&self) -> Option<PathBuf> {
+        if self.program == SERVER {
+            return postgres::programs().ok().map(|programs| programs.join(SERVER));
+        }
+        toolchain::on_path(self.program)
+    }
+}
 
 /// For `cargo xtask kernel` alone.
 const EMULATOR: Tool = Tool {
@@ -119,8 +132,7 @@ pub fn report() {
         Err(missing) => println!("linker for BPF     missing: {missing}"),
     }
     for tool in TOOLS {
-        let place = toolchain::on_path(tool.program)
-            .map_or_else(|| "missing".into(), |path| path.display().to_string());
+        let place = tool.place().map_or_else(|| "missing".into(), |path| path.display().to_string());
         println!("{:<18} {place}", tool.program);
     }
 }
@@ -229,7 +241,7 @@ fn llvm_prefix(llvm: u32) -> Result<PathBuf> {
 
 /// Gets tools; what could not be had.
 fn tools(wanted: &[&Tool]) -> Vec<anyhow::Error> {
-    let absent = || wanted.iter().filter(|tool| toolchain::on_path(tool.program).is_none());
+    let absent = || wanted.iter().filter(|tool| tool.place().is_none());
     if absent().next().is_none() {
         return Vec::new();
     }

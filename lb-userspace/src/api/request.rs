@@ -28,6 +28,10 @@ pub enum Request {
     Replace(Replacement, Reply<Done>),
     /// Read the file again.
     Reload(Reply<Done>),
+    /// Ask everybody of a pool now.
+    Recheck(String, Reply<Done>),
+    /// Somebody says who the primary of a pool is.
+    Promote(Promotion, Reply<Done>),
     /// Take everything down and end.
     Detach(Reply<Done>),
 }
@@ -142,6 +146,15 @@ pub struct Edits {
     /// refused. Without it they are applied to whatever is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+}
+
+/// Who is said to be the primary of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promotion {
+    /// The pool.
+    pub pool: String,
+    /// The backend, as in the document.
+    pub backend: String,
 }
 
 /// Why the daemon does not do what it was asked.

@@ -99,6 +99,8 @@ pub struct Service {
     pub usable: usize,
     /// Backends of its pool.
     pub backends: usize,
+    /// Which of them it wants: "primary" or "replica"; `null`: any.
+    pub role: Option<String>,
     /// When connections are written down: "changes", "always" or "never"; `null` where all are.
     pub track: Option<String>,
     /// How far the slots of its ring are; `null` where nothing is remembered of them.
@@ -143,6 +145,54 @@ pub struct Pool {
     pub backends: usize,
     /// All of its backends fail, and the last set is kept in use.
     pub panicking: bool,
+    /// Who is what, where its health check tells; else `null`.
+    pub cluster: Option<Cluster>,
+}
+
+/// Servers of which one takes writes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Who gets new connections that write; `null`: nobody.
+    pub primary: Option<String>,
+    /// The timeline that is followed, or was last.
+    pub timeline: Option<u32>,
+    /// Seconds since that last changed.
+    pub since_seconds: u64,
+    /// How often it has changed since the daemon started.
+    pub changes: u64,
+    /// The whole decision.
+    pub why: String,
+    /// What speaks against there being one primary.
+    pub doubt: Option<String>,
+    /// Each server, in the document's order.
+    pub servers: Vec<Server>,
+}
+
+/// What a server of a cluster says of itself, and what follows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Server {
+    /// Its address.
+    pub address: String,
+    /// "primary", "replica" or "neither", by its last answer; `null`: it has never answered.
+    pub role: Option<String>,
+    /// It has answered when it was last asked; else its role is what it said before.
+    pub answers: bool,
+    /// A primary that is set to refuse writes.
+    pub read_only: bool,
+    /// The timeline that it is on.
+    pub timeline: Option<u32>,
+    /// Bytes of the primary's log that it has not replayed.
+    pub lag_bytes: Option<u64>,
+    /// For how long what the primary wrote has been missing.
+    pub lag_seconds: Option<f64>,
+    /// Seconds since it last changed its role.
+    pub since_seconds: Option<u64>,
+    /// It gets new connections that write.
+    pub written: bool,
+    /// It gets new connections that read.
+    pub read: bool,
+    /// It says that it is the primary, and gets nothing, since another one is.
+    pub fenced: bool,
 }
 
 /// A backend of a pool.

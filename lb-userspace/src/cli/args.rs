@@ -295,6 +295,24 @@ pub(super) enum Pool {
         /// Its name
         name: String,
     },
+    /// Ask all its servers now who they are, rather than when it is their turn
+    #[command(
+        after_help = "EXAMPLES\n  lb pool recheck accounts\n  curl --unix-socket /run/lobby/lb.sock -X POST http://lb/v1/pools/accounts/recheck\n\nThe second does the same, from a script that is called on a promotion."
+    )]
+    Recheck {
+        /// Its name
+        name: String,
+    },
+    /// Say which of its servers is the primary, where that cannot be told
+    #[command(
+        after_help = "EXAMPLES\n  lb pool promote accounts 10.0.0.22:5432\n\nIt promotes nothing: the server must say itself that it is the primary. Needed where Lobby does not follow\none by itself: an old primary that is the only one left, or two on the same timeline."
+    )]
+    Promote {
+        /// The pool
+        pool: String,
+        /// The server, as the document has it
+        backend: BackendAddress,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -56,7 +56,7 @@ fn service(command: &Service) -> Option<Change> {
 
 fn pool(command: &Pool) -> Option<Change> {
     match command {
-        Pool::List | Pool::Show { .. } => None,
+        Pool::List | Pool::Show { .. } | Pool::Recheck { .. } | Pool::Promote { .. } => None,
         Pool::Add { name, backend, tcp, http, interval } => Some(Change::AddPool {
             name: name.clone(),
             backends: backend.iter().map(ToString::to_string).collect(),

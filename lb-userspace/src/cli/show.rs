@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::table::{Cell, Table, Tone, colours, paint};
 use crate::api::view::{
-    Backend, Connections, Counters, Explanation, Foreseen, Pool, Service, Slots, Snapshot, Traffic,
+    Backend, Cluster, Connections, Counters, Explanation, Foreseen, Pool, Service, Slots, Snapshot, Traffic,
 };
 
 /// The whole picture, for `lb status`.
@@ -140,13 +140,57 @@ pub(super) fn pools(pools: &[Pool]) -> String {
 pub(super) fn pool(pool: &Pool, its_backends: &[Backend]) -> String {
     let panic = if pool.panicking { " (all fail now: the last set stays in use)" } else { "" };
     format!(
-        "pool          {}\nhealth        {}\non unhealthy  {}\npanic         {}{panic}\nservices      {}\n\n{}",
+        "pool          {}\nhealth        {}\non unhealthy  {}\npanic         {}{panic}\nservices      {}\n{}\n{}",
         pool.name,
         pool.health,
         pool.on_unhealthy,
         pool.panic,
         pool.services.join(", "),
+        pool.cluster.as_ref().map(cluster).unwrap_or_default(),
         backends(its_backends)
+    )
+}
+
+/// Who is what in a pool of which one server takes writes.
+fn cluster(cluster: &Cluster) -> String {
+    let mut table = Table::new(&["BACKEND", "ROLE", "TIMELINE", "LAG", "SINCE", "WRITES", "READS"]);
+    for server in &cluster.servers {
+        let role = match (&server.role, server.answers) {
+            (None, _) => Cell::text("unknown").tone(Tone::Odd),
+            (Some(role), false) => Cell::text(format!("was {role}, silent")).tone(Tone::Bad),
+            (Some(role), true) if server.fenced => Cell::text(format!("{role}, fenced")).tone(Tone::Bad),
+            (Some(role), true) if server.read_only => {
+                Cell::text(format!("{role}, read-only")).tone(Tone::Odd)
+            }
+            (Some(role), true) => {
+                Cell::text(role).tone(if role == "neither" { Tone::Odd } else { Tone::Good })
+            }
+        };
+        let lag = match (server.lag_seconds, server.lag_bytes) {
+            (None, _) => "-".to_owned(),
+            (Some(seconds), None) => format!("{seconds:.1} s"),
+            (Some(seconds), Some(missing)) => format!("{seconds:.1} s, {}", bytes(missing)),
+        };
+        let yes = |yes| Cell::text(if yes { "yes" } else { "-" });
+        table.row(vec![
+            Cell::text(&server.address),
+            role,
+            server.timeline.map_or_else(|| Cell::text("-"), Cell::number),
+            Cell::number(lag),
+            Cell::number(
+                server.since_seconds.map_or_else(|| "-".to_owned(), |s| duration(Duration::from_secs(s))),
+            ),
+            yes(server.written),
+            yes(server.read),
+        ]);
+    }
+    let doubt = cluster.doubt.as_ref().map(|doubt| format!("alarm         {doubt}\n")).unwrap_or_default();
+    format!(
+        "writes go to  {}, since {}\nwhy           {}\n{doubt}\n{}",
+        cluster.primary.as_deref().unwrap_or("nobody"),
+        duration(Duration::from_secs(cluster.since_seconds)),
+        cluster.why,
+        table.render(colours())
     )
 }
 

@@ -8,6 +8,7 @@ use std::{
 use super::{
     complaint::{Place, Places},
     read::{Sink, suggest},
+    roles,
 };
 use crate::model::{
     Backend, BackendAddress, Config, Forward, Pool, Service,
@@ -25,7 +26,10 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
         }
         source_clash(name, config, service, places, sink);
         match config.pools.get(&service.pool) {
-            Some(pool) => fits(name, service, pool, places, sink),
+            Some(pool) => {
+                fits(name, service, pool, places, sink);
+                roles::fits(name, service, pool, places, sink);
+            }
             None => no_pool(config, &service.pool, places, &places.pool_of(name), sink),
         }
     }

@@ -7,9 +7,12 @@ use toml::de::DeValue;
 use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
+    roles,
     settings::check_unicast,
 };
-use crate::model::{Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe};
+use crate::model::{
+    Admin, Backend, BackendAddress, HealthCheck, OnUnfit, OnUnhealthy, Panic, Pool, Probe, ReplicaFallback,
+};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,6 +35,12 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     });
     let panic = fields
         .read(sink, "panic", |node, sink| node.choice(sink, &[("keep", Panic::Keep), ("fail", Panic::Fail)]));
+    let replica_fallback = fields.read(sink, "replica_fallback", |node, sink| {
+        node.choice(sink, &[("primary", ReplicaFallback::Primary), ("none", ReplicaFallback::None)])
+    });
+    let on_unfit = fields.read(sink, "on_unfit", |node, sink| {
+        node.choice(sink, &[("keep", OnUnfit::Keep), ("cut", OnUnfit::Cut)])
+    });
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",
@@ -53,6 +62,8 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         backends,
         on_unhealthy: on_unhealthy.unwrap_or_default(),
         panic: panic.unwrap_or_default(),
+        replica_fallback: replica_fallback.unwrap_or_default(),
+        on_unfit: on_unfit.unwrap_or_default(),
     })
 }
 
@@ -63,6 +74,7 @@ pub(super) fn desk() -> Pool {
         backends: vec![Backend { address: BackendAddress::Local, weight: 1, admin: Admin::Enabled }],
         on_unhealthy: OnUnhealthy::Keep,
         panic: Panic::Keep,
+        ..Pool::default()
     }
 }
 
@@ -162,7 +174,6 @@ fn health(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HealthCheck> {
     let fall = fields.read(sink, "fall", |node, sink| node.integer(sink, 1..=1000));
     let jitter = fields.read(sink, "jitter", |node, sink| node.fraction(sink, 0.0..=0.5));
     let port = fields.read(sink, "port", |node, sink| node.integer(sink, 1..=65535));
-    fields.later(&[("postgres", "write tcp = true to check that the server accepts connections")]);
     let span = fields.span.clone();
     fields.finish(sink);
     if interval < Duration::from_millis(10) {
@@ -205,12 +216,16 @@ fn probe(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> Option<Probe> {
         (None, Some(node)) => http_probe(fields, node, true, sink),
         (None, None) => None,
     };
-    let kinds: Vec<_> = ["tcp", "http", "https", "udp"].into_iter().filter(|kind| fields.has(kind)).collect();
+    let postgres = fields.read(sink, "postgres", roles::postgres);
+    let http_role = fields.read(sink, "http_role", roles::http_role);
+    let kinds: Vec<_> = ["tcp", "http", "https", "udp", "postgres", "http_role"]
+        .into_iter()
+        .filter(|kind| fields.has(kind))
+        .collect();
     match kinds.as_slice() {
-        [_] => tcp.or(http).or(udp),
+        [_] => tcp.or(http).or(udp).or(postgres).or(http_role),
         [] => {
-            let remedy =
-                "add one of tcp = true, http = \"/healthz\", https = \"/healthz\", udp = { send = \"ping\" }";
+            let remedy = "add one of tcp = true, http = \"/healthz\", https = \"/healthz\", udp = { send = \"ping\" }, postgres = { user = \"lb\" }";
             sink.error(&fields.span, "the health check does not say what to ask", remedy);
             None
         }
@@ -223,13 +238,7 @@ fn probe(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> Option<Probe> {
 }
 
 fn http_probe(fields: &mut Fields<'_>, node: &Node<'_>, tls: bool, sink: &mut Sink<'_>) -> Option<Probe> {
-    let path = node.string(sink).map(str::to_owned);
-    if let Some(path) = &path {
-        // RFC 9112 section 3.2.1: origin-form, without anything that would end the request line.
-        if !path.starts_with('/') || !path.chars().all(|c| c.is_ascii_graphic()) {
-            node.refuse(sink, "write a path that begins with / and has no spaces, such as \"/healthz\"");
-        }
-    }
+    let path = roles::path(node, sink);
     let host = fields.read(sink, "host", |node, sink| {
         let host = node.string(sink)?;
         if host.is_empty() || !host.chars().all(|c| c.is_ascii_graphic() && c != '/') {

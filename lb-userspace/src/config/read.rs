@@ -15,11 +15,13 @@ use super::complaint::{Complaint, Place};
 pub(super) struct Sink<'t> {
     text: &'t str,
     pub(super) complaints: Vec<Complaint>,
+    /// Values that are to be seen nowhere.
+    secrets: Vec<&'t str>,
 }
 
 impl<'t> Sink<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, complaints: Vec::new() }
+        Self { text, complaints: Vec::new(), secrets: Vec::new() }
     }
 
     pub(super) fn error(
@@ -34,6 +36,23 @@ impl<'t> Sink<'t> {
     /// The line of a place, from 1.
     pub(super) fn line(&self, span: &Range<usize>) -> usize {
         Place::new(self.text, span.clone()).error("", "").line
+    }
+
+    /// What stands there is not to be shown with any complaint.
+    pub(super) fn hide(&mut self, span: &Range<usize>) {
+        self.secrets.extend(self.text.get(span.clone()).filter(|secret| !secret.is_empty()));
+    }
+
+    /// All complaints, with nothing in them that is to be hidden.
+    pub(super) fn into_complaints(self) -> Vec<Complaint> {
+        let Self { mut complaints, secrets, .. } = self;
+        for complaint in &mut complaints {
+            for secret in &secrets {
+                let stars = "*".repeat(secret.chars().count());
+                complaint.excerpt = complaint.excerpt.replace(secret, &stars);
+            }
+        }
+        complaints
     }
 
     pub(super) fn warning(

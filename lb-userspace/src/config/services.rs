@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
-    routes,
+    roles, routes,
     settings::check_unicast,
     tls,
 };
@@ -54,6 +54,7 @@ pub(super) fn service(
         places.note(Thing::RingSize(name.to_owned()), node.span.clone());
         ring_size(node, scheduler.unwrap_or_default(), sink)
     });
+    let role = roles::role(&mut fields, forward.unwrap_or_default(), listen, sink);
     let (allow, deny) = firewall(&mut fields, listen, sink);
     const AT_DESK: &str =
         "remove it, or add routes: this service forwards packets and does not look inside connections";
@@ -62,16 +63,14 @@ pub(super) fn service(
             sink.error(&node.span, format!("{key} is for services with routes"), AT_DESK);
         }
     }
-    fields.later(&[
-        ("role", "remove it; this version sends connections to any backend of the pool"),
-        ("auth", AUTH),
-    ]);
+    fields.later(&[("auth", AUTH)]);
     fields.finish(sink);
     let datagrams = listen.is_some_and(|listen| listen.protocol == Protocol::Udp);
     let otherwise = if datagrams && sticky != Some(true) { Track::Never } else { Track::Changes };
     Some(Service {
         listen: listen?,
         pool: pool?,
+        role,
         scheduler: scheduler.unwrap_or_default(),
         forward: forward.unwrap_or_default(),
         track: track.unwrap_or(otherwise),
@@ -145,6 +144,7 @@ fn at_desk(
     fields.finish(sink);
     let routes = found.into_iter().map(|(route, _)| route).collect();
     Some(Service {
+        role: None,
         listen: listen?,
         pool: DESK_POOL.to_owned(),
         scheduler: Scheduler::Maglev,

@@ -2,6 +2,7 @@
 //! tables to it. No sockets, no files, no clock: time is an argument, so tests play whole days.
 
 mod census;
+mod roles;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +31,7 @@ use crate::{
     model::{BackendAddress, Config, HealthCheck},
     netlink::surroundings::Surroundings,
     plan::{Desired, Plan, PlanError, Rings, plan_again, plan_verdicts},
-    probe::Answer,
+    probe::{Answer, Answered},
 };
 
 /// How many alarms of one kind are worth reading.
@@ -321,10 +322,13 @@ impl<D: Dataplane> Core<D> {
     /// Takes in the answer to a probe; says whether the tables must change.
     pub fn answer(&mut self, answer: Answer<Key>, now: Now) -> bool {
         let Answer { key, outcome } = answer;
-        let events = self.health.report(&key, outcome.is_ok(), now);
+        let events = match &outcome {
+            Ok(Answered { said: Some(said), .. }) => self.health.observe(&key, *said, now),
+            outcome => self.health.report(&key, outcome.is_ok(), now),
+        };
         let report = self.reports.entry(key).or_default();
         match outcome {
-            Ok(latency) => *report = Report { latency: Some(latency), failure: None },
+            Ok(Answered { latency, .. }) => *report = Report { latency: Some(latency), failure: None },
             Err(error) => report.failure = Some(error.to_string()),
         }
         self.hear(events)
@@ -454,7 +458,7 @@ impl<D: Dataplane> Core<D> {
 
     /// How a backend is, and whether it gets new connections.
     pub fn state(&self, pool: &str, backend: BackendAddress) -> (State, bool) {
-        let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.get(&backend));
+        let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.any.get(&backend));
         let state = self.health.state(&Key { pool: pool.to_owned(), backend }).unwrap_or(State::Starting);
         (state, verdict.is_some_and(|verdict| verdict.usable))
     }
@@ -484,6 +488,9 @@ impl<D: Dataplane> Core<D> {
                 Some(link) if !link.up => alarms.push(format!("interface {name} is down")),
                 Some(_) => {}
             }
+        }
+        for (name, doubt) in self.health.doubts() {
+            alarms.push(format!("pool {name}: {doubt}"));
         }
         for (name, kept) in self.health.all_failed() {
             alarms.push(all_failed(name, kept.len()));
@@ -545,6 +552,21 @@ fn tell(events: &[Event]) {
             }
             Event::AllFailed { pool, kept } => warn!("{}", all_failed(pool, kept.len())),
             Event::AllFailedOver { pool } => info!(pool, "not every backend fails its check any more"),
+            Event::Role { key, from, said } => {
+                let before = from.map_or_else(|| "unknown".to_owned(), |says| says.to_string());
+                info!(pool = key.pool, backend = %key.backend, before, now = %said, "role");
+            }
+            Event::Primary { pool, from, to, why } => {
+                let name = |address: &Option<BackendAddress>| {
+                    address.map_or_else(|| "nobody".to_owned(), |address| address.to_string())
+                };
+                match to {
+                    Some(_) => info!(pool, before = name(from), now = name(to), "writes: {why}"),
+                    None => warn!(pool, before = name(from), now = name(to), "writes: {why}"),
+                }
+            }
+            Event::Doubt { pool, doubt: Some(doubt) } => warn!(pool, "{doubt}"),
+            Event::Doubt { pool, doubt: None } => info!(pool, "it is clear again who is the primary"),
             Event::Verdicts { .. } => {}
         }
     }

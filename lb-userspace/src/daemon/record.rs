@@ -1,8 +1,8 @@
 //! What must outlive the daemon besides the pinned tables (which also say how the backends were): which
-//! addresses it put, and which neighbours it has kept resolved. One small JSON file in the run directory.
+//! addresses it put, which neighbours it has kept resolved, and which timelines of databases it followed. One small JSON file in the run directory.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     net::IpAddr,
     path::{Path, PathBuf},
@@ -23,6 +23,8 @@ pub struct Record {
     pub addresses: BTreeSet<Placed>,
     /// Neighbours that the kernel was told to keep resolved.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
+    /// Which timeline of each pool's databases was followed last.
+    pub timelines: BTreeMap<String, u32>,
 }
 
 /// Where it is remembered.
@@ -92,6 +94,7 @@ mod tests {
         let record = Record {
             addresses: [(1, "203.0.113.10".parse().unwrap())].into(),
             neighbours: [(2, "2001:db8::1".parse().unwrap())].into(),
+            timelines: [("accounts".to_owned(), 3)].into(),
         };
         file.write(&record).unwrap();
         assert_eq!(file.read().unwrap(), record);

@@ -1,6 +1,8 @@
 //! The event loop: the only place where the daemon's state changes. Whoever wants something sends a
 //! message; whoever has finished something, too.
 
+mod roles;
+
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
@@ -41,7 +43,7 @@ use crate::{
     health::{Key, Now},
     metrics,
     netlink::{Netlink, NetlinkError, surroundings::Surroundings, watch::Watch},
-    probe::{Answer, Prober},
+    probe::{Answer, Answered, Prober},
 };
 
 /// How often flows are counted while somebody waits for them to end.
@@ -210,13 +212,17 @@ impl<P: Plane> Daemon<P> {
             std::iter::from_fn(|| self.answers.try_recv().ok()).take(ANSWERS_AT_ONCE).collect();
         for answer in std::iter::once(first).chain(rest) {
             let shown = match &answer.outcome {
-                Ok(latency) => format!("{:.1} ms", latency.as_secs_f64() * 1e3),
+                Ok(Answered { latency, said }) => {
+                    let said = said.map_or_else(String::new, |said| format!(", {said}"));
+                    format!("{:.1} ms{said}", latency.as_secs_f64() * 1e3)
+                }
                 Err(error) => error.to_string(),
             };
             debug!(pool = answer.key.pool, backend = %answer.key.backend, "probe: {shown}");
             changed |= self.core.answer(answer, now);
         }
         if changed {
+            self.remember_timelines();
             self.settle();
         }
     }
@@ -471,6 +477,8 @@ impl<P: Plane> Daemon<P> {
                 let outcome = self.reload().await.map_err(|error| self.request_error(error));
                 reply.send(outcome.map(|()| self.done()));
             }
+            Request::Recheck(pool, reply) => reply.send(self.recheck(&pool)),
+            Request::Promote(promotion, reply) => reply.send(self.promote(&promotion)),
             Request::Detach(reply) => return Some(End::Detach(reply)),
         }
         None

@@ -52,7 +52,7 @@ pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot
     Ok(view::Snapshot {
         status: status(core, now, sums, (fill.live, fill.capacity)),
         services: services(core, config, &backends, &traffic)?,
-        pools: pools(core, config, &backends),
+        pools: pools(core, config, &backends, now),
         backends,
         counters,
     })
@@ -126,7 +126,7 @@ fn services<D: Dataplane>(
     let indices: BTreeMap<model::Listen, u32> =
         core.tables().services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
     let view = |(name, service): (&String, &model::Service)| {
-        let (usable, all) = count(backends, &service.pool);
+        let (_, all) = count(backends, &service.pool);
         let direct = service.forward == model::Forward::Dsr;
         let index = indices.get(&service.listen).filter(|_| direct);
         Ok(view::Service {
@@ -141,8 +141,9 @@ fn services<D: Dataplane>(
             forward: service.forward.name().into(),
             allow: service.allow.iter().map(ToString::to_string).collect(),
             deny: service.deny.iter().map(ToString::to_string).collect(),
-            usable,
+            usable: core.usable(&service.pool, service.role),
             backends: all,
+            role: service.role.map(|role| role.name().to_owned()),
             track: direct.then(|| service.track.name().into()),
             slots: index.map(|index| slots(core.plane(), &core.tables().services[index])).transpose()?,
             traffic: traffic.of_service(service.listen),
@@ -178,7 +179,12 @@ fn slots<D: Dataplane>(plane: &D, service: &ServiceEntry) -> Result<view::Slots,
     Ok(slots)
 }
 
-fn pools<D: Dataplane>(core: &Core<D>, config: &Config, backends: &[view::Backend]) -> Vec<view::Pool> {
+fn pools<D: Dataplane>(
+    core: &Core<D>,
+    config: &Config,
+    backends: &[view::Backend],
+    now: Now,
+) -> Vec<view::Pool> {
     let view = |(name, pool): (&String, &model::Pool)| {
         let (usable, all) = count(backends, name);
         let users = config.services.iter().filter(|(_, service)| service.pool == *name);
@@ -200,6 +206,7 @@ fn pools<D: Dataplane>(core: &Core<D>, config: &Config, backends: &[view::Backen
             usable,
             backends: all,
             panicking: core.is_panicking(name),
+            cluster: core.cluster(name, now),
         }
     };
     config.pools.iter().map(view).collect()
@@ -265,6 +272,8 @@ fn health(check: &HealthCheck) -> String {
         Probe::Tcp => "tcp".to_owned(),
         Probe::Http { path, tls, .. } => format!("{} {path}", if *tls { "https" } else { "http" }),
         Probe::Udp { .. } => "udp".to_owned(),
+        Probe::Postgres(postgres) => format!("postgres as {}", postgres.user),
+        Probe::HttpRole { primary, replica } => format!("http {primary} and {replica}"),
     };
     if let Some(port) = check.port {
         // Writing to a string cannot fail.

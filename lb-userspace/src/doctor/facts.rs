@@ -120,7 +120,8 @@ async fn reach(document: Option<&Document>) -> BTreeMap<(String, BackendAddress)
         })
     });
     let answers = asked.map(|(pool, address, target)| async move {
-        let outcome = probe::probe(&Probe::Tcp, target, PATIENCE).await.map_err(|error| error.to_string());
+        let outcome = probe::probe(&Probe::Tcp, target, PATIENCE).await;
+        let outcome = outcome.map(|answer| answer.latency).map_err(|error| error.to_string());
         ((pool, address), outcome)
     });
     // Not all at once: a document may have thousands.

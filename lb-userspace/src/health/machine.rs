@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Event, Key, Now, PoolVerdicts, Schedule, State, Verdict, Verdicts};
+use super::{
+    Cluster, Event, Key, Now, Observation, PoolVerdicts, Says, Schedule, State, Verdict, Verdicts,
+    cluster::{Fitness, Outcome},
+};
 use crate::{
     dataplane::FlowsOf,
-    model::{Admin, BackendAddress, Config, HealthCheck, OnUnhealthy, Panic},
+    model::{Admin, BackendAddress, Config, HealthCheck, OnUnfit, OnUnhealthy, Panic, ReplicaFallback},
 };
 
 /// The health of every backend of a document.
@@ -26,9 +29,13 @@ struct Pool {
     check: Option<HealthCheck>,
     on_unhealthy: OnUnhealthy,
     panic: Panic,
+    replica_fallback: ReplicaFallback,
+    on_unfit: OnUnfit,
     backends: BTreeMap<BackendAddress, Backend>,
     /// All have failed: those that stay in use.
     all_failed: Option<BTreeSet<BackendAddress>>,
+    /// Who is what, where the check tells.
+    cluster: Option<Cluster>,
 }
 
 #[derive(Clone, Debug)]
@@ -65,23 +72,37 @@ impl Health {
     /// without a health check is healthy.
     pub fn configure(&mut self, config: &Config, remembered: &Verdicts, now: Now) -> Vec<Event> {
         let mut before = std::mem::take(&mut self.pools);
+        let mut events = Vec::new();
         for (name, pool) in &config.pools {
             let mut old = before.remove(name);
             let unchecked = old.as_ref().is_some_and(|old| old.check.is_none());
             let backends = pool.backends.iter().map(|backend| {
                 let known = old.as_mut().and_then(|old| old.backends.remove(&backend.address));
-                let earlier = remembered.get(name).and_then(|pool| pool.get(&backend.address));
+                let earlier = remembered.get(name).into_iter().flat_map(|pool| pool.on(backend.address));
                 let state = match known {
                     Some(known) => known.taken_over(backend.admin, unchecked && pool.health.is_some()),
-                    None => Backend::new(backend.admin, earlier, now),
+                    None => Backend::new(backend.admin, &earlier.copied().collect::<Vec<_>>(), now),
                 };
                 (backend.address, state)
             });
+            let backends = backends.collect();
+            let tells = pool.health.as_ref().is_some_and(|check| check.probe.tells_roles());
+            let known = old.as_mut().and_then(|old| old.cluster.take());
+            let mut cluster = tells.then(|| known.unwrap_or_default());
+            if let Some(cluster) = &mut cluster {
+                let servers = pool.backends.iter().map(|b| (b.address, b.admin == Admin::Disabled));
+                let roles = remembered.get(name).map(roles).unwrap_or_default();
+                let outcome = cluster.configure(servers, &roles, now.uptime);
+                events.extend(told(name, None, outcome));
+            }
             let pool = Pool {
                 check: pool.health.clone(),
                 on_unhealthy: pool.on_unhealthy,
                 panic: pool.panic,
-                backends: backends.collect(),
+                replica_fallback: pool.replica_fallback,
+                on_unfit: pool.on_unfit,
+                backends,
+                cluster,
                 // Who must not stay in use any more is let go at once.
                 all_failed: old.and_then(|old| old.all_failed).map(|kept| match pool.panic {
                     Panic::Keep => kept,
@@ -98,20 +119,88 @@ impl Health {
         });
         self.deadlines = deadlines.collect();
         let names: Vec<String> = self.pools.keys().cloned().collect();
-        names.iter().flat_map(|name| self.refresh(name, now)).collect()
+        events.extend(names.iter().flat_map(|name| self.refresh(name, now)));
+        events
     }
 
-    /// The result of a probe. Of who is not known any more, nothing follows.
+    /// The result of a probe that tells no role. Of who is not known any more, nothing follows.
     pub fn report(&mut self, key: &Key, success: bool, now: Now) -> Vec<Event> {
+        self.hear(key, success, None, now)
+    }
+
+    /// A server has said who it is. Liveness asks for several answers; a role counts from the first.
+    pub fn observe(&mut self, key: &Key, said: Observation, now: Now) -> Vec<Event> {
+        self.hear(key, true, Some(said), now)
+    }
+
+    fn hear(&mut self, key: &Key, success: bool, said: Option<Observation>, now: Now) -> Vec<Event> {
         let Some(pool) = self.pools.get_mut(&key.pool) else { return Vec::new() };
         let Some((check, backend)) = pool.check.as_ref().zip(pool.backends.get_mut(&key.backend)) else {
             return Vec::new();
         };
-        // Most say what is known: thousands of them a second must cost nothing.
-        if backend.admin == Admin::Disabled || !backend.hear(success, check, now.uptime) {
+        if backend.admin == Admin::Disabled {
             return Vec::new();
         }
-        self.refresh(&key.pool, now)
+        let turned = backend.hear(success, check, now.uptime);
+        let outcome = pool.cluster.as_mut().map(|cluster| match said {
+            Some(said) => {
+                let fitness = Fitness { max_lag: check.probe.max_lag(), rise: check.rise, fall: check.fall };
+                cluster.hear(key.backend, said, fitness, now.uptime)
+            }
+            None => cluster.miss(key.backend, backend.probed != Probed::Good, now.uptime),
+        });
+        // Most say what is known: thousands of them a second must cost nothing.
+        let outcome = outcome.unwrap_or_default();
+        if !turned && !outcome.changes() && !outcome.urgent {
+            return Vec::new();
+        }
+        let mut events = told(&key.pool, Some((key, said)), outcome.clone());
+        if outcome.urgent {
+            self.schedule.hasten(&key.pool, now.uptime);
+        }
+        events.extend(self.refresh(&key.pool, now));
+        events
+    }
+
+    /// Asks everybody of a pool now; says whether there is such a pool and somebody to ask.
+    pub fn recheck(&mut self, pool: &str, now: Now) -> bool {
+        self.schedule.hasten(pool, now.uptime);
+        self.pools.get(pool).is_some_and(|pool| pool.check.is_some() && !pool.backends.is_empty())
+    }
+
+    /// An operator says who the primary of a pool is.
+    ///
+    /// # Errors
+    /// Why it is not followed.
+    pub fn promote(&mut self, key: &Key, now: Now) -> Result<Vec<Event>, String> {
+        let pool = self.pools.get_mut(&key.pool);
+        let pool = pool.ok_or_else(|| format!("there is no pool \"{}\"", key.pool))?;
+        let cluster = pool.cluster.as_mut();
+        let cluster = cluster.ok_or_else(|| {
+            format!("the health check of pool \"{}\" does not tell who is the primary", key.pool)
+        })?;
+        let outcome = cluster.tell(key.backend, now.uptime)?;
+        let mut events = told(&key.pool, Some((key, None)), outcome);
+        self.schedule.hasten(&key.pool, now.uptime);
+        events.extend(self.refresh(&key.pool, now));
+        Ok(events)
+    }
+
+    /// What is known of who is what in a pool, where its check tells.
+    pub fn cluster(&self, pool: &str) -> Option<&Cluster> {
+        self.pools.get(pool)?.cluster.as_ref()
+    }
+
+    /// Those of which more than one server says that it is the primary, or nobody can tell.
+    pub fn doubts(&self) -> impl Iterator<Item = (&str, &super::Doubt)> {
+        self.pools.iter().filter_map(|(name, pool)| Some((name.as_str(), pool.cluster.as_ref()?.doubt()?)))
+    }
+
+    /// Remembers from before a restart which timeline of a pool was followed.
+    pub fn remember_timeline(&mut self, pool: &str, timeline: u32) {
+        if let Some(cluster) = self.pools.get_mut(pool).and_then(|pool| pool.cluster.as_mut()) {
+            cluster.remember_timeline(timeline);
+        }
     }
 
     /// How many connections a backend has: a drain without any is done.
@@ -199,11 +288,7 @@ impl Health {
                 backend.state = Some(state);
             }
         }
-        let verdicts: PoolVerdicts = pool
-            .backends
-            .iter()
-            .map(|(&address, backend)| (address, pool.verdict(address, backend, now)))
-            .collect();
+        let verdicts = pool.verdicts(now);
         if self.verdicts.get(name) != Some(&verdicts) {
             self.verdicts.insert(name.to_owned(), verdicts);
             events.push(Event::Verdicts { pool: name.to_owned() });
@@ -249,6 +334,54 @@ impl Pool {
         }
     }
 
+    fn verdicts(&self, now: Now) -> PoolVerdicts {
+        let each = |verdict: &dyn Fn(BackendAddress, &Backend) -> Verdict| {
+            self.backends.iter().map(|(&address, backend)| (address, verdict(address, backend))).collect()
+        };
+        let any = each(&|address, backend| self.verdict(address, backend, now));
+        let Some(cluster) = &self.cluster else { return PoolVerdicts { any, ..PoolVerdicts::default() } };
+        let primary = each(&|address, backend| self.to_write(cluster, address, backend, now));
+        let fit = |address: BackendAddress, backend: &Backend| {
+            let verdict = self.verdict(address, backend, now);
+            Verdict { usable: verdict.usable && cluster.is_fit(address), ..verdict }
+        };
+        let somebody = self.backends.iter().any(|(&address, backend)| fit(address, backend).usable);
+        let instead = match self.replica_fallback {
+            ReplicaFallback::Primary if !somebody => cluster.primary(),
+            _ => None,
+        };
+        let replica = each(&|address, backend| {
+            let verdict = fit(address, backend);
+            if instead == Some(address) {
+                return self.verdict(address, backend, now);
+            }
+            let unfit = !verdict.usable && verdict.flows == FlowsOf::Keep && backend.admin == Admin::Enabled;
+            match self.on_unfit {
+                OnUnfit::Cut if unfit && backend.probed == Probed::Good => {
+                    Verdict { flows: FlowsOf::Cut, ..verdict }
+                }
+                _ => verdict,
+            }
+        });
+        PoolVerdicts { any, primary, replica }
+    }
+
+    /// What is to be done with a backend where writes go. Liveness has no say: whether it is the primary is
+    /// all, and that all others fail makes nobody one.
+    fn to_write(&self, cluster: &Cluster, address: BackendAddress, backend: &Backend, now: Now) -> Verdict {
+        let cut = Verdict { flows: FlowsOf::Cut, ..Verdict::RESTING };
+        let primary = cluster.primary() == Some(address);
+        match backend.admin {
+            Admin::Disabled => cut,
+            Admin::Drain { deadline: Some(deadline) } if deadline <= now.epoch => cut,
+            // Nobody has had any writes yet, as far as is known: nobody has connections to be cut.
+            _ if !cluster.is_led() => Verdict::RESTING,
+            Admin::Enabled if primary => Verdict::USABLE,
+            _ if primary || cluster.lingering() == Some(address) => Verdict::RESTING,
+            _ => cut,
+        }
+    }
+
     fn verdict(&self, address: BackendAddress, backend: &Backend, now: Now) -> Verdict {
         let cut = Verdict { flows: FlowsOf::Cut, ..Verdict::RESTING };
         let kept = self.all_failed.as_ref().is_some_and(|kept| kept.contains(&address));
@@ -273,11 +406,14 @@ impl Pool {
 }
 
 impl Backend {
-    fn new(admin: Admin, earlier: Option<&Verdict>, now: Now) -> Self {
-        let probed = match earlier {
-            Some(Verdict { usable: true, .. }) => Probed::Good,
-            Some(Verdict { dead: true, .. }) => Probed::Bad,
-            _ => Probed::Unknown,
+    /// `earlier`: what was said of it before a restart, for each kind of service.
+    fn new(admin: Admin, earlier: &[Verdict], now: Now) -> Self {
+        let probed = if earlier.iter().any(|verdict| verdict.usable) {
+            Probed::Good
+        } else if earlier.iter().any(|verdict| verdict.dead) {
+            Probed::Bad
+        } else {
+            Probed::Unknown
         };
         Self { admin, probed, against: 0, since: now.uptime, empty: false, state: None }
     }
@@ -333,6 +469,33 @@ impl Backend {
             (Admin::Enabled, Probed::Bad) => State::Unhealthy,
         }
     }
+}
+
+/// Who was what before a restart, as far as the rings tell: whoever had the writes, and whoever was read
+/// from.
+fn roles(remembered: &PoolVerdicts) -> BTreeMap<BackendAddress, Says> {
+    let usable = |verdicts: &super::BackendVerdicts, says| {
+        let usable = verdicts.iter().filter(|(_, verdict)| verdict.usable);
+        usable.map(move |(&address, _)| (address, says)).collect::<Vec<_>>()
+    };
+    let replicas = usable(&remembered.replica, Says::Replica);
+    // The primary may have been read from too, instead of replicas.
+    replicas.into_iter().chain(usable(&remembered.primary, Says::Primary)).collect()
+}
+
+/// What came of an answer, for whoever is told.
+fn told(pool: &str, answer: Option<(&Key, Option<Observation>)>, outcome: Outcome) -> Vec<Event> {
+    let mut events = Vec::new();
+    if let (Some((from, _)), Some((key, Some(said)))) = (outcome.role, answer) {
+        events.push(Event::Role { key: key.clone(), from, said });
+    }
+    if let Some((from, to, why)) = outcome.turned {
+        events.push(Event::Primary { pool: pool.to_owned(), from, to, why });
+    }
+    if let Some(doubt) = outcome.doubted {
+        events.push(Event::Doubt { pool: pool.to_owned(), doubt });
+    }
+    events
 }
 
 #[cfg(test)]

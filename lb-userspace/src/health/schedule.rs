@@ -82,6 +82,17 @@ impl Schedule {
         taken
     }
 
+    /// Probes everybody of a pool now; what follows keeps its times.
+    pub fn hasten(&mut self, pool: &str, now: Duration) {
+        for (key, timing) in
+            self.timings.iter_mut().filter(|(key, timing)| key.pool == pool && timing.next > now)
+        {
+            self.due.remove(&(timing.next, key.clone()));
+            timing.next = now;
+            self.due.insert((now, key.clone()));
+        }
+    }
+
     fn hash(&self, key: &Key) -> u64 {
         let mut name = Mixed(self.seed);
         key.pool.hash(&mut name);

@@ -8,8 +8,8 @@ use std::{
 use super::{Desired, PlanError, Stage, Steps, services::Placed, sources::Runs};
 use crate::{
     dataplane::{BackendEntry, FlowsOf, Op, SourceRun, Tables},
-    health::{PoolVerdicts, Verdict},
-    model::{Backend, BackendAddress},
+    health::{BackendVerdicts, Verdict},
+    model::{Backend, BackendAddress, Role, Service},
 };
 
 /// For each service, in their order, the index of each backend of its pool, in the pool's order.
@@ -52,7 +52,7 @@ pub(super) fn assign(
     let mut fresh = Fresh::of(before);
     let mut indices = Vec::with_capacity(services.len());
     for placed in services {
-        let verdicts = desired.verdicts.get(&placed.service.pool);
+        let verdicts = desired.verdicts_for(placed.service);
         let mut of_service = Vec::with_capacity(backends_of(placed).len());
         for backend in backends_of(placed) {
             let now = known
@@ -81,7 +81,7 @@ pub(super) fn assign(
                 flows: verdict.flows,
                 dead: verdict.dead,
             };
-            write(index, now, entry, steps);
+            write(placed.service, index, now, entry, steps);
             wanted.insert(index);
             of_service.push(index);
         }
@@ -92,11 +92,23 @@ pub(super) fn assign(
 }
 
 /// Writes an entry that is new or changed.
-pub(super) fn write(index: u32, now: Option<&BackendEntry>, entry: BackendEntry, steps: &mut Steps) {
+pub(super) fn write(
+    service: &Service,
+    index: u32,
+    now: Option<&BackendEntry>,
+    entry: BackendEntry,
+    steps: &mut Steps,
+) {
     if now != Some(&entry) {
-        // What harms new flows waits until no slot leads there.
         let harmful = entry.flows != FlowsOf::Keep || entry.dead;
-        let stage = if harmful && now.is_some() { Stage::Retire } else { Stage::Backends };
+        let stage = match now {
+            // Better refused than written to a server that is not the primary, so this comes before
+            // anybody else gets writes.
+            Some(_) if service.role == Some(Role::Primary) && entry.flows == FlowsOf::Cut => Stage::Fence,
+            // What harms new flows waits until no slot leads there.
+            Some(_) if harmful => Stage::Retire,
+            _ => Stage::Backends,
+        };
         steps.add(stage, Op::WriteBackend { index, backend: entry });
     }
 }
@@ -107,7 +119,7 @@ pub(super) fn takes_part(verdict: Verdict) -> bool {
 }
 
 /// What health says of a backend.
-pub(super) fn verdict_on(verdicts: Option<&PoolVerdicts>, backend: &Backend) -> Verdict {
+pub(super) fn verdict_on(verdicts: Option<&BackendVerdicts>, backend: &Backend) -> Verdict {
     let verdict = verdicts.and_then(|verdicts| verdicts.get(&backend.address));
     verdict.copied().unwrap_or(Verdict::RESTING)
 }
@@ -130,7 +142,12 @@ fn retire(
         let retired =
             BackendEntry { sources: SourceRun::default(), flows: FlowsOf::Cut, dead: false, ..entry.clone() };
         if *entry != retired {
-            steps.add(Stage::Retire, Op::WriteBackend { index, backend: retired });
+            let writes = |placed: &&Placed<'_>| {
+                placed.index == entry.service && placed.service.role == Some(Role::Primary)
+            };
+            let stage =
+                if services.iter().any(|placed| writes(&placed)) { Stage::Fence } else { Stage::Retire };
+            steps.add(stage, Op::WriteBackend { index, backend: retired });
         } else if desired.spent.contains(&index) {
             steps.add(Stage::Unback, Op::RemoveBackend { index });
         }

@@ -126,7 +126,7 @@ impl Lost {
         let mut lost: BTreeSet<u32> = before.backends.keys().copied().collect();
         for (placed, indices) in services.iter().zip(backends) {
             let Some(pool) = desired.config.pools.get(&placed.service.pool) else { continue };
-            let verdicts = desired.verdicts.get(&placed.service.pool);
+            let verdicts = desired.verdicts_for(placed.service);
             for (backend, index) in pool.backends.iter().zip(indices) {
                 if verdict_on(verdicts, backend).flows == FlowsOf::Keep {
                     lost.remove(index);
@@ -296,7 +296,7 @@ fn switch(
 fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe {
     let service = placed.service;
     let pool = desired.config.pools.get(&service.pool);
-    let verdicts = desired.verdicts.get(&service.pool);
+    let verdicts = desired.verdicts_for(service);
     let member = |backend: &Backend| {
         let weight = if takes_part(verdict_on(verdicts, backend)) { backend.weight } else { 0 };
         Member { address: backend.address, weight }

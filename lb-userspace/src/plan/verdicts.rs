@@ -65,7 +65,7 @@ fn assign(
         entries.map(|(&index, entry)| ((entry.service, entry.address, entry.port), (index, entry))).collect();
     let mut of_services = Vec::with_capacity(services.len());
     for placed in services {
-        let verdicts = desired.verdicts.get(&placed.service.pool);
+        let verdicts = desired.verdicts_for(placed.service);
         let pool = desired.config.pools.get(&placed.service.pool)?;
         let mut of_service = Vec::with_capacity(pool.backends.len());
         for backend in &pool.backends {
@@ -73,7 +73,7 @@ fn assign(
             let &(index, now) = entries.get(&(placed.index, address, port))?;
             let verdict = verdict_on(verdicts, backend);
             let entry = BackendEntry { flows: verdict.flows, dead: verdict.dead, ..now.clone() };
-            backends::write(index, Some(now), entry, steps);
+            backends::write(placed.service, index, Some(now), entry, steps);
             of_service.push(index);
         }
         of_services.push(of_service);

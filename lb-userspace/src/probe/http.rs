@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Collected, Empty, Limited};
 use hyper::{client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,13 +39,7 @@ async fn exchange(
     wanted: &Request<'_>,
 ) -> Result<(), ProbeError> {
     let host = wanted.host.map_or_else(|| target.to_string(), ToOwned::to_owned);
-    let request = hyper::Request::get(wanted.path)
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, concat!("lobby/", env!("CARGO_PKG_VERSION")))
-        .header(header::CONNECTION, "close")
-        .body(Empty::new())
-        .map_err(|error| ProbeError::Impossible(format!("the request cannot be made: {error}")))?;
-    let mut response = sender.send_request(request).await.map_err(broken)?;
+    let mut response = sender.send_request(request(wanted.path, host)?).await.map_err(broken)?;
     let status = response.status().as_u16();
     if !wanted.status.iter().any(|&(low, high)| (low..=high).contains(&status)) {
         return Err(ProbeError::Status(status));
@@ -64,6 +58,33 @@ async fn exchange(
         }
     }
     Err(ProbeError::Unexpected)
+}
+
+/// Status and body, whatever they are; of the body no more than is ever looked at.
+pub(super) async fn fetch<S>(stream: S, target: SocketAddr, path: &str) -> Result<(u16, Bytes), ProbeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let connection = tokio::spawn(connection);
+    let fetched = async {
+        let response = sender.send_request(request(path, target.to_string())?).await.map_err(broken)?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await;
+        Ok((status, body.map(Collected::to_bytes).unwrap_or_default()))
+    };
+    let outcome = fetched.await;
+    connection.abort();
+    outcome
+}
+
+fn request(path: &str, host: String) -> Result<hyper::Request<Empty<Bytes>>, ProbeError> {
+    hyper::Request::get(path)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, concat!("lobby/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Empty::new())
+        .map_err(|error| ProbeError::Impossible(format!("the request cannot be made: {error}")))
 }
 
 fn contains(bytes: &[u8], text: &[u8]) -> bool {

@@ -219,7 +219,7 @@ mod tests {
             verify,
             ca_file: ca_file.map(Into::into),
         };
-        super::super::probe(&what, address, Duration::from_secs(20)).await
+        super::super::probe(&what, address, Duration::from_secs(20)).await.map(|answer| answer.latency)
     }
 
     #[tokio::test]

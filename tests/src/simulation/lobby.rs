@@ -20,8 +20,7 @@ use lb_userspace::{
     },
     health::Verdicts,
     model::{
-        Config, Forward, Idle, Limits, Listen, OnUnhealthy, Panic, Pool, PortRange, Protocol, Scheduler,
-        Service, Settings, Track,
+        Config, Forward, Idle, Limits, Listen, Pool, PortRange, Protocol, Scheduler, Service, Settings, Track,
     },
     plan::{Desired, Rings, plan_again},
 };
@@ -169,6 +168,7 @@ impl Lobby {
             metrics: None,
         };
         let service = Service {
+            role: None,
             listen: Listen { address: VIP.into(), port: Some(PORT), protocol: Protocol::Tcp },
             pool: "web".to_owned(),
             scheduler: Scheduler::Maglev,
@@ -180,7 +180,7 @@ impl Lobby {
             desk: None,
         };
         let backends = fleet.backends().map(|(_, backend)| backend).collect();
-        let pool = Pool { health: None, backends, on_unhealthy: OnUnhealthy::Keep, panic: Panic::Keep };
+        let pool = Pool { backends, ..Pool::default() };
         let mut of_pool = BTreeMap::new();
         for (number, backend) in fleet.backends() {
             let mut verdict = fleet.servers[number].verdict;
@@ -195,7 +195,7 @@ impl Lobby {
             pools: BTreeMap::from([("web".to_owned(), pool)]),
             services: BTreeMap::from([("shop".to_owned(), service)]),
         };
-        (config, BTreeMap::from([("web".to_owned(), of_pool)]))
+        (config, BTreeMap::from([("web".to_owned(), of_pool.into_iter().collect())]))
     }
 
     /// Backends of no document that nothing is left of.

@@ -25,6 +25,7 @@ pub(super) fn install(packages: &[&str], what_for: &str) -> Result<()> {
         bail!("there is no apt-get here to install {} with", packages.join(", "));
     }
     let list = packages.join(" ");
+    let yes = |wanted| if wanted { "yes" } else { "no" };
     super::say(&format!("{what_for}: apt-get install {list}"));
     // `policy-rc.d` is how Debian is told not to start a service on installing it (invoke-rc.d(8)).
     let script = format!(
@@ -34,9 +35,15 @@ pub(super) fn install(packages: &[&str], what_for: &str) -> Result<()> {
              trap 'rm -f $policy' EXIT
              printf '#!/bin/sh\\nexit 101\\n' >$policy && chmod +x $policy
          fi
+         # Debian's PostgreSQL makes a cluster on installing it unless this file says otherwise (createcluster.conf(5)).
+         cluster=/etc/postgresql-common/createcluster.conf
+         if [ {new_postgresql} = yes ] && [ ! -e $cluster ]; then
+             mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' >$cluster
+         fi
          apt-get install --yes --no-install-recommends {list} || exit 1
          if [ -d /run/systemd/system ] && [ {new_nginx} = yes ]; then systemctl --quiet disable nginx; fi",
-        new_nginx = if packages.contains(&"nginx") { "yes" } else { "no" },
+        new_nginx = yes(packages.contains(&"nginx")),
+        new_postgresql = yes(packages.contains(&"postgresql")),
     );
     let purpose = format!("to install {list}");
     let Err(first) = shell(&purpose, &script) else { return Ok(()) };

@@ -74,8 +74,11 @@ fn healthy() -> Core<MemoryDataplane> {
 }
 
 fn answer(core: &mut Core<MemoryDataplane>, backend: &str, good: bool, now: Now) -> bool {
-    let outcome =
-        if good { Ok(Duration::from_millis(2)) } else { Err(ProbeError::Connect("refused".into())) };
+    let outcome = if good {
+        Ok(Answered { latency: Duration::from_millis(2), said: None })
+    } else {
+        Err(ProbeError::Connect("refused".into()))
+    };
     let changed = core.answer(Answer { key: key(backend), outcome }, now);
     if changed {
         core.settle().unwrap();

@@ -44,7 +44,7 @@ fn healthy(text: &str) -> Health {
 }
 
 fn verdict(health: &Health, number: u8) -> Verdict {
-    health.verdicts()["web"][&key(number).backend]
+    health.verdicts()["web"].any[&key(number).backend]
 }
 
 /// Numbers of those that get new connections.
@@ -275,8 +275,8 @@ proptest! {
             prop_assert!(usable.iter().all(|number| ever.contains(number)));
             prop_assert_eq!(usable.is_empty(), ever.is_empty());
             // Connections are kept, whatever happens.
-            prop_assert!(health.verdicts()["web"].values().all(|verdict| verdict.flows == FlowsOf::Keep));
-            prop_assert!(health.verdicts()["web"].values().all(|verdict| !(verdict.usable && verdict.dead)));
+            prop_assert!(health.verdicts()["web"].any.values().all(|verdict| verdict.flows == FlowsOf::Keep));
+            prop_assert!(health.verdicts()["web"].any.values().all(|verdict| !(verdict.usable && verdict.dead)));
         }
         for (_, backend, state) in health.states() {
             prop_assert_eq!(told[&Key { pool: "web".to_owned(), backend }], state);

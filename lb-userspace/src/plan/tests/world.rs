@@ -124,9 +124,11 @@ impl World {
                     ]);
                     let usable = dice.chance(70);
                     verdicts
+                        .any
                         .insert(backend.address, Verdict { usable, dead: !usable && dice.chance(50), flows });
                 }
             }
+            verdicts.primary.clone_from(&verdicts.any);
             world.config.pools.insert(name.to_owned(), pool(backends));
         }
         let pools: Vec<String> = world.config.pools.keys().cloned().collect();
@@ -142,6 +144,7 @@ impl World {
                 service.forward = dice.pick(&[Forward::Nat, Forward::Dsr, Forward::Dsr]);
                 service.track = dice.pick(&[Track::Changes, Track::Changes, Track::Always, Track::Never]);
             }
+            service.role = dice.chance(20).then_some(Role::Primary);
             for network in NETWORKS {
                 match dice.below(6) {
                     0 => service.allow.push(network.parse().unwrap()),
@@ -205,7 +208,8 @@ impl World {
     pub(super) fn wanted(&self, listen: Listen) -> Option<Shape> {
         let service = self.config.services.values().find(|service| service.listen == listen)?;
         let pool = &self.config.pools[&service.pool];
-        let verdict = |backend: &Backend| self.verdicts[&service.pool].get(&backend.address).copied();
+        let verdict =
+            |backend: &Backend| self.verdicts[&service.pool].of(service.role).get(&backend.address).copied();
         let members: Vec<Member> = pool
             .backends
             .iter()
@@ -237,11 +241,12 @@ pub(super) fn backend(ip: IpAddr, weight: u16) -> Backend {
 }
 
 pub(super) fn pool(backends: Vec<Backend>) -> Pool {
-    Pool { health: None, backends, on_unhealthy: OnUnhealthy::Keep, panic: Panic::Keep }
+    Pool { backends, ..Pool::default() }
 }
 
 pub(super) fn service(listen: &str, pool: &str) -> Service {
     Service {
+        role: None,
         listen: listen.parse().unwrap(),
         pool: pool.to_owned(),
         scheduler: Scheduler::Maglev,
