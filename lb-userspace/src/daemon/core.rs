@@ -423,7 +423,7 @@ impl<D: Dataplane> Core<D> {
         // Slots change with the time too; a plan for verdicts alone leaves those of others for when they are due.
         debug_assert!(
             turned.is_none()
-                || !self.mirror.held().sides.is_empty()
+                || self.mirror.held().services.values().any(|service| service.ring.first_side.is_some())
                 || plan_again(&desired, self.mirror.held(), &mut self.rings).is_ok_and(|p| p.ops.is_empty()),
             "a plan for {turned:?} alone has left something to do"
         );

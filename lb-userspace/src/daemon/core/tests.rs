@@ -122,6 +122,31 @@ fn connect(core: &mut Core<MemoryDataplane>, backend: &str) {
     });
 }
 
+/// The second backend's first success is what makes slots look after connections for the first time.
+#[test]
+fn a_deciding_probe_of_a_service_that_does_not_translate_is_planned_to_the_end() {
+    let mut core = core();
+    load(
+        &mut core,
+        &DOCUMENT
+            .replace(":80\"", "\"")
+            .replace("\"web\"\n", "\"web\"\nforward = \"dsr\"\n")
+            .replace("10/tcp", "10:80/tcp")
+            .replace("tcp = true", "tcp = true, port = 80"),
+        at(0),
+    )
+    .unwrap();
+    for backend in ["10.0.0.11", "10.0.0.12"] {
+        assert!(answer(&mut core, backend, true, at(1)));
+    }
+    assert_eq!(targets(&core), [11, 12].into());
+    let unsettled = |core: &Core<MemoryDataplane>| {
+        let mut services = core.tables().services.values();
+        services.any(|service| service.ring.slots.iter().any(|slot| !slot.is_settled()))
+    };
+    assert!(unsettled(&core), "slots have changed hands");
+}
+
 #[test]
 fn nobody_gets_traffic_before_the_first_success_and_a_deciding_probe_changes_the_ring_at_once() {
     let mut core = core();
