@@ -5,6 +5,7 @@
 //! implementations: the kernel's maps, and [`memory`] for tests and simulation.
 
 pub mod cells;
+pub mod fault;
 pub mod kernel;
 pub mod memory;
 mod op;

@@ -17,7 +17,9 @@ use lb_common::{
     wire::eth::mac_to_word,
 };
 
-use super::{BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, Ring, SideEntry, ticks_in};
+use super::{
+    BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, Ring, SideEntry, fault, ticks_in,
+};
 use crate::model::Listen;
 
 /// The arrays that operations write to.
@@ -81,7 +83,7 @@ pub fn write(cells: &impl Cells, op: &Op, now: Tick) -> Result<bool, DataplaneEr
         }
         Op::SetStandings { first_side, ref standings } => {
             for (slot, standing) in standings.iter() {
-                side(cells, first_side, *slot)?.standing.set(standing.to_word());
+                put(&side(cells, first_side, *slot)?.standing, standing.to_word());
             }
         }
         Op::EndMoving { first_side, ref standings, quiet } => {
@@ -90,7 +92,7 @@ pub fn write(cells: &impl Cells, op: &Op, now: Tick) -> Result<bool, DataplaneEr
                 // A connection may have been lost since the plan looked: its next packet must find the
                 // slot moving still.
                 if standing.since.since(side.lost_at.get()) >= quiet {
-                    side.standing.set(standing.to_word());
+                    put(&side.standing, standing.to_word());
                 }
             }
         }
@@ -147,21 +149,23 @@ fn set_globals(cells: &impl Cells, globals: &Globals, now: Tick) {
     let config = cells.config();
     let Globals { hash_key, idle, resets_per_second, same_interface_tx } = globals;
     hash::set_key(config, *hash_key);
-    config.idle.half_open.set(ticks_in(idle.half_open));
-    config.idle.established.set(ticks_in(idle.established));
-    config.idle.closing.set(ticks_in(idle.closing));
-    config.idle.closed.set(ticks_in(idle.closed));
-    config.idle.udp.set(ticks_in(idle.udp));
+    put(&config.idle.half_open, ticks_in(idle.half_open));
+    put(&config.idle.established, ticks_in(idle.established));
+    put(&config.idle.closing, ticks_in(idle.closing));
+    put(&config.idle.closed, ticks_in(idle.closed));
+    put(&config.idle.udp, ticks_in(idle.udp));
+    fault::point();
     config.idle.set_steps(cells.records().iter(), now);
-    config.port_rest.set(ticks_in(idle.port_rest));
-    config.resets_per_second.set(*resets_per_second);
-    config.flags.set(with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));
-    config.flags.set(config.flags.get() | Config::WRITTEN);
+    put(&config.port_rest, ticks_in(idle.port_rest));
+    put(&config.resets_per_second, *resets_per_second);
+    put(&config.flags, with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));
+    put(&config.flags, config.flags.get() | Config::WRITTEN);
 }
 
 fn write_pages(pages: &[Page], first_page: u32, slots: &[Slot]) -> Result<(), DataplaneError> {
     for (page, slots) in (first_page..).zip(slots.chunks(PAGE_SLOTS)) {
         let page = entry(pages, page, "page")?;
+        fault::point();
         let filled = slots.iter().copied().chain(std::iter::repeat(Slot::settled(NO_BACKEND)));
         for (cell, slot) in page.slots.iter().zip(filled) {
             cell.set(slot.0);
@@ -174,8 +178,8 @@ fn write_pages(pages: &[Page], first_page: u32, slots: &[Slot]) -> Result<(), Da
 /// first if it is another backend's now.
 fn write_backend(cell: &Backend, backend: &BackendEntry) {
     if cell.generation.get() != backend.generation {
-        cell.flags.set(0);
-        cell.generation.set(backend.generation);
+        put(&cell.flags, 0);
+        put(&cell.generation, backend.generation);
     }
     let mut flags = Backend::IN_USE;
     flags = with16(flags, Backend::LOCAL, backend.address.is_none());
@@ -184,35 +188,35 @@ fn write_backend(cell: &Backend, backend: &BackendEntry) {
     flags = with16(flags, Backend::FORGET, backend.flows == FlowsOf::Forget);
     flags = with16(flags, Backend::DEAD, backend.dead);
     store_words(&cell.address, backend.address.map_or([0; 2], abi::address));
-    cell.port.set(backend.port.unwrap_or(0).to_be());
-    cell.service.set(backend.service);
-    cell.sources.set(u64::from(backend.sources.first) << 32 | u64::from(backend.sources.count));
+    put(&cell.port, backend.port.unwrap_or(0).to_be());
+    put(&cell.service, backend.service);
+    put(&cell.sources, u64::from(backend.sources.first) << 32 | u64::from(backend.sources.count));
     if let Some(hop) = backend.next_hop {
-        cell.own_mac.set(mac_to_word(hop.own_mac));
-        cell.next_hop.set(mac_to_word(hop.mac));
-        cell.interface.set(hop.interface);
+        put(&cell.own_mac, mac_to_word(hop.own_mac));
+        put(&cell.next_hop, mac_to_word(hop.mac));
+        put(&cell.interface, hop.interface);
     }
-    cell.flags.set(flags);
+    put(&cell.flags, flags);
 }
 
 /// Writes what a slot remembers, which no packet asks for yet.
 fn write_side(cell: &Side, side: &SideEntry) {
-    cell.unsettled_since.set(side.unsettled_since);
-    cell.last_elsewhere.set(side.last_elsewhere);
-    cell.lost_at.set(side.lost_at);
-    cell.standing.set(side.standing.to_word());
+    put(&cell.unsettled_since, side.unsettled_since);
+    put(&cell.last_elsewhere, side.last_elsewhere);
+    put(&cell.lost_at, side.lost_at);
+    put(&cell.standing, side.standing.to_word());
 }
 
 fn write_service(cell: &Service, listen: Listen, mode: Mode) {
-    cell.flags.set(0);
-    cell.ring.set(0);
-    cell.old_ring.set(0);
-    cell.firewall.set(0);
+    put(&cell.flags, 0);
+    put(&cell.ring, 0);
+    put(&cell.old_ring, 0);
+    put(&cell.firewall, 0);
     store_words(&cell.address, abi::address(listen.address));
-    cell.port.set(listen.port.unwrap_or(0).to_be());
-    cell.protocol.set(listen.protocol.number());
+    put(&cell.port, listen.port.unwrap_or(0).to_be());
+    put(&cell.protocol, listen.protocol.number());
     let flags = with_mode(Service::IN_USE, mode);
-    cell.flags.set(with(flags, Service::ALL_PORTS, listen.port.is_none()));
+    put(&cell.flags, with(flags, Service::ALL_PORTS, listen.port.is_none()));
 }
 
 /// A listener as packets ask for it.
@@ -229,8 +233,14 @@ fn with_mode(flags: u32, mode: Mode) -> u32 {
 }
 
 pub(super) fn store_words(cells: &[Shared<u64>; 2], address: abi::Address) {
-    cells[0].set(address[0]);
-    cells[1].set(address[1]);
+    put(&cells[0], address[0]);
+    put(&cells[1], address[1]);
+}
+
+/// Stores a word that packets read.
+pub(super) fn put<T: Copy>(cell: &Shared<T>, value: T) {
+    fault::point();
+    cell.set(value);
 }
 
 fn with(flags: u32, flag: u32, set: bool) -> u32 {

@@ -13,13 +13,15 @@ use super::{KernelDataplane, mapped::wait_for_programs, unwritten};
 use crate::{
     dataplane::{
         Dataplane as _, DataplaneError, Op, RuleSet, SourceEntry, VipEntry,
-        cells::{self, entry, store_words},
+        cells::{self, entry, put, store_words},
+        fault,
     },
     model::Network,
 };
 
 impl KernelDataplane {
     pub(super) fn write(&mut self, op: &Op) -> Result<(), DataplaneError> {
+        fault::point();
         if cells::write(self, op, self.now()?)? {
             return Ok(());
         }
@@ -65,11 +67,12 @@ impl KernelDataplane {
     fn write_source(&mut self, index: u32, source: SourceEntry) -> Result<(), DataplaneError> {
         let cell = entry(&self.sources, index, "source")?;
         let old = (cell.port_high.get() != 0).then(|| abi::ip_addr(words(&cell.address)));
-        cell.port_low.set(source.ports.low);
-        cell.port_high.set(source.ports.high);
+        put(&cell.port_low, source.ports.low);
+        put(&cell.port_high, source.ports.high);
         store_words(&cell.address, abi::address(source.address));
         // The filter first: it must not hide a source that packets are sent from.
         self.filter_sources();
+        fault::point();
         match abi_address(source.address) {
             Either::V4(address) => {
                 self.source_keys_v4.insert(address, index, 0).map_err(unwritten(name::SOURCE_KEYS_V4))?;
@@ -79,7 +82,10 @@ impl KernelDataplane {
             }
         }
         match old {
-            Some(old) if old != source.address => self.forget_source(index, old),
+            Some(old) if old != source.address => {
+                fault::point();
+                self.forget_source(index, old)
+            }
             _ => Ok(()),
         }
     }
@@ -87,8 +93,8 @@ impl KernelDataplane {
     fn remove_source(&mut self, index: u32) -> Result<(), DataplaneError> {
         let cell = entry(&self.sources, index, "source")?;
         let old = abi::ip_addr(words(&cell.address));
-        cell.port_high.set(0);
-        cell.port_low.set(0);
+        put(&cell.port_high, 0);
+        put(&cell.port_low, 0);
         self.forget_source(index, old)?;
         self.filter_sources();
         Ok(())
@@ -125,14 +131,15 @@ impl KernelDataplane {
             high = high.max(source.port_high.get());
         }
         let config = self.config();
-        config.sources_v4.set(v4);
-        config.sources_v6.set(v6);
-        config.port_low.set(low);
-        config.port_high.set(high);
+        put(&config.sources_v4, v4);
+        put(&config.sources_v6, v6);
+        put(&config.port_low, low);
+        put(&config.port_high, high);
     }
 
     fn write_rules(&mut self, set: u32, rules: &RuleSet) -> Result<(), DataplaneError> {
         for (network, action) in rules {
+            fault::point();
             match network.address {
                 IpAddr::V4(_) => self
                     .rules_v4
@@ -149,6 +156,7 @@ impl KernelDataplane {
 
     fn remove_rules(&mut self, set: u32) -> Result<(), DataplaneError> {
         for network in self.read_rules()?.remove(&set).unwrap_or_default().keys() {
+            fault::point();
             match network.address {
                 IpAddr::V4(_) => {
                     self.rules_v4.remove(&rule_v4(set, *network)).map_err(unwritten(name::RULES_V4))
