@@ -145,10 +145,23 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not come about, or cannot be found out.
-    pub fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+    pub fn until(&self, what: &str, holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        self.within(PATIENCE, what, holds)
+    }
+
+    /// Waits until something is so that takes its time.
+    ///
+    /// # Errors
+    /// When it does not come about, or cannot be found out.
+    pub fn within(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut holds: impl FnMut(&Self) -> Result<bool>,
+    ) -> Result<()> {
         let begun = Instant::now();
         while !holds(self)? {
-            ensure!(begun.elapsed() < PATIENCE, "{what} does not come about:\n{}", self.log());
+            ensure!(begun.elapsed() < patience, "{what} does not come about:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())

@@ -5,6 +5,8 @@
 //! ([`fault`]), for every n until it comes to the end. A reader sends packets through the program all the time, on
 //! whatever CPU is free, and at least once round before and after each death.
 
+#![expect(unsafe_code, reason = "a process that shares the tables with this one is forked off, and dies")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
