@@ -4,10 +4,11 @@
 //! What would be seen of a torn write: a record becomes visible with its key, and whoever then finds the value that
 //! the way held before sends the packet to that connection's backend. So ways are filled with records of connections
 //! to one backend, these end and time out, and then connections of the other backend are adopted into the same ways,
-//! each by both CPUs at the same moment.
+//! each by both CPUs at the same moment. (With values written after keys, and not marked as gone before, this fails within
+//! seconds.)
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr},
     path::Path,
     sync::{
@@ -48,13 +49,16 @@ const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
 const DIRECT: u16 = 80;
 /// Translated, to both.
 const TRANSLATED: u16 = 81;
+/// As [`DIRECT`], with slots of its own: what cannot be written down makes a slot give new connections to the backend
+/// before for a while.
+const CROWD: u16 = 82;
 /// Last byte of the backends' MAC and IP addresses.
 const BEFORE: u8 = 1;
 const OWN: u8 = 2;
 /// A way can be had again when its connection has been closed for so many ticks.
 const CLOSED: u64 = 1;
 const LIMITS: Limits =
-    Limits { flows: 2048, services: 4, backends: 4, ring_pages: 4, side_pages: 2, rules: 1 };
+    Limits { flows: 2048, services: 4, backends: 8, ring_pages: 4, side_pages: 2, rules: 1 };
 /// Slots of both rings.
 const SLOTS: u32 = 11;
 /// Ways of a line and the one beside it.
@@ -94,21 +98,26 @@ fn fill(plane: &mut KernelDataplane) -> Result<()> {
         flows: FlowsOf::Keep,
         dead: false,
     };
-    for (index, service, last) in [(0, 0, BEFORE), (1, 0, OWN), (2, 1, BEFORE), (3, 1, OWN)] {
+    for (index, service, last) in
+        [(0, 0, BEFORE), (1, 0, OWN), (2, 1, BEFORE), (3, 1, OWN), (4, 2, BEFORE), (5, 2, OWN)]
+    {
         plane.apply(&Op::WriteBackend { index, backend: backend(service, last) })?;
     }
     let since = Tick(plane.now()?.0.saturating_sub(OLD));
-    let sides = (0..SLOTS).map(|slot| (slot, SideEntry::moving(0, since))).collect();
-    plane.apply(&Op::WriteSides { first_side: 0, sides })?;
+    for (first_side, before) in [(0, 0), (1, 4)] {
+        let sides = (0..SLOTS).map(|slot| (slot, SideEntry::moving(before, since))).collect();
+        plane.apply(&Op::WriteSides { first_side, sides })?;
+    }
     for (service, port, slot) in [
         (0, DIRECT, (|_| Slot::unsettled(1)) as fn(u32) -> Slot),
         (1, TRANSLATED, |number| Slot::settled(2 + number % 2)),
+        (2, CROWD, |_| Slot::unsettled(5)),
     ] {
         let listen = Listen { address: VIP, port: Some(port), protocol: Protocol::Tcp };
-        let mode = Mode { round_robin: false, direct: service == 0 };
+        let mode = Mode { round_robin: false, direct: service != 1 };
         plane.apply(&Op::WriteService { index: service, listen, mode })?;
         plane.apply(&Op::WritePages { first_page: service, slots: (0..SLOTS).map(slot).collect() })?;
-        let first_side = (service == 0).then_some(0);
+        let first_side = [Some(0), None, Some(1)][service as usize];
         let ring = RingAt { slots: SLOTS, first_page: service, first_side };
         plane.apply(&Op::SwitchRing { service, ring })?;
         plane.apply(&Op::SetKey { listen, service })?;
@@ -147,29 +156,44 @@ impl Connection {
     }
 }
 
-/// For each pair of lines as many connections as are asked for, and of the first so many more.
-fn by_line(plane: &KernelDataplane, each: usize, crowd: usize) -> Result<Vec<Vec<Connection>>> {
+/// Connections, for each pair of lines.
+type Lines = Vec<Vec<Connection>>;
+
+/// Connections to a port by the pair of lines that they are written down in: so many of each of the first pairs.
+/// They are of slots with even numbers, or with odd ones: a slot that has lost a connection gives new ones to the
+/// backend before for a while.
+fn by_line(plane: &KernelDataplane, port: u16, pairs: usize, each: usize, odd: bool) -> Result<Lines> {
     let mut host = plane.copy()?;
+    // The same rings, but the backend tells which kind of slot it was.
+    let slots = plane.copy()?;
+    for (service, page) in slots.pages.iter().enumerate().take(3) {
+        for (number, slot) in (0..SLOTS).zip(&page.slots) {
+            slot.set(Slot::settled(2 * service as u32 + number % 2).0);
+        }
+    }
     let now = plane.now()?;
-    let pairs = host.records.len() / 2;
-    let mut found: BTreeMap<usize, Vec<Connection>> = BTreeMap::new();
-    let mut missing = pairs * each + crowd;
+    let mut found: Vec<Vec<Connection>> = (0..pairs).map(|_| Vec::new()).collect();
+    let mut missing = pairs * each;
     for number in 0.. {
         if missing == 0 {
             break;
         }
-        let connection = Connection::numbered(number, DIRECT);
+        let connection = Connection::numbered(number, port);
+        let mut frame = SliceFrame(connection.syn.clone());
+        decide(&mut frame, &slots, INGRESS, now);
+        if (frame.0[5] == OWN) != odd {
+            continue;
+        }
         decide(&mut SliceFrame(connection.syn.clone()), &host, INGRESS, now);
         let line = host.records.iter().position(|records| *records != Records::default());
         let line = line.unwrap_or_else(|| panic!("a SYN is written down"));
         host.records[line] = Records::default();
-        let list = found.entry(line / 2).or_default();
-        if list.len() < each + if line / 2 == 0 { crowd } else { 0 } {
+        if let Some(list) = found.get_mut(line / 2).filter(|list| list.len() < each) {
             list.push(connection);
             missing -= 1;
         }
     }
-    Ok(found.into_values().collect())
+    Ok(found)
 }
 
 /// Two threads, and what they found wrong.
@@ -253,10 +277,11 @@ fn on_two_cpus(planes: &mut [KernelDataplane; 2], run: impl Fn(&mut Cpu<'_>) + S
 }
 
 /// Connections to the slot's own backend begin and end, so that every way of the line has held one.
-fn fill_ways(cpu: &mut Cpu<'_>, line: &[Connection]) {
-    cpu.meet();
-    for connection in line.iter().skip(cpu.number).step_by(2) {
+fn fill_ways(cpu: &mut Cpu<'_>, line: &[Connection], [before, own]: [&AtomicU64; 2]) {
+    for connection in line {
         let home = cpu.lead(&connection.syn);
+        let homes = if home == OWN { own } else { before };
+        homes.fetch_add(1, SeqCst);
         for packet in [&connection.data, &connection.data, &connection.fin] {
             let is = cpu.lead(packet);
             cpu.expect(is, home, || format!("{:?}, which began with a SYN", connection.client));
@@ -314,9 +339,11 @@ fn live(cpu: &mut Cpu<'_>, line: &[Connection], lives: &mut [Life], random: &mut
 }
 
 fn records(planes: &mut [KernelDataplane; 2]) -> Result<()> {
-    let mut lines = by_line(&planes[0], 2 * WAYS, 24)?;
-    let crowd = lines[0].split_off(2 * WAYS);
-    let lines = &lines[1..];
+    let crowd = by_line(&planes[0], CROWD, 1, 24, false)?.remove(0);
+    let lines = |each, odd| by_line(&planes[0], DIRECT, LIMITS.flows as usize / 2, each, odd);
+    // Where both CPUs write a connection down at once it has two ways for a moment.
+    let (to_own, of_before) = (lines(WAYS, false)?, lines(WAYS - 2, true)?);
+    let (own, before) = (AtomicU64::new(0), AtomicU64::new(0));
     let wrong = on_two_cpus(planes, |cpu| {
         let mut random = Random::new(cpu.number as u64 + 1);
         let mut lives = vec![Life::Over; crowd.len()];
@@ -331,15 +358,23 @@ fn records(planes: &mut [KernelDataplane; 2]) -> Result<()> {
             }
         };
         while cpu.packets < PACKETS && !cpu.both.stop.load(SeqCst) {
-            lines.iter().for_each(|line| fill_ways(cpu, &line[..WAYS]));
+            // The crowd has the first for itself.
+            to_own[1..]
+                .iter()
+                .skip(cpu.number)
+                .step_by(2)
+                .for_each(|line| fill_ways(cpu, line, [&before, &own]));
             wait(cpu, &mut lives, &mut random);
-            lines.iter().for_each(|line| adopt(cpu, &line[WAYS..]));
+            of_before[1..].iter().for_each(|line| adopt(cpu, line));
             wait(cpu, &mut lives, &mut random);
         }
         // The other has sent as many, but for those of the crowd, and waits for nobody any more.
         cpu.both.stop.store(true, SeqCst);
     });
     ensure!(wrong.is_empty(), "{wrong:#?}");
+    println!("{own:?} to the slot's own backend, {before:?} to the one before");
+    // Else nobody would see whose value it is that a way holds.
+    ensure!(own.load(SeqCst) > before.load(SeqCst), "too few go to the slot's own backend");
     well_formed(&planes[0].copy()?.records)
 }
 
@@ -354,7 +389,7 @@ fn well_formed(records: &[Records]) -> Result<()> {
     }
     let used = records.iter().flat_map(|line| &line.ways).filter(|way| way.key.get() != Record::EMPTY);
     let backends = used.map(|way| Record(way.value.get()).backend()).collect::<HashSet<_>>();
-    ensure!(backends.iter().all(|backend| *backend < 4), "records of backends {backends:?}");
+    ensure!(backends.iter().all(|backend| *backend < 6), "records of backends {backends:?}");
     Ok(())
 }
 
