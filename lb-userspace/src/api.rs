@@ -9,6 +9,9 @@
 //! | `GET /v1/backends?pool=NAME` | [`view::Backend`] |
 //! | `GET /v1/connections?service=&backend=&client=&limit=&offset=` | [`view::Connections`] |
 //! | `GET /v1/counters` | [`view::Counters`] |
+//! | `GET /v1/desk` | [`view::Desk`], or `null` |
+//! | `GET /v1/routes` | [`view::Route`] |
+//! | `POST /v1/routes/explanations` | [`view::RouteQuestion`] to [`view::RouteExplanation`] |
 //! | `GET /v1/document` | [`view::Text`] |
 //! | `PUT /v1/document` | [`view::Replacement`] to [`view::Done`] |
 //! | `POST /v1/edits` | [`request::Edits`] to [`view::Done`] |
@@ -119,6 +122,15 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
         )
         .route("/v1/explanations", post(explain))
         .route("/v1/explanations/frames", post(explain_frames))
+        .route(
+            "/v1/desk",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.desk)) }),
+        )
+        .route(
+            "/v1/routes",
+            get(|State(d): Daemon| async move { Ok::<_, Refused>(Json(snapshot(&d).await?.routes)) }),
+        )
+        .route("/v1/routes/explanations", post(explain_route))
         .route("/v1/plans", post(foresee))
         .route("/v1/document", get(document).put(replace))
         .route("/v1/edits", post(edit))
@@ -255,6 +267,14 @@ async fn explain_frames(
 ) -> Result<Json<Vec<view::Explanation>>, Refused> {
     let Json(frames) = body?;
     Ok(Json(ask(&daemon, |reply| Request::ExplainFrames(frames, reply)).await?))
+}
+
+async fn explain_route(
+    State(daemon): Daemon,
+    body: Result<Json<view::RouteQuestion>, JsonRejection>,
+) -> Result<Json<Vec<view::RouteExplanation>>, Refused> {
+    let Json(question) = body?;
+    Ok(Json(ask(&daemon, |reply| Request::ExplainRoute(question, reply)).await?))
 }
 
 async fn foresee(

@@ -8,6 +8,7 @@ mod client;
 mod documents;
 mod edit;
 mod findings;
+mod reception;
 mod show;
 mod table;
 
@@ -21,7 +22,7 @@ use clap::{CommandFactory, Parser};
 use serde::Serialize;
 
 use self::{
-    args::{Backend, Cli, Command, Pool, Service},
+    args::{Backend, Cli, Command, Desk, Pool, Route, Service},
     client::{Client, ClientError},
 };
 use crate::{
@@ -164,6 +165,20 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Pool(Pool::Promote { pool, backend }) => {
             let path = format!("/v1/pools/{}/promote/{}", quoted(pool), quoted(&backend.to_string()));
             done(cli, &client.send(hyper::Method::POST, &path, &()).await?)
+        }
+        Command::Route(Route::List) => {
+            let routes: Vec<view::Route> = client.get("/v1/routes").await?;
+            answer(cli, &routes, || reception::routes(&routes))
+        }
+        Command::Route(Route::Explain { url, method, headers, config }) => {
+            let (url, method, headers) = (url.clone(), method.clone(), headers.clone());
+            let question = view::RouteQuestion { url, method, headers };
+            let found = reception::explain(&question, config.as_deref(), &client).await?;
+            answer(cli, &found, || reception::explanations(&found))
+        }
+        Command::Desk(Desk::Status) => {
+            let desk: Option<view::Desk> = client.get("/v1/desk").await?;
+            answer(cli, &desk, || reception::desk(desk.as_ref()))
         }
         Command::Service(_) | Command::Pool(_) | Command::Backend(_) => {
             let edits = edit::edits(&cli.command);

@@ -17,6 +17,7 @@ pub mod lock;
 pub mod plane;
 mod reception;
 pub mod record;
+pub mod routes;
 mod serve;
 pub mod snapshot;
 pub mod watch;

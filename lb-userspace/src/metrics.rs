@@ -3,7 +3,7 @@
 //! Made anew from a [`Snapshot`] at each scrape: the counters are the data plane's own, and nothing is
 //! counted twice.
 
-use std::{net::SocketAddr, sync::atomic::AtomicU64};
+use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::AtomicU64};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
 use prometheus_client::{
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{
     request::{Reply, Request},
-    view::{Snapshot, Traffic},
+    view::{Desk, Snapshot, Traffic},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -72,6 +72,9 @@ pub fn text(snapshot: &Snapshot) -> String {
     services(snapshot, &mut registry);
     backends(snapshot, &mut registry);
     clusters(snapshot, &mut registry);
+    if let Some(its) = &snapshot.desk {
+        desk(its, &mut registry);
+    }
     let mut text = String::new();
     // Writing to a string cannot fail.
     _ = encode(&mut text, &registry);
@@ -200,6 +203,47 @@ fn backends(snapshot: &Snapshot, registry: &mut Registry) {
     traffic("backend", snapshot.backends.iter().map(|b| (labels(b), b.traffic)), registry);
 }
 
+fn desk(desk: &Desk, registry: &mut Registry) {
+    let requests = Counters::default();
+    for answers in &desk.answers {
+        let labels = vec![
+            ("service", answers.service.clone()),
+            ("route", answers.route.clone()),
+            ("status", answers.status.clone()),
+        ];
+        requests.get_or_create(&labels).inc_by(answers.count);
+    }
+    registry.register("desk_requests", "Requests answered, by route and class of status", requests);
+    let by_reason = |counts: &BTreeMap<String, u64>| {
+        let counters = Counters::default();
+        for (reason, &count) in counts {
+            counters.get_or_create(&vec![("reason", reason.clone())]).inc_by(count);
+        }
+        counters
+    };
+    let troubles = by_reason(&desk.troubles);
+    registry.register("desk_troubles", "Requests that the desk had to answer itself, by reason", troubles);
+    let refused = by_reason(&desk.refused);
+    registry.register("desk_refused_connections", "Connections that were not let in, by reason", refused);
+    let counts = [
+        ("desk_connections", "Connections taken", desk.connections),
+        ("desk_retries", "Requests tried once more", desk.retries),
+        ("desk_restarts", "Ends of the desk that were not asked for", desk.restarts),
+        ("desk_log_lines_lost", "Lines of the access log that nobody took in time", desk.lines_lost),
+    ];
+    for (name, help, count) in counts {
+        let counter = Counter::<u64>::default();
+        counter.inc_by(count);
+        registry.register(name, help, counter);
+    }
+    let open = Gauge::<i64>::default();
+    open.set(i64::try_from(desk.open).unwrap_or(i64::MAX));
+    registry.register("desk_open_connections", "Connections that are open", open);
+    let up = Gauge::<i64>::default();
+    up.set(desk.pid.is_some().into());
+    registry.register("desk_up", "1 while the desk's process runs", up);
+}
+
 fn traffic(what: &str, all: impl Iterator<Item = (Labels, Traffic)>, registry: &mut Registry) {
     let (packets, bytes, flows) = (Counters::default(), Counters::default(), Counters::default());
     for (labels, traffic) in all {
@@ -250,7 +294,10 @@ mod tests {
                 "weight": 1, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
                 "no_next_hop": null, "traffic": {traffic}}}],
             "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
-                "records": [{{"name": "record_adopted", "times": 8}}]}}
+                "records": [{{"name": "record_adopted", "times": 8}}]}},
+            "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "connections": 12,
+                "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
+                "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}]}}
         }}"#
         );
         serde_json::from_str(&json).unwrap()
@@ -280,6 +327,15 @@ mod tests {
             "lobby_backend_probe_latency_seconds{pool=\"web\",backend=\"10.0.0.11:80\"} 0.0025",
             "lobby_backend_traffic_bytes_total{pool=\"web\",backend=\"10.0.0.11:80\",direction=\"out\"} 44",
             "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
+            "lobby_desk_requests_total{service=\"front\",route=\"*/*\",status=\"2xx\"} 10",
+            "lobby_desk_troubles_total{reason=\"slow\"} 5",
+            "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",
+            "lobby_desk_connections_total 12",
+            "lobby_desk_retries_total 4",
+            "lobby_desk_restarts_total 1",
+            "lobby_desk_log_lines_lost_total 6",
+            "lobby_desk_open_connections 2",
+            "lobby_desk_up 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
         }

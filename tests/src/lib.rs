@@ -1,11 +1,13 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
 //! one of everything ([`world`]) for the program and the host side by side ([`both`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
 //! and clients that stay long ([`download`]), are many ([`crowd`], with servers that say who they are: [`echo`]), send
-//! a [`flood`], are in a [`vlan`] or speak HTTP byte by byte ([`requests`]), random numbers that can be had again
-//! ([`random`]), and connections played through changes of their backends ([`simulation`]).
+//! a [`flood`], are in a [`vlan`] or speak HTTP byte by byte ([`requests`]), the reception [`desk`] by itself, random
+//! numbers that can be had again ([`random`]), and connections played through changes of their backends
+//! ([`simulation`]).
 
 pub mod both;
 pub mod crowd;
+pub mod desk;
 pub mod document;
 pub mod download;
 pub mod echo;

@@ -48,6 +48,14 @@ impl Speaker {
         Self::of(stream)
     }
 
+    /// Connects from where this runs.
+    ///
+    /// # Errors
+    /// When the connection is not made.
+    pub fn to(address: SocketAddr) -> Result<Self> {
+        Self::of(TcpStream::connect_timeout(&address, PATIENCE)?)
+    }
+
     fn of(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;

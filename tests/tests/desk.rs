@@ -149,6 +149,7 @@ fn the_desk_has_no_rights() -> Result<()> {
         assert_eq!(field(set), ["0000000000000000"], "{set}\n{status}");
     }
     assert_eq!(field("NoNewPrivs:"), ["1"], "{status}");
+    assert_eq!(field("Seccomp:"), ["2"], "the kernel's calls are not filtered: {status}");
     assert!(
         field("Uid:").iter().all(|uid| uid != "0") && field("Gid:").iter().all(|gid| gid != "0"),
         "{status}"
@@ -213,5 +214,212 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
     let cut = |bad: &String| bad.contains("cut before the answer");
     assert!(account.bad.len() <= 4 && account.bad.iter().all(cut), "{:?}\n{}", account.bad, stage.log());
     assert_ne!(first, second);
+    Ok(())
+}
+
+/// Documents that come and go under load lose nothing: routes change from one request to the next.
+#[test]
+fn no_request_is_lost_when_documents_change() -> Result<()> {
+    if !lab::possible("no_request_is_lost_when_documents_change") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 2, ..LabOptions::default() };
+    let stage = served(options)?;
+    let first = desk(&stage, None)?;
+    let crowds = Stage::VIPS.map(|vip| Crowd::start(&stage.lab.client, SocketAddr::new(vip, 80), "/", 3));
+    for number in 0..10 {
+        let word = format!("number {number}\n");
+        let routes = HELLO.replace("good day\\n", &format!("number {number}\\n"));
+        stage.write(&document(options, "", &routes))?;
+        stage.until(&word, |stage| Ok(stage.curl(FRONT, "/hello")? == word))?;
+        crowds.iter().try_for_each(|crowd| crowd.wait_for(20))?;
+    }
+    for crowd in crowds {
+        let account = crowd.finish()?;
+        assert_eq!(account.bad, Vec::<String>::new(), "{}", stage.log());
+        assert!(account.good > 200);
+    }
+    assert_eq!(desk(&stage, None)?, first, "no document needs another process");
+    Ok(())
+}
+
+/// Health and drain are the pool's: a server that fails or is drained gets no more requests, and when none is
+/// left the room is closed and says so.
+#[test]
+fn a_room_closes_and_opens_with_its_servers() -> Result<()> {
+    if !lab::possible("a_room_closes_and_opens_with_its_servers") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 2, ..LabOptions::default() };
+    let health =
+        "panic = \"fail\"\nhealth = { http = \"/fit\", interval = \"50ms\", rise = 1, fall = 1 }\n[services";
+    let text = document(options, "", HELLO).replacen("[services", health, 1).replacen(
+        "[pools.web6]\n",
+        "panic = \"fail\"\nhealth = { http = \"/fit\", interval = \"50ms\", rise = 1, fall = 1 }\n[pools.web6]\n",
+        1,
+    );
+    let mut stage = Stage::without_daemon(options, &text)?;
+    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    stage.start()?;
+    stage.until_states("web", &["healthy", "healthy"])?;
+    stage.fit(0, false)?;
+    stage.until_states("web", &["unhealthy", "healthy"])?;
+    let only = |stage: &Stage, wanted: &str| -> Result<bool> {
+        Ok((0..20).map(|_| stage.curl(FRONT, "/")).collect::<Result<Vec<_>>>()?.iter().all(|it| it == wanted))
+    };
+    stage.until("only the second answers", |stage| only(stage, "backend 2\n"))?;
+    stage.fit(1, false)?;
+    stage.until("the room is closed", |stage| {
+        let closed = stage.try_curl(&["--include", "-H", "Accept: application/json", &url(FRONT, "/")])?;
+        Ok(text_of(&closed, &["503 Service Unavailable", "retry-after: 5", "\"reason\":\"no_backend\""]))
+    })?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n", "what needs no server is open");
+    stage.fit(0, true)?;
+    stage.until("the first answers again", |stage| only(stage, "backend 1\n"))?;
+    stage.lb(&["backend", "drain", "web", &backend_v4(options, 0)])?;
+    stage.until("the room is being closed", |stage| Ok(stage.curl(FRONT, "/")?.contains("This room is")))?;
+    let status = stage.json(&["desk", "status"])?;
+    assert!(status["up_to_date"] == true && status["pid"].as_u64() > Some(0), "{status}");
+    Ok(())
+}
+
+fn text_of(output: &Output, wanted: &[&str]) -> bool {
+    let text = text(output);
+    wanted.iter().all(|wanted| text.contains(wanted))
+}
+
+/// A certificate of its own making for a name: its PEM files below the stage's directory.
+fn certificate(stage: &Stage, file: &str, name: &str) -> Result<()> {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()])?;
+    // The key first: a pair that does not belong together is not used.
+    std::fs::write(stage.directory().join(format!("{file}.key")), made.signing_key.serialize_pem())?;
+    std::fs::write(stage.directory().join(format!("{file}.pem")), made.cert.pem())?;
+    Ok(())
+}
+
+/// TLS by the name that is asked for, redirects to it, and certificates that change while it runs.
+#[test]
+fn certificates_are_shown_by_name_and_change_while_it_runs() -> Result<()> {
+    if !lab::possible("certificates_are_shown_by_name_and_change_while_it_runs") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let tls = "tls = [{ cert = \"one.pem\", key = \"one.key\" }, { cert = \"two.pem\", key = \"two.key\" }]";
+    let secure = document(options, tls, HELLO).replace(":80/tcp", ":443/tcp");
+    let plain = "[services.plain]\nlisten = \"203.0.113.10:80/tcp\"\nroutes = [{ redirect = \"https\" }]\n";
+    let mut stage = Stage::without_daemon(options, &(secure + plain))?;
+    certificate(&stage, "one", "one.example")?;
+    certificate(&stage, "two", "two.example")?;
+    (0..options.backends).try_for_each(|backend| stage.nginx(backend))?;
+    stage.start()?;
+    let ask = |stage: &Stage, vip: IpAddr, name: &str, authority: &str| {
+        let resolve = match vip {
+            IpAddr::V4(vip) => format!("{name}:443:{vip}"),
+            IpAddr::V6(vip) => format!("{name}:443:[{vip}]"),
+        };
+        let authority = stage.directory().join(authority).display().to_string();
+        stage.try_curl(&["--resolve", &resolve, "--cacert", &authority, &format!("https://{name}/hello")])
+    };
+    for vip in Stage::VIPS {
+        for (name, authority) in [("one.example", "one.pem"), ("two.example", "two.pem")] {
+            let answer = ask(&stage, vip, name, authority)?;
+            assert_eq!(text(&answer), "good day\n", "{vip} {name}");
+        }
+        assert!(!ask(&stage, vip, "two.example", "one.pem")?.status.success());
+    }
+    for version in ["--tlsv1.3", "--tls-max"] {
+        let maximum = if version == "--tls-max" { "1.2" } else { "--silent" };
+        let output = stage.try_curl(&["--insecure", version, maximum, &format!("https://{FRONT}/hello")])?;
+        assert_eq!(text(&output), "good day\n", "{version}");
+    }
+    let redirect = stage.try_curl(&["--include", "-H", "Host: one.example", &url(FRONT, "/pay?x")])?;
+    assert!(
+        text_of(&redirect, &["308 Permanent Redirect", "location: https://one.example/pay?x"]),
+        "{}",
+        text(&redirect)
+    );
+
+    let first = desk(&stage, None)?;
+    let before = std::fs::read(stage.directory().join("one.pem"))?;
+    certificate(&stage, "one", "one.example")?;
+    assert_ne!(std::fs::read(stage.directory().join("one.pem"))?, before);
+    stage.until("the new certificate is shown", |stage| {
+        Ok(ask(stage, FRONT, "one.example", "one.pem")?.status.success())
+    })?;
+    // One that is no use is not used, and an alarm says so.
+    std::fs::copy(stage.directory().join("one.pem"), stage.directory().join("kept.pem"))?;
+    std::fs::write(stage.directory().join("one.pem"), "no certificate")?;
+    stage.until("an alarm", |stage| {
+        let status = stage.json(&["status"])?;
+        let alarms = status["status"]["alarms"].as_array().context("alarms")?.clone();
+        Ok(alarms.iter().any(|alarm| alarm.as_str().is_some_and(|it| it.contains("one.pem"))))
+    })?;
+    assert_eq!(text(&ask(&stage, FRONT, "one.example", "kept.pem")?), "good day\n");
+    assert_eq!(desk(&stage, None)?, first);
+    // Nowhere is a key to be seen.
+    let key = std::fs::read_to_string(stage.directory().join("two.key"))?;
+    let secret = key.lines().nth(1).context("a key")?.to_owned();
+    for said in [stage.log(), stage.lb(&["status", "--json"])?, stage.lb(&["desk", "status", "--json"])?] {
+        assert!(!said.contains(&secret));
+    }
+    Ok(())
+}
+
+/// A certificate that is not its key's, or not there, refuses the document, with its place.
+#[test]
+fn unfit_certificates_are_refused_in_their_place() -> Result<()> {
+    if !lab::possible("unfit_certificates_are_refused_in_their_place") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let stage = Stage::new(options, &document(options, "", HELLO))?;
+    certificate(&stage, "one", "one.example")?;
+    certificate(&stage, "two", "two.example")?;
+    for (tls, why) in [
+        ("tls = { cert = \"one.pem\", key = \"two.key\" }", "the key is not the certificate's"),
+        ("tls = { cert = \"none.pem\", key = \"two.key\" }", "none.pem cannot be read"),
+        ("tls = { cert = \"one.key\", key = \"one.key\" }", "there is no certificate in PEM form in it"),
+        ("tls = { cert = \"one.pem\", key = \"one.pem\" }", "there is no private key in PEM form in it"),
+    ] {
+        stage.write(&document(options, tls, HELLO))?;
+        stage.until(why, |stage| {
+            let status = stage.json(&["status"])?;
+            let refused = status["status"]["document"]["refused"].as_str().unwrap_or_default().to_owned();
+            Ok(refused.contains(why) && refused.contains(":9:16: error"))
+        })?;
+        assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    }
+    Ok(())
+}
+
+/// `lb detach` ends the desk too, after what is under way, and leaves nothing.
+#[test]
+fn detaching_ends_the_desk() -> Result<()> {
+    if !lab::possible("detaching_ends_the_desk") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
+    let before = stage.traces()?;
+    stage.start()?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    desk(&stage, None)?;
+    let pid = desk(&stage, None)?;
+    stage.lb(&["detach"])?;
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    stage.daemon.as_mut().context("a daemon")?.wait()?;
+    assert_eq!(stage.changed_since(&before)?, Vec::<String>::new());
+    // The same where the daemon has gone before.
+    stage.start()?;
+    let pid = desk(&stage, None)?;
+    let mut daemon = stage.daemon.take().context("a daemon")?;
+    daemon.kill()?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    stage.lb(&["detach"])?;
+    let gone =
+        || std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    stage.until("the desk has ended", |_| Ok(gone()))?;
+    // The kernel lets go of what was pinned a little later.
+    stage.until("nothing is left", |stage| Ok(stage.changed_since(&before)?.is_empty()))?;
     Ok(())
 }

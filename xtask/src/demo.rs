@@ -7,6 +7,7 @@ pub mod customers;
 pub mod display;
 pub mod ledger;
 pub mod payments;
+mod reverse;
 pub mod server;
 mod single;
 
@@ -27,7 +28,7 @@ use crate::{
 /// What is shown, and how.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DemoOptions {
-    /// The stage: 1 for a single server, 3 for servers that come and go under load
+    /// The stage: 1 for a single server, 2 for one behind the reception desk, 3 for servers that come and go under load
     #[arg(default_value_t = 3, value_parser = stage)]
     pub stage: u8,
     /// Write what came of it to this file, as JSON
@@ -65,10 +66,10 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     }
     let directory = tempfile::Builder::new().prefix("lobby-demo-").tempdir()?;
     let program = crate::target_directory().join("release/lb");
-    let good = if options.stage == 1 {
-        single::show(&program, directory.path())
-    } else {
-        payments::show(&program, directory.path(), options.json.as_deref())
+    let good = match options.stage {
+        1 => single::show(&program, directory.path()),
+        2 => reverse::show(&program, directory.path()),
+        _ => payments::show(&program, directory.path(), options.json.as_deref()),
     };
     if options.keep || !matches!(good, Ok(true)) {
         println!("ledgers, document and log are in {}", directory.keep().display());
@@ -79,8 +80,9 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
 fn stage(text: &str) -> Result<u8, String> {
     match text {
         "1" => Ok(1),
+        "2" => Ok(2),
         "3" => Ok(3),
-        _ => Err("there are stages 1 (a single server) and 3 (servers that come and go)".into()),
+        _ => Err("there are stages 1 (a single server), 2 (behind the reception desk) and 3 (servers that come and go)".into()),
     }
 }
 

@@ -25,6 +25,7 @@ struct Arguments {
 const EXAMPLES: &str = "Examples:
   cargo xtask demo                    a hundred clients pay, then five hundred: watch it
   cargo xtask demo 1                  the first stage: one server behind Lobby, and a curl
+  cargo xtask demo 2                  the second: the same server behind the reception desk
   cargo xtask test                    all tests
   cargo xtask lab up --backends 3     a network to play in
   cargo xtask lab exec lb -- ip addr  a command at the balancer's place in it";
@@ -77,6 +78,7 @@ const DEMO_EXAMPLES: &str = "Examples:
   cargo xtask demo                     servers come and go while hundreds of clients pay
   cargo xtask demo --json result.json  and what came of it, for programs
   cargo xtask demo 1                   one server behind Lobby, and a curl
+  cargo xtask demo 2                   the same behind the reception desk: TLS, routes, a closed room
 
 The exit code is 0 only if no payment was lost or done twice, by the ledgers of clients and servers;
 those on their way to the server that is killed are counted, and excused.";

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::view::{
-    ConnectionFilter, Connections, Done, Explanation, Foreseen, Frames, Question, Replacement, Snapshot, Text,
+    ConnectionFilter, Connections, Done, Explanation, Foreseen, Frames, Question, Replacement,
+    RouteExplanation, RouteQuestion, Snapshot, Text,
 };
 
 /// Something that somebody wants of the daemon.
@@ -18,6 +19,8 @@ pub enum Request {
     Explain(Question, Reply<Explanation>),
     /// What would become of packets that come one after the other.
     ExplainFrames(Frames, Reply<Vec<Explanation>>),
+    /// Which way a request would go at the desk.
+    ExplainRoute(RouteQuestion, Reply<Vec<RouteExplanation>>),
     /// What a document with this text would change.
     Foresee(String, Reply<Foreseen>),
     /// The document's text, as it is in the file.

@@ -1,6 +1,10 @@
 //! What the API says and the command line shows: plain data, the same types on both sides.
 
+mod desk;
+
 use serde::{Deserialize, Serialize};
+
+pub use desk::{Answers, Considered, Desk, Route, RouteExplanation, RouteQuestion};
 
 /// Everything but connections, at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,6 +19,12 @@ pub struct Snapshot {
     pub backends: Vec<Backend>,
     /// Counters.
     pub counters: Counters,
+    /// The reception desk; `null` where no service asks for it.
+    #[serde(default)]
+    pub desk: Option<Desk>,
+    /// Its routes, by service, the narrowest first.
+    #[serde(default)]
+    pub routes: Vec<Route>,
 }
 
 /// The daemon and its document.

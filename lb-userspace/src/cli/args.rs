@@ -112,6 +112,12 @@ pub(super) enum Command {
     /// Backends: the servers
     #[command(subcommand)]
     Backend(Backend),
+    /// Routes of the reception desk: which requests go where
+    #[command(subcommand)]
+    Route(Route),
+    /// The reception desk: the process that answers requests
+    #[command(subcommand)]
+    Desk(Desk),
     /// List connections of services that translate (nat); of others only hashes are known
     #[command(
         after_help = "EXAMPLES\n  lb connections --service shop --limit 20\n  lb connections --backend 10.0.0.11:8080"
@@ -212,6 +218,40 @@ impl Log {
         let format = format.as_ref().map_or("text", clap::builder::PossibleValue::get_name);
         vec![format!("--log-format={format}"), format!("--log-level={}", self.log_level)]
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Route {
+    /// All routes, the narrowest of each service first
+    List,
+    /// Say which route a request would take, and why
+    #[command(
+        after_help = "EXAMPLES\n  lb route explain https://shop.example/pay\n  lb route explain http://203.0.113.10/pay --method POST --header 'x-version: 2'\n  lb route explain https://shop.example/pay --config new.toml     (no daemon is asked)"
+    )]
+    Explain {
+        /// Its address, with scheme and host
+        url: String,
+        /// Its method
+        #[arg(long, default_value = "GET")]
+        method: String,
+        /// A header of it; may be said again
+        #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
+        headers: Vec<(String, String)>,
+        /// By this document, rather than the running daemon's
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Desk {
+    /// How it goes: its process, connections, answers
+    Status,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write a name, a colon and a value: \"x-version: 2\"")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,6 +1,6 @@
 //! `lb doctor`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     Failure, answer_or_json,
@@ -9,8 +9,8 @@ use super::{
     table::{Tone, colours, paint},
 };
 use crate::{
-    api::view::Text,
-    config::Document,
+    api::view::{Status, Text},
+    daemon::document::DocumentFile,
     doctor::{self, Facts, Finding, Verdict},
 };
 
@@ -21,15 +21,18 @@ pub(super) async fn doctor(
     client: &Client,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let (name, text) = match config {
-        Some(file) => (file.display().to_string(), Some(documents::read(file)?)),
+    let (name, path, text) = match config {
+        Some(file) => (file.display().to_string(), file.to_owned(), Some(documents::read(file)?)),
         None => match client.get::<Text>("/v1/document").await {
-            Ok(document) => ("the daemon's document".to_owned(), Some(document.text)),
-            Err(ClientError::NotRunning(_)) => (String::new(), None),
+            Ok(document) => {
+                let status: Status = client.get("/v1/status").await?;
+                ("the daemon's document".to_owned(), status.document.path.into(), Some(document.text))
+            }
+            Err(ClientError::NotRunning(_)) => (String::new(), PathBuf::new(), None),
             Err(error) => return Err(error.into()),
         },
     };
-    let document = text.map(|text| Document::parse(&text)).transpose();
+    let document = text.map(|text| DocumentFile::new(&path).parse(&text)).transpose();
     let document = document.map_err(|complaints| Failure::Document(format!("{name}:\n{complaints}")))?;
     let facts = Facts::gather(document, bpffs).await.map_err(anyhow::Error::from)?;
     let findings = doctor::examine(&facts);

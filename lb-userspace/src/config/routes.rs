@@ -339,3 +339,6 @@ pub(super) fn check_apart(routes: &[(Route, Range<usize>)], sink: &mut Sink<'_>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,12 +102,13 @@ fn at_desk(
         _ => None,
     };
     sink.complaints.extend(refusal.map(|(message, remedy)| place.error(message, remedy)));
-    let packets: [(&'static str, &str); 5] = [
+    let packets: [(&'static str, &str); 6] = [
         ("forward", "a request goes to any server by a connection of the desk's own"),
         ("scheduler", "each request goes to the server that has less to do, of two taken at random"),
         ("track", "the desk knows its connections"),
         ("sticky", "requests of a client go to any server"),
         ("ring_size", "there is no ring"),
+        ("role", "requests go to any server of the pool"),
     ];
     for (key, instead) in packets {
         if let Some(node) = fields.get(key) {
@@ -135,7 +136,6 @@ fn at_desk(
     let access_log = fields.read(sink, "access_log", Node::boolean).unwrap_or(false);
     let (allow, deny) = firewall(&mut fields, listen, sink);
     fields.later(&[
-        ("role", "remove it; this version sends requests to any backend of the pool"),
         ("auth", AUTH),
         ("limits", "remove it; this version does not count requests"),
         ("pages", "remove it; this version has pages of its own"),

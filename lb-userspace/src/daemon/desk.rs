@@ -25,6 +25,7 @@ use tracing::{info, warn};
 pub use self::process::Status;
 use self::process::{Event, Supervisor};
 use crate::{
+    api::view,
     health::State as HealthState,
     model::{BackendAddress, Config, Listen},
     proxy::{
@@ -114,9 +115,28 @@ impl Desk {
         self.status.borrow().clone()
     }
 
-    /// Services of the desk that is in force now, by its orders.
-    pub fn orders(&self) -> &Orders {
-        &self.orders
+    /// The same, for the API.
+    pub fn shown(&self) -> view::Desk {
+        let Status { pid, serving, restarts, report, .. } = self.status();
+        let answers = report.answers.into_iter().map(|it| view::Answers {
+            service: it.service,
+            route: it.route,
+            status: format!("{}xx", it.class),
+            count: it.count,
+        });
+        view::Desk {
+            pid,
+            up_to_date: pid.is_some() && serving == self.orders.number,
+            restarts,
+            listening: self.sockets.keys().map(ToString::to_string).collect(),
+            open: report.open,
+            connections: report.connections,
+            refused: report.refused,
+            retries: report.retries,
+            troubles: report.troubles,
+            lines_lost: report.lines_lost,
+            answers: answers.collect(),
+        }
     }
 
     /// What needs somebody's attention.

@@ -2,8 +2,11 @@
 
 use tracing::warn;
 
-use super::{certificates, desk, plane::Plane, serve::Daemon, snapshot};
-use crate::{api::view, dataplane::DataplaneError};
+use super::{certificates, desk, plane::Plane, routes, serve::Daemon, snapshot};
+use crate::{
+    api::{request::RequestError, view},
+    dataplane::DataplaneError,
+};
 
 impl<P: Plane> Daemon<P> {
     /// Tells the desk how to serve.
@@ -39,6 +42,28 @@ impl<P: Plane> Daemon<P> {
         let alarms = &mut snapshot.status.alarms;
         alarms.extend(self.desk.iter().flat_map(desk::Desk::alarms));
         alarms.extend_from_slice(self.certificates.alarms());
+        if let Some((desk, loaded)) = self.desk.as_ref().zip(self.core.loaded()) {
+            let config = &loaded.document.config;
+            let shown = desk.shown();
+            let usable = |pool: &str| {
+                snapshot.backends.iter().filter(|backend| backend.pool == pool && backend.usable).count()
+            };
+            let answers = |service: &str, route: &str| {
+                let of_route = shown.answers.iter().filter(|it| it.service == service && it.route == route);
+                of_route.map(|it| it.count).sum()
+            };
+            snapshot.routes = routes::list(config, usable, answers);
+            snapshot.desk = config.at_desk().next().map(|_| shown);
+        }
         Ok(snapshot)
+    }
+
+    /// Which way a request would go.
+    pub(super) fn explain_route(
+        &self,
+        question: &view::RouteQuestion,
+    ) -> Result<Vec<view::RouteExplanation>, RequestError> {
+        let loaded = self.core.loaded().ok_or(RequestError::Stopping)?;
+        routes::explain(&loaded.document.config, question).map_err(RequestError::Wrong)
     }
 }

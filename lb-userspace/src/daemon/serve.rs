@@ -452,6 +452,7 @@ impl<P: Plane> Daemon<P> {
                 let all = |frames: Vec<Vec<u8>>| self.explain(|of| frames.iter().map(|it| of(it)).collect());
                 reply.send(frames.and_then(all));
             }
+            Request::ExplainRoute(question, reply) => reply.send(self.explain_route(&question)),
             Request::Foresee(text, reply) => reply.send(self.foresee(&text).await),
             Request::Document(reply) => reply.send(self.text()),
             Request::Edit(edits, reply) => {

@@ -43,6 +43,8 @@ pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot
             pools: Vec::new(),
             backends: Vec::new(),
             counters,
+            desk: None,
+            routes: Vec::new(),
         });
     };
     let config = &loaded.document.config;
@@ -55,6 +57,8 @@ pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot
         pools: pools(core, config, &backends, now),
         backends,
         counters,
+        desk: None,
+        routes: Vec::new(),
     })
 }
 

@@ -127,11 +127,15 @@ impl Upstream {
                 Err(Failed::Slow) => return Err(upload.trouble().unwrap_or(Trouble::Slow)),
                 Err(Failed::Broken) => {
                     last = upload.trouble().unwrap_or(Trouble::Broken);
+                    if !repeatable {
+                        return Err(last);
+                    }
+                    // A server that closed a kept connection has not failed, and is asked once more for nothing.
                     if !was_kept {
                         tried.push(ticket.address);
-                    }
-                    if !(repeatable && pool.budget().spend()) {
-                        return Err(last);
+                        if !pool.budget().spend() {
+                            return Err(last);
+                        }
                     }
                 }
             }

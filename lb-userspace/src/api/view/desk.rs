@@ -1,0 +1,107 @@
+//! The reception desk and its routes, as the API shows them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The desk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desk {
+    /// Its process; `null` while there is none.
+    pub pid: Option<u32>,
+    /// It serves the document in force.
+    pub up_to_date: bool,
+    /// How often it was started again after an end of its own.
+    pub restarts: u64,
+    /// Where it listens.
+    pub listening: Vec<String>,
+    /// Connections that are open.
+    pub open: u64,
+    /// Connections that were taken.
+    pub connections: u64,
+    /// Connections that were not let in, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Requests that were tried once more.
+    pub retries: u64,
+    /// Answers of the desk's own for want of another, by reason.
+    pub troubles: BTreeMap<String, u64>,
+    /// Lines of the access log that nobody took in time.
+    pub lines_lost: u64,
+    /// Answers by service, route and class of status.
+    pub answers: Vec<Answers>,
+}
+
+/// Answers of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// The service.
+    pub service: String,
+    /// The route; empty where none was taken.
+    pub route: String,
+    /// "2xx" and so on.
+    pub status: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Its service.
+    pub service: String,
+    /// Where that listens.
+    pub listen: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Which requests: methods, host, path, headers.
+    pub route: String,
+    /// What becomes of them.
+    pub action: String,
+    /// Backends of its pool that get requests; `null` where it has none.
+    pub usable: Option<usize>,
+    /// Answers so far.
+    pub answers: u64,
+}
+
+/// Which way would this request go?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteQuestion {
+    /// Its address, with scheme and host.
+    pub url: String,
+    /// Its method.
+    pub method: String,
+    /// Its headers.
+    #[serde(default)]
+    pub headers: Vec<(String, String)>,
+}
+
+/// Which way a request would go at a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteExplanation {
+    /// The service.
+    pub service: String,
+    /// Where it listens.
+    pub listen: String,
+    /// The host that decides; `null` where the request is refused before.
+    pub host: Option<String>,
+    /// The path that decides, normalised.
+    pub path: Option<String>,
+    /// What becomes of it.
+    pub outcome: String,
+    /// What the backend gets for a path, if one answers.
+    pub sent: Option<String>,
+    /// All routes, the narrowest first, each with what becomes of it.
+    pub routes: Vec<Considered>,
+}
+
+/// A route that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Considered {
+    /// Which requests.
+    pub route: String,
+    /// What becomes of them.
+    pub action: String,
+    /// "taken", "met, but a narrower one is", or what it wants otherwise.
+    pub verdict: String,
+}

@@ -1,0 +1,279 @@
+//! Documents with services of the desk: what they say, and what is wrong with them.
+
+use crate::{
+    config::{Complaints, Document},
+    model::{
+        Forward, Scheduler, Track,
+        desk::{Action, DESK_POOL, Elsewhere, HostPattern, PathPattern},
+    },
+};
+
+const GOOD: &str = r#"interfaces = ["eth0"]
+[pools.web]
+backends = [ { address = "10.0.0.11:8080" }, { address = "[2001:db8::11]:8080" } ]
+[pools.payments]
+backends = [ { address = "10.0.0.12" } ]
+
+[services.front]
+listen = "203.0.113.10:443/tcp"
+tls = [ { cert = "front.pem", key = "front.key" }, { cert = "/etc/other.pem", key = "other.key" } ]
+pool = "web"
+access_log = true
+timeouts = { response = "5s" }
+deny = ["192.0.2.0/24"]
+[[services.front.routes]]
+host = "Shop.example"
+path = "/pay/"
+method = "POST"
+header = { X-Version = "2" }
+pool = "payments"
+strip_prefix = true
+headers = { set = { x-door = "front" }, remove = ["cookie"] }
+[[services.front.routes]]
+host = "*.shop.example"
+exact_path = "/old"
+redirect = { to = "https://new.example", status = 302 }
+[[services.front.routes]]
+host = "plain.example"
+respond = { status = 404, body = "no", type = "text/html" }
+response_headers = { add = { x-a = "b" } }
+"#;
+
+fn complaints(from: &str, to: &str) -> Vec<String> {
+    assert!(GOOD.contains(from), "{from:?} is not in the document");
+    let found = match Document::parse(&GOOD.replace(from, to)) {
+        Ok(document) => document.warnings,
+        Err(Complaints(found)) => found,
+    };
+    found.into_iter().map(|c| format!("{}: {} ({})", c.line, c.message, c.remedy)).collect()
+}
+
+#[test]
+fn a_service_of_the_desk_says_what_it_says() {
+    let mut document = Document::parse(GOOD).unwrap_or_else(|why| panic!("{why}"));
+    assert_eq!(document.warnings, []);
+    document.config.resolve(std::path::Path::new("/etc/lobby"));
+    let config = &document.config;
+    let front = &config.services["front"];
+    assert_eq!(
+        (front.forward, front.scheduler, front.track),
+        (Forward::Desk, Scheduler::Maglev, Track::Never)
+    );
+    assert_eq!((front.pool.as_str(), front.deny.len()), (DESK_POOL, 1));
+    assert_eq!(config.pools[DESK_POOL].backends.len(), 1);
+    assert_eq!(config.pools_of_desk(), ["payments", "web"].into());
+    let desk = front.desk.as_ref().unwrap();
+    let files: Vec<_> = desk.certificates.iter().flat_map(|files| [&files.cert, &files.key]).collect();
+    let whole = ["/etc/lobby/front.pem", "/etc/lobby/front.key", "/etc/other.pem", "/etc/lobby/other.key"];
+    assert_eq!(files, whole.map(std::path::Path::new));
+    assert!(desk.access_log);
+    assert_eq!((desk.timeouts.response.as_secs(), desk.timeouts.body.as_secs()), (5, 60));
+    let written: Vec<_> =
+        desk.routes.iter().map(|route| format!("{} -> {}", route.condition, route.action)).collect();
+    assert_eq!(
+        written,
+        [
+            "POST shop.example/pay/* x-version: 2 -> pool payments",
+            "*.shop.example/old -> redirect 302 to https://new.example",
+            "plain.example/* -> respond 404",
+            "*/* -> pool web",
+        ]
+    );
+    let [pay, old, ..] = desk.routes.as_slice() else { panic!("{:?}", desk.routes) };
+    assert_eq!(pay.condition.host, HostPattern::Exact("shop.example".into()));
+    assert_eq!(pay.condition.path, PathPattern::Prefix("/pay".into()));
+    let Action::Forward { strip_prefix: true, headers, .. } = &pay.action else { panic!("{pay:?}") };
+    assert!(headers.set["x-door"] == "front" && headers.remove.contains("cookie"));
+    let Action::Redirect { to: Elsewhere::Host(host), .. } = &old.action else { panic!("{old:?}") };
+    assert_eq!(host, "https://new.example");
+}
+
+/// TLS alone, or routes alone, make a service one of the desk.
+#[test]
+fn the_least_that_makes_a_service_of_the_desk() {
+    let parsed = |service: &str| {
+        let text = format!(
+            "interfaces = [\"eth0\"]\n[pools.web]\nbackends = []\n[services.s]\nlisten = \"203.0.113.10:80/tcp\"\n{service}"
+        );
+        Document::parse(&text).map(|document| document.config.services["s"].clone())
+    };
+    let tls = parsed("pool = \"web\"\ntls = { cert = \"a\", key = \"b\" }").unwrap();
+    assert_eq!(tls.desk.unwrap().routes[0].pool(), Some("web"));
+    let routes = parsed("routes = [{ redirect = \"https\" }, { path = \"/x\", pool = \"web\" }]").unwrap();
+    assert!(routes.desk.unwrap().certificates.is_empty());
+    assert!(parsed("pool = \"web\"").unwrap().desk.is_none());
+}
+
+#[test]
+fn each_mistake_is_shown_in_its_place_with_a_remedy() {
+    let cases = [
+        ("/tcp", "/udp", "8: routes and tls are for TCP (write /tcp, or remove them to forward datagrams)"),
+        (
+            ":443/tcp",
+            ":*/tcp",
+            "8: a service with routes or tls listens on one port (write it instead of *: 443, or 80)",
+        ),
+        (
+            "access_log = true",
+            "forward = \"nat\"",
+            "11: forward is for services that forward packets, and this one has routes or tls (remove it; a request goes to any server by a connection of the desk's own)",
+        ),
+        (
+            "access_log = true",
+            "scheduler = \"maglev\"",
+            "11: scheduler is for services that forward packets, and this one has routes or tls (remove it; each request goes to the server that has less to do, of two taken at random)",
+        ),
+        (
+            "access_log = true",
+            "track = \"always\"",
+            "11: track is for services that forward packets, and this one has routes or tls (remove it; the desk knows its connections)",
+        ),
+        (
+            "access_log = true",
+            "ring_size = 101",
+            "11: ring_size is for services that forward packets, and this one has routes or tls (remove it; there is no ring)",
+        ),
+        (
+            "access_log = true",
+            "auth = {}",
+            "11: auth is not in this version of Lobby (remove it; this version of the desk routes requests and asks nobody who they are)",
+        ),
+        (
+            "access_log = true",
+            "limits = {}",
+            "11: limits is not in this version of Lobby (remove it; this version does not count requests)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = {}",
+            "20: auth is not in this version of Lobby (remove it; this version of the desk routes requests and asks nobody who they are)",
+        ),
+        (
+            "pool = \"payments\"",
+            "pool = \"paymets\"",
+            "19: there is no pool \"paymets\" (did you mean \"payments\"?)",
+        ),
+        ("pool = \"web\"", "pool = \"wbe\"", "10: there is no pool \"wbe\" (did you mean \"web\"?)"),
+        (
+            "pool = \"payments\"",
+            "pool = \"(desk)\"",
+            "19: the desk cannot tell where backend local of pool \"(desk)\" listens (write an address of this host with the port there: \"10.0.0.1:8080\")",
+        ),
+        (
+            "host = \"Shop.example\"",
+            "host = \"*\"",
+            "15: host \"*\" is not understood (remove it: without host a route is for all)",
+        ),
+        (
+            "host = \"Shop.example\"",
+            "host = \"shop.example:443\"",
+            "15: host \"shop.example:443\" is not understood (write \"shop.example\": routes do not depend on the port)",
+        ),
+        (
+            "host = \"Shop.example\"",
+            "host = \"shop/x\"",
+            "15: host \"shop/x\" is not understood (write a name such as \"shop.example\", or \"*.shop.example\" for all below it)",
+        ),
+        (
+            "path = \"/pay/\"",
+            "path = \"/a/../pay\"",
+            "16: path \"/a/../pay\" is not understood (write \"/pay\", as paths are brought into one form first)",
+        ),
+        (
+            "path = \"/pay/\"",
+            "path = \"pay\"",
+            "16: path \"pay\" is not understood (the path does not begin with /; write a path such as \"/pay\")",
+        ),
+        (
+            "exact_path = \"/old\"",
+            "exact_path = \"/old\"\npath = \"/old\"",
+            "24: the route has both path and exact_path (keep path for it and all below it, or exact_path for it alone)",
+        ),
+        (
+            "method = \"POST\"",
+            "method = \"post\"",
+            "17: method \"post\" is not understood (write a method in capitals, such as \"GET\")",
+        ),
+        (
+            "header = { X-Version = \"2\" }",
+            "header = { \"x y\" = \"2\" }",
+            "18: \"x y\" is no name of a header (write a name such as \"x-version\")",
+        ),
+        (
+            "x-door = \"front\"",
+            "content-length = \"1\"",
+            "21: content-length belongs to the connection, and the desk writes it itself (leave it out)",
+        ),
+        (
+            "remove = [\"cookie\"]",
+            "remove = [\"Connection\"]",
+            "21: connection belongs to the connection, and the desk writes it itself (leave it out)",
+        ),
+        (
+            "strip_prefix = true",
+            "redirect = \"https\"",
+            "14: the route has pool and redirect at once (write one of pool = \"web\", redirect = \"https\", respond = { status = 404 })",
+        ),
+        (
+            "status = 302",
+            "status = 300",
+            "25: status is not understood (write 308 (for good) or 307 (for now); 301, 302 and 303 may turn a POST into a GET)",
+        ),
+        (
+            "https://new.example",
+            "new.example",
+            "25: to \"new.example\" is not understood (write \"https\", a host such as \"https://shop.example\", or a whole address)",
+        ),
+        (
+            "type = \"text/html\"",
+            "type = \"html\"",
+            "28: type \"html\" is not understood (write a media type, such as \"text/html; charset=utf-8\")",
+        ),
+        ("status = 404", "status = 99", "28: status is out of range (write a whole number from 200 to 599)"),
+        (
+            "exact_path = \"/old\"\nredirect",
+            "exact_path = \"/old\"\nstrip_prefix = true\nredirect",
+            "25: strip_prefix and headers are for what a backend gets, and this route has none (remove it, or name a pool)",
+        ),
+        (
+            "cert = \"/etc/other.pem\"",
+            "cert = \"front.pem\"",
+            "9: front.pem is listed twice (remove one of the two)",
+        ),
+        (", key = \"front.key\"", "", "9: tls has no key (add key = \"front.key\")"),
+        (
+            "key = \"front.key\"",
+            "key = \"front.key\", client_ca = \"x\"",
+            "9: client_ca is not in this version of Lobby (remove it; this version does not ask clients for certificates)",
+        ),
+    ];
+    for (from, to, expected) in cases {
+        let shown = complaints(from, to);
+        assert!(shown.iter().any(|shown| shown == expected), "{from} -> {to}:\n{}", shown.join("\n"));
+        assert!(shown.len() <= 2, "{from} -> {to}:\n{}", shown.join("\n"));
+    }
+}
+
+#[test]
+fn routes_that_cannot_be_told_apart_are_refused_with_both_lines() {
+    let shown = complaints("host = \"plain.example\"", "exact_path = \"/old\"\nhost = \"*.Shop.example\"");
+    assert_eq!(
+        shown,
+        [
+            "26: *.shop.example/old cannot be told apart from the route on line 22, *.shop.example/old: a request may meet both, and neither is narrower (give one of them another host, path, method or header, or remove it)"
+        ]
+    );
+    // The pool of the service is a route like any other.
+    let shown = complaints("host = \"plain.example\"\n", "");
+    assert!(
+        shown.len() == 1 && shown[0].starts_with("10: */* cannot be told apart from the route on line 26"),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn what_is_for_the_desk_alone_is_refused_elsewhere() {
+    let text = "interfaces = [\"eth0\"]\n[pools.web]\nbackends = []\n[services.s]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\naccess_log = true\n";
+    let why = Document::parse(text).unwrap_err().to_string();
+    assert!(why.contains("access_log is for services with routes"), "{why}");
+}

@@ -1,0 +1,289 @@
+//! The desk's process by itself: ordered by a test in the daemon's place, before a backend that writes down
+//! what it gets, byte by byte.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, bail};
+pub use lb_userspace::proxy::pools::BackendOrder;
+use lb_userspace::{
+    config::Document,
+    daemon::desk,
+    proxy::{
+        orders::{self, FromDesk, Orders, Pem, Report, ToDesk},
+        pools::PoolOrder,
+    },
+};
+
+use crate::stage::lb;
+
+/// A desk's process.
+pub struct Desk {
+    child: Child,
+    control: UnixStream,
+    /// Where it listens, in the order of the document's services by name.
+    pub addresses: Vec<SocketAddr>,
+    number: u64,
+}
+
+impl Desk {
+    /// A desk that serves the services of a document, whatever addresses they name, on addresses of
+    /// loopback, all with these certificates; `pools` are theirs by name.
+    ///
+    /// # Errors
+    /// When it does not come to serve.
+    pub fn start(services: &str, pools: &[(&str, Vec<BackendOrder>)], certificates: &[Pem]) -> Result<Self> {
+        let (here, there) = UnixStream::pair()?;
+        let child = Command::new(lb())
+            .args(["desk-process", "--log-level", "warn"])
+            .stdin(Stdio::from(OwnedFd::from(there)))
+            .stdout(Stdio::null())
+            .spawn()?;
+        let number = services.matches("[services.").count() - services.matches(".routes]").count();
+        let sockets: Result<Vec<_>, _> =
+            (0..number).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
+        let sockets = sockets?;
+        let addresses: Vec<SocketAddr> =
+            sockets.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        for (socket, &address) in sockets.iter().zip(&addresses) {
+            socket.set_nonblocking(true)?;
+            orders::send(&here, &ToDesk::Listen(vec![address]), &[socket.as_fd()])?;
+        }
+        let mut desk = Self { child, control: here, addresses, number: 0 };
+        desk.serve(services, pools, certificates)?;
+        Ok(desk)
+    }
+
+    /// Has it serve so from now on.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn serve(
+        &mut self,
+        services: &str,
+        pools: &[(&str, Vec<BackendOrder>)],
+        certificates: &[Pem],
+    ) -> Result<()> {
+        let named: String =
+            pools.iter().map(|(name, _)| format!("[pools.{name}]\nbackends = []\n")).collect();
+        let document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
+        let mut services = desk::services(&document.config, |_| None::<&Pem>);
+        for (service, &address) in services.iter_mut().zip(&self.addresses) {
+            service.listen = address;
+            service.certificates = certificates.to_vec();
+        }
+        let pools = pools
+            .iter()
+            .map(|(name, backends)| PoolOrder { name: (*name).into(), backends: backends.clone() });
+        self.number += 1;
+        let orders = Orders { number: self.number, services, pools: pools.collect() };
+        orders::send(&self.control, &ToDesk::Serve(Box::new(orders)), &[])?;
+        self.until(|said| matches!(said, FromDesk::Serving(number) if *number == self.number)).map(drop)
+    }
+
+    /// What it counts, once that is so.
+    ///
+    /// # Errors
+    /// When it does not come to be so.
+    pub fn report(&self, is_so: impl Fn(&Report) -> bool) -> Result<Report> {
+        match self.until(|said| matches!(said, FromDesk::Report(report) if is_so(report)))? {
+            FromDesk::Report(report) => Ok(report),
+            other => bail!("{other:?}"),
+        }
+    }
+
+    fn until(&self, wanted: impl Fn(&FromDesk) -> bool) -> Result<FromDesk> {
+        self.control.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
+        loop {
+            let (said, _) = orders::receive::<FromDesk>(&self.control)?.context("the desk has ended")?;
+            if wanted(&said) {
+                return Ok(said);
+            }
+        }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A backend as the desk knows it.
+pub fn backend(address: SocketAddr) -> BackendOrder {
+    BackendOrder {
+        address: address.ip(),
+        port: Some(address.port()),
+        weight: 1,
+        usable: true,
+        draining: false,
+    }
+}
+
+/// A request as a backend got it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Got {
+    /// Which connection it came by, from 0.
+    pub connection: usize,
+    /// The request line and headers, as they were.
+    pub head: String,
+    /// The body, without the marks of chunks.
+    pub body: String,
+}
+
+impl Got {
+    /// The value of a header, of each time that it is there.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+    }
+
+    /// Method and path.
+    pub fn line(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
+    }
+}
+
+/// What a backend does with a request.
+#[derive(Clone, Debug)]
+pub enum Deed {
+    /// Says this, and waits for the next one.
+    Say(Vec<u8>),
+    /// Says this, and closes.
+    SayAndClose(Vec<u8>),
+    /// Says nothing, and waits.
+    Nothing,
+}
+
+/// A backend that writes down what it gets.
+pub struct Recorder {
+    /// Where it listens.
+    pub address: SocketAddr,
+    got: Arc<Mutex<Vec<Got>>>,
+}
+
+/// An answer with this body.
+pub fn answer(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+impl Recorder {
+    /// One that does with each request what `deed` says.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn start(deed: impl Fn(&Got) -> Deed + Send + Sync + 'static) -> Result<Self> {
+        let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0))?;
+        let address = listener.local_addr()?;
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let (list, deed) = (Arc::clone(&got), Arc::new(deed));
+        std::thread::spawn(move || {
+            for (connection, stream) in listener.incoming().enumerate() {
+                let Ok(stream) = stream else { return };
+                let (list, deed) = (Arc::clone(&list), Arc::clone(&deed));
+                std::thread::spawn(move || {
+                    // The desk may close whenever it likes.
+                    _ = record(&stream, connection, &list, deed.as_ref());
+                });
+            }
+        });
+        Ok(Self { address, got })
+    }
+
+    /// What it has got.
+    pub fn got(&self) -> Vec<Got> {
+        self.got.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, and forgets it.
+    pub fn take(&self) -> Vec<Got> {
+        std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn record(
+    stream: &TcpStream,
+    connection: usize,
+    list: &Mutex<Vec<Got>>,
+    deed: &dyn Fn(&Got) -> Deed,
+) -> std::io::Result<()> {
+    let mut left = Vec::new();
+    let (mut reader, mut writer) = (stream, stream);
+    let mut more = |left: &mut Vec<u8>| {
+        let mut buffer = [0; 16 << 10];
+        let length = reader.read(&mut buffer)?;
+        left.extend_from_slice(&buffer[..length]);
+        if length == 0 { Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)) } else { Ok(()) }
+    };
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
+    loop {
+        let end = loop {
+            match find(&left, b"\r\n\r\n") {
+                Some(end) => break end + 4,
+                None => more(&mut left)?,
+            }
+        };
+        let head = String::from_utf8_lossy(&left.drain(..end).collect::<Vec<u8>>()).into_owned();
+        let mut got = Got { connection, head, body: String::new() };
+        let mut body = Vec::new();
+        let length = got.header("content-length").first().and_then(|length| length.parse::<usize>().ok());
+        if let Some(length) = length {
+            while left.len() < length {
+                more(&mut left)?;
+            }
+            body = left.drain(..length).collect();
+        } else if !got.header("transfer-encoding").is_empty() {
+            loop {
+                let line = loop {
+                    match find(&left, b"\r\n") {
+                        Some(end) => break end,
+                        None => more(&mut left)?,
+                    }
+                };
+                let size = usize::from_str_radix(String::from_utf8_lossy(&left[..line]).trim(), 16);
+                let size = size.map_err(std::io::Error::other)?;
+                while left.len() < line + 2 + size + 2 {
+                    more(&mut left)?;
+                }
+                body.extend_from_slice(&left[line + 2..line + 2 + size]);
+                left.drain(..line + 2 + size + 2);
+                if size == 0 {
+                    break;
+                }
+            }
+        }
+        got.body = String::from_utf8_lossy(&body).into_owned();
+        list.lock().unwrap_or_else(PoisonError::into_inner).push(got.clone());
+        match deed(&got) {
+            Deed::Say(bytes) => writer.write_all(&bytes)?,
+            Deed::SayAndClose(bytes) => {
+                writer.write_all(&bytes)?;
+                return Ok(());
+            }
+            Deed::Nothing => {}
+        }
+    }
+}
+
+/// Counts by what.
+pub fn count<T: Ord>(all: impl IntoIterator<Item = T>) -> BTreeMap<T, usize> {
+    let mut counts = BTreeMap::new();
+    all.into_iter().for_each(|one| *counts.entry(one).or_default() += 1);
+    counts
+}

@@ -1,0 +1,410 @@
+//! Bytes that strangers may send to the desk: what they are answered, and what of them a backend gets to see.
+//!
+//! Nothing of a vector may reach a backend out of its frame: the backend writes down every byte, and takes it
+//! apart by its own rules.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tests::{
+    desk::{Deed, Desk, Recorder, answer, backend},
+    requests::Speaker,
+};
+
+const SERVICES: &str = r#"
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+timeouts = { header = "2s", connect = "2s", response = "1s", body = "1s" }
+[[services.shop.routes]]
+path = "/admin"
+respond = 403
+"#;
+
+/// What becomes of a vector.
+enum Fate {
+    /// This status, and nothing reaches a backend.
+    Refused(u16),
+    /// The desk closes the connection and says nothing, and nothing reaches a backend.
+    Closed,
+    /// The backend sees these requests, method, target and body, and no other.
+    Seen(&'static [(&'static str, &'static str)]),
+}
+use Fate::{Closed, Refused, Seen};
+
+type Vector = (&'static str, &'static str, Fate);
+
+/// RFC 9112 section 6.3: of both lengths chunks hold, and the connection ends; the backend is told one.
+const SMUGGLING: &[Vector] = &[
+    (
+        "both lengths, chunked last",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n",
+        Seen(&[("POST / HTTP/1.1", "")]),
+    ),
+    (
+        "both lengths, chunked first",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n",
+        Seen(&[("POST / HTTP/1.1", "")]),
+    ),
+    (
+        "two lengths",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        Refused(400),
+    ),
+    (
+        "two lengths, the same",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\nConnection: close\r\n\r\na",
+        Seen(&[("POST / HTTP/1.1", "a")]),
+    ),
+    ("a list of lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 2\r\n\r\nab", Refused(400)),
+    ("a length with a sign", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\na", Refused(400)),
+    ("a length below nothing", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\na", Refused(400)),
+    ("a length in hexadecimal", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x1\r\n\r\na", Refused(400)),
+    (
+        "a length beyond numbers",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551617\r\n\r\na",
+        Refused(400),
+    ),
+    (
+        "a coding that is not chunked",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "chunked, then another coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "two codings in two lines",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "a space before the colon",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    ("a folded line", "POST / HTTP/1.1\r\nHost: a\r\nX: b\r\n Content-Length: 1\r\n\r\na", Refused(400)),
+    ("a return in a value", "GET / HTTP/1.1\r\nHost: a\r\nX: b\rContent-Length: 9\r\n\r\n", Refused(400)),
+    ("a zero in a value", "GET / HTTP/1.1\r\nHost: a\r\nX: b\0c\r\n\r\n", Refused(400)),
+    (
+        "a chunk's size with a sign",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "a chunk's size beyond numbers",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\na\r\n0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "a chunk without its end",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab0\r\n\r\n",
+        Refused(400),
+    ),
+    (
+        "a length, and a request behind it",
+        "POST /one HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nGET /GET /two HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        Seen(&[("POST /one HTTP/1.1", "GET /"), ("GET /two HTTP/1.1", "")]),
+    ),
+    (
+        "chunks, and a request behind them",
+        "POST /one HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /two HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        Seen(&[("POST /one HTTP/1.1", "abc"), ("GET /two HTTP/1.1", "")]),
+    ),
+    (
+        "a chunk with an extension",
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3;x=\"y\"\r\nabc\r\n0\r\n\r\n",
+        Seen(&[("POST / HTTP/1.1", "abc")]),
+    ),
+    (
+        "chunked in capitals",
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: CHUNKED\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        Seen(&[("POST / HTTP/1.1", "abc")]),
+    ),
+    (
+        "a GET with a body",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
+        Seen(&[("GET / HTTP/1.1", "abc")]),
+    ),
+];
+
+const REQUESTS: &[Vector] = &[
+    ("no host", "GET / HTTP/1.1\r\n\r\n", Refused(400)),
+    ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Refused(400)),
+    ("the same host twice", "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", Refused(400)),
+    ("a host with a path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", Refused(400)),
+    ("a host with a user", "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", Refused(400)),
+    ("an empty host", "GET / HTTP/1.1\r\nHost:\r\n\r\n", Seen(&[("GET / HTTP/1.1", "")])),
+    ("a target for another host", "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    (
+        "a target for this host",
+        "GET http://A/x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        Seen(&[("GET /x HTTP/1.1", "")]),
+    ),
+    ("a tunnel", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", Refused(501)),
+    ("a trace", "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Refused(501)),
+    (
+        "a websocket",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        Refused(501),
+    ),
+    (
+        "HTTP/2 by upgrade",
+        "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+        Seen(&[("GET / HTTP/1.1", "")]),
+    ),
+    ("HTTP/2 at once", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Closed),
+    ("another version", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", Refused(400)),
+    ("no version", "GET /\r\n\r\n", Refused(400)),
+    ("no HTTP", "\x16\x03\x01\x02\0\x01\0", Refused(400)),
+    (
+        "an expectation",
+        "PUT / HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\nContent-Length: 0\r\n\r\n",
+        Refused(417),
+    ),
+    ("more than is taken", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", Refused(413)),
+    ("headers that do not come", "GET / HTTP/1.1\r\nHost: a\r\nX-", Closed),
+    ("nothing at all", "", Closed),
+    ("a body that does not come", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc", Refused(408)),
+];
+
+const PATHS: &[Vector] = &[
+    ("an encoded slash", "GET /x/..%2fadmin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("an encoded backslash", "GET /x/..%5cadmin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("a backslash", "GET /x\\..\\admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("dots", "GET /x/../admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(403)),
+    ("encoded dots", "GET /x/%2e%2E/admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(403)),
+    ("an encoded letter", "GET /%61dmin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(403)),
+    ("two slashes", "GET //admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(403)),
+    ("a dot", "GET /./admin/./x HTTP/1.1\r\nHost: a\r\n\r\n", Refused(403)),
+    ("dots with a parameter", "GET /x/..;/admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("out of the root", "GET /../admin HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("a zero", "GET /admin%00 HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("the end of a line", "GET /x%0d%0aX:%20y HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    ("a percent sign alone", "GET /x% HTTP/1.1\r\nHost: a\r\n\r\n", Refused(400)),
+    (
+        "encoded twice",
+        "GET /x/%252e%252e/admin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        Seen(&[("GET /x/%252e%252e/admin HTTP/1.1", "")]),
+    ),
+    (
+        "the query is the backend's",
+        "GET /x/./y?/../admin=%2f HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        Seen(&[("GET /x/y?/../admin=%2f HTTP/1.1", "")]),
+    ),
+];
+
+fn play(vectors: &[Vector]) -> Result<()> {
+    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let mut wrong = Vec::new();
+    for (name, bytes, fate) in vectors {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        // Whoever is refused early may be cut off while still talking.
+        _ = speaker.say(bytes.as_bytes());
+        let first = speaker.hear().with_context(|| name.to_string())?;
+        let status = first.as_ref().map(|answer| answer.status);
+        let expected = match fate {
+            Refused(status) => Some(*status),
+            Closed => None,
+            Seen(_) => Some(200),
+        };
+        if let Seen(_) = fate {
+            // Everything of it has been answered when the connection ends: by itself, or after its time.
+            speaker.until_closed().with_context(|| name.to_string())?;
+        }
+        let seen: Vec<(String, String)> =
+            recorder.take().into_iter().map(|got| (got.line().to_owned(), got.body)).collect();
+        let fits = match fate {
+            Seen(wanted) => {
+                seen.iter().map(|(line, body)| (line.as_str(), body.as_str())).eq(wanted.iter().copied())
+            }
+            _ => seen.is_empty(),
+        };
+        if status != expected || !fits {
+            wrong.push(format!("{name}: {status:?} rather than {expected:?}, the backend saw {seen:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn nothing_is_smuggled() -> Result<()> {
+    play(SMUGGLING)
+}
+
+#[test]
+fn odd_requests_have_their_status() -> Result<()> {
+    play(REQUESTS)
+}
+
+#[test]
+fn paths_have_one_meaning() -> Result<()> {
+    play(PATHS)
+}
+
+/// What is of one connection does not go on, in either direction; who asks is told by the desk alone.
+#[test]
+fn headers_are_filtered_both_ways() -> Result<()> {
+    let recorder = Recorder::start(|_| {
+        Deed::Say(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: x-private\r\nX-Private: 1\r\nKeep-Alive: timeout=9\r\n\
+              Proxy-Authenticate: Basic\r\nX-Kept: 1\r\nServer: it\r\n\r\nok"
+                .to_vec(),
+        )
+    })?;
+    let routes = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\n[[services.shop.routes]]\npool = \"web\"\n\
+                  headers = { set = { x-door = \"front\" }, remove = [\"cookie\"] }\n\
+                  response_headers = { set = { x-frame-options = \"deny\" }, remove = [\"server\"] }\n";
+    let desk = Desk::start(routes, &[("web", vec![backend(recorder.address)])], &[])?;
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    speaker.say(
+        b"GET / HTTP/1.1\r\nHost: Shop.example:80\r\nConnection: x-mine, keep-alive\r\nX-Mine: 1\r\nTE: gzip\r\n\
+          Proxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\nX-Forwarded-For: 192.0.2.1\r\n\
+          X-Forwarded-Proto: https\r\nX_Forwarded_Host: evil\r\nX-Request-Id: mine\r\nCookie: a\r\nAccept: */*\r\n\r\n",
+    )?;
+    let answer = speaker.hear()?.context("an answer")?;
+    let got = recorder.got();
+    let got = got.first().context("a request")?;
+    for gone in [
+        "x-mine",
+        "te",
+        "proxy-connection",
+        "proxy-authorization",
+        "connection",
+        "x_forwarded_host",
+        "cookie",
+    ] {
+        assert_eq!(got.header(gone), Vec::<&str>::new(), "{}", got.head);
+    }
+    assert_eq!(got.header("x-forwarded-for"), ["192.0.2.1, 127.0.0.1"]);
+    assert_eq!(got.header("x-forwarded-proto"), ["http"]);
+    assert_eq!(got.header("x-forwarded-host"), ["Shop.example:80"]);
+    assert_eq!(got.header("host"), ["Shop.example:80"]);
+    assert_eq!(got.header("x-door"), ["front"]);
+    assert_eq!(got.header("accept"), ["*/*"]);
+    let id = got.header("x-request-id").concat();
+    assert!(id.len() == 16 && answer.head.contains(&id), "{id} {}", answer.head);
+    let head = answer.head.to_ascii_lowercase();
+    for gone in ["x-private", "keep-alive", "proxy-authenticate", "connection:", "server:"] {
+        assert!(!head.contains(gone), "{head}");
+    }
+    assert!(head.contains("x-kept: 1") && head.contains("x-frame-options: deny"), "{head}");
+    Ok(())
+}
+
+/// A server that closes a kept connection at the very moment of a request: what may be sent twice is, and what
+/// may not is answered with 502, never sent again.
+#[test]
+fn the_stale_connection_race_loses_nothing_that_is_safe() -> Result<()> {
+    // Every second request of a connection is met by its end.
+    let counts = std::sync::Mutex::new(std::collections::BTreeMap::<usize, usize>::new());
+    let recorder = Recorder::start(move |got| {
+        let mut counts = counts.lock().unwrap();
+        let count = counts.entry(got.connection).or_default();
+        *count += 1;
+        if *count == 1 { Deed::Say(answer("ok")) } else { Deed::SayAndClose(Vec::new()) }
+    })?;
+    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    let mut statuses = Vec::new();
+    for _ in 0..40 {
+        speaker.say(b"GET /safe HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        statuses.push(speaker.hear()?.context("an answer")?.status);
+    }
+    assert_eq!(tests::desk::count(statuses), [(200, 40)].into());
+    assert!(recorder.take().len() > 40, "no connection was kept, so nothing has been shown");
+    let mut bad = 0;
+    for _ in 0..20 {
+        speaker.say(b"POST /once HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx")?;
+        bad += usize::from(speaker.hear()?.context("an answer")?.status == 502);
+    }
+    let once = recorder.take().len();
+    assert!(once == 20 && bad > 0, "{once} requests of 20 reached the server, {bad} answered with 502");
+    Ok(())
+}
+
+/// An answer that breaks off is cut, never completed with something else.
+#[test]
+fn an_answer_that_breaks_off_is_cut() -> Result<()> {
+    let half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it".to_vec();
+    let recorder = Recorder::start(move |got| match got.line() {
+        "GET /cut HTTP/1.1" => Deed::SayAndClose(half.clone()),
+        "GET /halt HTTP/1.1" => Deed::Say(half.clone()),
+        "GET /silent HTTP/1.1" => Deed::Nothing,
+        _ => Deed::SayAndClose(b"SSH-2.0-OpenSSH\r\n".to_vec()),
+    })?;
+    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    for path in ["/cut", "/halt"] {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        speaker.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())?;
+        let all = speaker.until_closed()?;
+        assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("half of it"), "{path}: {all}");
+    }
+    for (path, status) in [("/silent", 504), ("/garbage", 502)] {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        speaker
+            .say(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n").as_bytes())?;
+        let answer = speaker.hear()?.context("an answer")?;
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        let page: serde_json::Value = serde_json::from_str(&answer.body)?;
+        assert_eq!(page["status"], status);
+    }
+    Ok(())
+}
+
+/// A slow drip of headers ends after its whole time, however steady it is.
+#[test]
+fn a_drip_of_headers_ends() -> Result<()> {
+    let desk = Desk::start(SERVICES, &[("web", Vec::new())], &[])?;
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n")?;
+    // Long before a minute, with a header every tenth of a second.
+    let ended = (0..600).any(|number| {
+        std::thread::sleep(Duration::from_millis(100));
+        speaker.say(format!("X-{number}: 1\r\n").as_bytes()).is_err()
+    });
+    assert!(ended);
+    Ok(())
+}
+
+/// A closed room says so, and when to come back; a room whose servers are being taken out says that.
+#[test]
+fn a_closed_room_is_told_in_plain_words() -> Result<()> {
+    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let mut desk = Desk::start(SERVICES, &[("web", Vec::new())], &[])?;
+    let ask = |desk: &Desk, path: &str, accept: &str| -> Result<_> {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        speaker.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n").as_bytes())?;
+        speaker.hear()?.context("an answer")
+    };
+    let html = ask(&desk, "/", "text/html,*/*;q=0.8")?;
+    assert_eq!(html.status, 503);
+    assert!(
+        html.head.to_lowercase().contains("retry-after: 5") && html.head.contains("text/html"),
+        "{}",
+        html.head
+    );
+    assert!(html.body.contains("<h1>This room is closed for the moment</h1>"), "{}", html.body);
+    let unfit =
+        |usable, draining| vec![tests::desk::BackendOrder { usable, draining, ..backend(recorder.address) }];
+    desk.serve(SERVICES, &[("web", unfit(false, true))], &[])?;
+    assert!(ask(&desk, "/", "*/*")?.body.contains("being taken out of service"));
+    desk.serve(SERVICES, &[("web", unfit(true, false))], &[])?;
+    assert_eq!(ask(&desk, "/", "*/*")?.body, "ok");
+    // Where nobody listens: the last of what was tried.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    desk.serve(SERVICES, &[("web", vec![backend(nobody)])], &[])?;
+    assert_eq!(ask(&desk, "/", "*/*")?.status, 502);
+    let report = desk.report(|report| report.troubles.contains_key("unreachable"))?;
+    assert_eq!((report.troubles["no_backend"], report.troubles["drained"]), (1, 1));
+    // A server that is there takes over for one that is not, whatever the request.
+    desk.serve(SERVICES, &[("web", vec![backend(nobody), backend(recorder.address)])], &[])?;
+    for _ in 0..20 {
+        assert_eq!(ask(&desk, "/", "*/*")?.body, "ok");
+    }
+    Ok(())
+}
