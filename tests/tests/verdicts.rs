@@ -16,7 +16,10 @@ use lb_common::{
     verdict::{DropReason, Note, PassReason, ResetReason, Verdict},
 };
 use lb_userspace::{
-    dataplane::{BackendEntry, FlowsOf, kernel::KernelDataplane},
+    dataplane::{
+        BackendEntry, FlowsOf,
+        kernel::{KernelDataplane, verified_where_settled},
+    },
     model::Protocol,
 };
 use tests::{
@@ -34,6 +37,9 @@ const CLIENT_V6: (IpAddr, u16) = (IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x51, 
 /// Instructions that the verifier may walk through to accept the program; a million is the kernel's own
 /// limit. Linux 6.18 walks 106,000, and 6.1, which knows less of what it may leave out, 164,000.
 const VERIFIER_BUDGET: u32 = 200_000;
+
+/// Those that packets of settled slots may need of them.
+const SETTLED_BUDGET: u32 = 30_000;
 
 /// Tables on both sides, and which verdicts were met.
 struct Bench {
@@ -498,4 +504,14 @@ fn the_verifier_has_little_to_walk() {
     let walked = kernel.verified_instructions().expect("the kernel tells about the program");
     println!("verified instructions: {walked:?}");
     assert!(walked.is_none_or(|walked| walked <= VERIFIER_BUDGET), "{walked:?} of {VERIFIER_BUDGET}");
+}
+
+#[test]
+fn the_path_of_most_packets_is_short() {
+    if !xtask::lab::possible("the_path_of_most_packets_is_short") {
+        return;
+    }
+    let walked = verified_where_settled().expect("the kernel tells about the program");
+    println!("verified instructions where all is settled: {walked:?}");
+    assert!(walked.is_none_or(|walked| walked <= SETTLED_BUDGET), "{walked:?} of {SETTLED_BUDGET}");
 }

@@ -292,6 +292,20 @@ impl Program {
     }
 }
 
+/// How many instructions the verifier walks where there is nothing but settled slots: what most packets go through.
+/// `None`: the kernel does not say.
+///
+/// # Errors
+/// When the kernel refuses the program.
+pub fn verified_where_settled() -> Result<Option<u32>, OpenError> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global("SETTLED_ONLY", &1u8, true);
+    let mut ebpf = loader.load(OBJECT).map_err(OpenError::load)?;
+    let program = xdp(&mut ebpf)?;
+    program.load().map_err(OpenError::load)?;
+    program.info().map(|info| info.verified_instruction_count()).map_err(OpenError::load)
+}
+
 /// Removes what is pinned, of any layout, without loading anything.
 pub fn remove_pins(bpffs: &Path) -> io::Result<bool> {
     let base = bpffs.join("lobby");
