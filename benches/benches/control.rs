@@ -42,7 +42,9 @@ fn plans(criterion: &mut Criterion) {
     let world = World::of(document.config);
     let before = world.applied();
     let mut changed = world.clone();
-    if let Some(verdict) = changed.verdicts.values_mut().next().and_then(|pool| pool.values_mut().nth(500)) {
+    if let Some(verdict) =
+        changed.verdicts.values_mut().next().and_then(|pool| pool.any.values_mut().nth(500))
+    {
         *verdict = Verdict::RESTING;
     }
     criterion.bench_function("plan of one drain among 1000 backends", |bencher| {

@@ -269,6 +269,11 @@ backends = [{ address = "10.0.0.21" }]
                 "[limit]",
                 r#"error at limit: the document has no key limit (did you mean "limits"?)"#,
             ),
+            (
+                "fall = 4",
+                "fall = 4, via = \"vip\"",
+                r#"error at web: via = "vip", but no service gives pool "web" a VIP to answer for (remove it; it is for pools of TCP services with forward = "dsr" on one port)"#,
+            ),
             ("fall = 4", "falls = 4", r#"error at falls: health has no key falls (did you mean "fall"?)"#),
             (
                 "\"eth1\"",

@@ -38,6 +38,15 @@ impl Config {
         self.services.iter().filter_map(|(name, service)| Some((name, service, service.desk.as_ref()?)))
     }
 
+    /// Where those services of a pool listen whose backends need their addresses, for TCP on one port.
+    pub fn direct_vips(&self, pool: &str) -> impl Iterator<Item = SocketAddr> {
+        let direct = move |service: &&Service| service.pool == pool && service.forward == Forward::Dsr;
+        self.services.values().filter(direct).filter_map(|service| {
+            let Listen { address, port, protocol } = service.listen;
+            Some(SocketAddr::new(address, port.filter(|_| protocol == Protocol::Tcp)?))
+        })
+    }
+
     /// Makes paths of certificates whole, which are beside the document.
     pub fn resolve(&mut self, directory: &std::path::Path) {
         let desks = self.services.values_mut().filter_map(|service| service.desk.as_mut());
@@ -301,6 +310,18 @@ pub struct HealthCheck {
     pub jitter: f64,
     /// Port to ask on; `None`: the backend's own.
     pub port: Option<u16>,
+    /// Whether it must also answer for the addresses of services.
+    pub via: Via,
+}
+
+/// Where a backend must answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Via {
+    /// At its own address.
+    #[default]
+    Backend,
+    /// There, and to a SYN to the VIP of each service that does not translate.
+    Vip,
 }
 
 /// What a health check asks.

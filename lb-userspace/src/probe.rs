@@ -6,6 +6,7 @@ mod postgres;
 mod role;
 mod tls;
 mod udp;
+pub mod vip;
 
 use std::{
     collections::HashMap,
@@ -54,6 +55,9 @@ pub enum ProbeError {
     /// The server does not let us ask.
     #[error("the server refuses the check: {0}")]
     Refused(String),
+    /// It answers at its own address, and not for a service's.
+    #[error("no answer for {0}: it does not have that address, or does not listen there")]
+    NotItsAddress(SocketAddr),
     /// The check cannot be carried out.
     #[error("{0}")]
     Impossible(String),
@@ -96,8 +100,15 @@ impl<K: Send + 'static> Prober<K> {
         (Self { slots, answers, kept: Arc::default() }, receiver)
     }
 
-    /// Starts one probe.
-    pub fn ask(&self, key: K, backend: BackendAddress, check: &HealthCheck) {
+    /// Starts one probe. After its own answer the backend must also answer for `vips`, each by a way to it; or
+    /// why it cannot be asked.
+    pub fn ask(
+        &self,
+        key: K,
+        backend: BackendAddress,
+        check: &HealthCheck,
+        vips: Result<Vec<(vip::Way, SocketAddr)>, String>,
+    ) {
         let slots = Arc::clone(&self.slots);
         let answers = self.answers.clone();
         let (what, timeout) = (check.probe.clone(), check.timeout);
@@ -118,7 +129,12 @@ impl<K: Send + 'static> Prober<K> {
             let kept = kept.as_deref_mut().unwrap_or(&mut nothing);
             // The semaphore is never closed; if it were, there would be nothing to ask.
             let Ok(_slot) = slots.acquire_owned().await else { return };
-            let outcome = ask(&what, target, timeout, kept).await;
+            let mut outcome = ask(&what, target, timeout, kept).await;
+            if outcome.is_ok()
+                && let Err(why) = answers_for(vips, timeout).await
+            {
+                outcome = Err(why);
+            }
             // The daemon has gone: nobody wants to know. While it is our turn, so that answers stay in order.
             _ = answers.send(Answer { key, outcome });
         });
@@ -134,6 +150,20 @@ impl<K: Send + 'static> Prober<K> {
         kept.retain(|address, turn| *address == target || Arc::strong_count(turn) > 1 || is_fresh(turn));
         Some(Arc::clone(kept.entry(target).or_default()))
     }
+}
+
+/// Whether a backend answers for each of these addresses, in time.
+async fn answers_for(
+    vips: Result<Vec<(vip::Way, SocketAddr)>, String>,
+    timeout: Duration,
+) -> Result<(), ProbeError> {
+    for (way, address) in vips.map_err(ProbeError::Impossible)? {
+        match tokio::time::timeout(timeout, vip::ask(way, address)).await {
+            Ok(asked) => asked?,
+            Err(_) => return Err(ProbeError::NotItsAddress(address)),
+        }
+    }
+    Ok(())
 }
 
 /// Whether a kept connection was used lately, or may be being used.
@@ -201,6 +231,7 @@ async fn connect(target: SocketAddr) -> Result<TcpStream, ProbeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Via;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, UdpSocket},
@@ -314,6 +345,7 @@ mod tests {
     async fn answers_come_back_with_their_keys() {
         let (address, _requests) = server("HTTP/1.1 503 Busy\r\n\r\n").await;
         let check = HealthCheck {
+            via: Via::Backend,
             probe: http("/", &[(200, 299)], None),
             interval: LONG,
             timeout: LONG,
@@ -323,10 +355,15 @@ mod tests {
             port: Some(address.port()),
         };
         let (prober, mut answers) = Prober::new();
-        prober.ask(7, BackendAddress::Local, &check);
+        prober.ask(7, BackendAddress::Local, &check, Ok(vec![]));
         let answer = answers.recv().await.unwrap();
         assert_eq!(answer, Answer { key: 7, outcome: Err(ProbeError::Status(503)) });
-        prober.ask(8, BackendAddress::Remote(address.ip(), None), &HealthCheck { port: None, ..check });
+        prober.ask(
+            8,
+            BackendAddress::Remote(address.ip(), None),
+            &HealthCheck { port: None, ..check },
+            Ok(vec![]),
+        );
         let answer = answers.recv().await.unwrap();
         assert!(matches!(answer, Answer { key: 8, outcome: Err(ProbeError::Impossible(_)) }));
     }

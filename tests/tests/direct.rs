@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tests::{
     packets::{Spec, flag},
-    stage::{REFUSED, Stage},
+    stage::{self, REFUSED, Stage},
 };
 use xtask::lab::{self, LabOptions};
 
@@ -391,4 +391,59 @@ fn a_change_is_foreseen() -> Result<()> {
     let first = talks.iter().enumerate().filter(|(n, talk)| n % 2 == 0 && talk.server == "backend 1").count();
     assert_eq!((of(&plan, "connections")?, of(&plan, "connections_reset")?), (10, first as u64));
     all_go_on(&mut talks)
+}
+
+#[test]
+fn a_server_without_the_vip_is_found_out() -> Result<()> {
+    if !lab::possible("a_server_without_the_vip_is_found_out") {
+        return Ok(());
+    }
+    let stage = stage(true, 2, 2, "")?;
+    let check =
+        "health = { tcp = true, port = 80, via = \"vip\", interval = \"100ms\", rise = 1, fall = 2 }\n";
+    let checked = document(&stage, &[0, 1], "").replace("backends = [", &format!("{check}backends = ["));
+    stage.write(&checked)?;
+    for pool in ["web", "web6"] {
+        stage.until_states(pool, &["healthy", "healthy"])?;
+    }
+    let change = |what: &str, vip: &str| -> Result<()> {
+        let status = stage.lab.backends[1].command("ip").args(["addr", what, vip, "dev", "lo"]).status()?;
+        ensure!(status.success(), "ip addr {what} {vip}");
+        Ok(())
+    };
+    for (pool, vip, listen, length) in [
+        ("web", "203.0.113.10", "203.0.113.10:80", 32),
+        ("web6", "2001:db8:113::10", "[2001:db8:113::10]:80", 128),
+    ] {
+        let address = format!("{vip}/{length}");
+        change("del", &address)?;
+        stage.until_states(pool, &["healthy", "unhealthy"])?;
+        let list = stage.json(&["backend", "list", "--pool", pool])?;
+        assert!(list[1].to_string().contains(&format!("no answer for {listen}")), "{list}");
+        // Its own address answers all the same, and doctor tells the two apart.
+        let config = stage.document();
+        let doctor = stage::run(
+            &stage.lab.balancer,
+            &stage::lb(),
+            &["doctor", "--json", "--config", config.to_str().context("a path")?],
+        )?;
+        let findings: serde_json::Value = serde_json::from_slice(&doctor.stdout)?;
+        let findings = findings.as_array().context("a list")?.iter();
+        let needs = |finding: &serde_json::Value| {
+            finding["remedy"]
+                .as_str()
+                .is_some_and(|remedy| remedy.contains(&format!("ip addr add {address}")))
+        };
+        let named: Vec<_> = findings.filter(|finding| needs(finding)).collect();
+        let [finding] = named[..] else { anyhow::bail!("{named:?}") };
+        let backend = if length == 32 {
+            stage.lab.backend_v4(1).to_string()
+        } else {
+            stage.lab.backend_v6(1).to_string()
+        };
+        assert!(finding["subject"].as_str().is_some_and(|subject| subject.contains(&backend)), "{finding}");
+        change("add", &address)?;
+        stage.until_states(pool, &["healthy", "healthy"])?;
+    }
+    reaches(&stage, &["backend 1", "backend 2"])
 }

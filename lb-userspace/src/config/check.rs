@@ -11,7 +11,7 @@ use super::{
     roles,
 };
 use crate::model::{
-    Backend, BackendAddress, Config, Forward, Pool, Service,
+    Backend, BackendAddress, Config, Forward, Pool, Service, Via,
     desk::{DESK_POOL, Route},
 };
 
@@ -51,6 +51,13 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
     for (name, pool) in &config.pools {
         for backend in &pool.backends {
             not_a_vip(name, backend, &vips, places, sink);
+        }
+        if pool.health.as_ref().is_some_and(|health| health.via == Via::Vip)
+            && config.direct_vips(name).next().is_none()
+        {
+            let message = format!("via = \"vip\", but no service gives pool \"{name}\" a VIP to answer for");
+            let remedy = "remove it; it is for pools of TCP services with forward = \"dsr\" on one port";
+            sink.complaints.push(places.pool(name).error(message, remedy));
         }
         if !used.contains(name.as_str()) {
             let message = format!("no service uses pool \"{name}\"");

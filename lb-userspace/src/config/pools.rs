@@ -12,6 +12,7 @@ use super::{
 };
 use crate::model::{
     Admin, Backend, BackendAddress, HealthCheck, OnUnfit, OnUnhealthy, Panic, Pool, Probe, ReplicaFallback,
+    Via,
 };
 
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -174,6 +175,8 @@ fn health(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HealthCheck> {
     let fall = fields.read(sink, "fall", |node, sink| node.integer(sink, 1..=1000));
     let jitter = fields.read(sink, "jitter", |node, sink| node.fraction(sink, 0.0..=0.5));
     let port = fields.read(sink, "port", |node, sink| node.integer(sink, 1..=65535));
+    let via = fields
+        .read(sink, "via", |node, sink| node.choice(sink, &[("backend", Via::Backend), ("vip", Via::Vip)]));
     let span = fields.span.clone();
     fields.finish(sink);
     if interval < Duration::from_millis(10) {
@@ -191,6 +194,7 @@ fn health(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HealthCheck> {
         fall: fall.unwrap_or(FALL),
         jitter: jitter.unwrap_or(JITTER),
         port: port.and_then(|port| u16::try_from(port).ok()),
+        via: via.unwrap_or_default(),
     })
 }
 

@@ -3,6 +3,7 @@
 
 mod census;
 mod roles;
+mod vips;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

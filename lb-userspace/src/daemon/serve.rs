@@ -189,7 +189,8 @@ impl<P: Plane> Daemon<P> {
         let now = self.clock.now();
         for (key, check) in self.core.take_due(now) {
             let backend = key.backend;
-            self.prober.ask(key, backend, &check);
+            let vips = self.core.vips(&key, &check);
+            self.prober.ask(key, backend, &check, vips);
         }
         let mut changed = self.core.pass_time(now) | self.core.is_due();
         if self.core.wants_census() && now.uptime >= self.last_census + CENSUS {

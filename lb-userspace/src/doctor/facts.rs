@@ -16,7 +16,10 @@ use crate::{
     daemon::{bpffs, checks, checks::Host},
     model::{BackendAddress, Probe, Protocol},
     netlink::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours},
-    probe,
+    probe::{
+        self, ProbeError,
+        vip::{self, Way},
+    },
 };
 
 /// How long a backend has for its answer, and a neighbour to be found.
@@ -51,6 +54,8 @@ pub struct Facts {
     pub document: Option<Document>,
     /// What became of a TCP connection to each backend that has a port and serves TCP.
     pub reached: BTreeMap<(String, BackendAddress), Result<Duration, String>>,
+    /// Whether each backend of a service that does not translate answers for its address.
+    pub answered: BTreeMap<(String, BackendAddress, SocketAddr), Result<(), ProbeError>>,
 }
 
 /// The BPF file system.
@@ -76,6 +81,7 @@ impl Facts {
         let reached = reach(document.as_ref()).await;
         let mut around = netlink.survey(&targets).await?;
         around.neighbours = resolved(&netlink, &around).await?;
+        let answered = answer_for_vips(document.as_ref(), &around).await;
         let names: Vec<_> = around.links.values().map(|link| link.name.clone()).collect();
         let rp_filter =
             |name: &str| -> u32 { number(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).unwrap_or(0) };
@@ -100,6 +106,7 @@ impl Facts {
             around,
             document,
             reached,
+            answered,
         })
     }
 }
@@ -125,6 +132,32 @@ async fn reach(document: Option<&Document>) -> BTreeMap<(String, BackendAddress)
         ((pool, address), outcome)
     });
     // Not all at once: a document may have thousands.
+    futures::StreamExt::collect(futures::StreamExt::buffer_unordered(futures::stream::iter(answers), 64))
+        .await
+}
+
+/// Asks each backend for the addresses that it needs, where there is a way to it.
+async fn answer_for_vips(
+    document: Option<&Document>,
+    around: &Surroundings,
+) -> BTreeMap<(String, BackendAddress, SocketAddr), Result<(), ProbeError>> {
+    let Some(document) = document else { return BTreeMap::new() };
+    let config = &document.config;
+    let asked = config.pools.iter().flat_map(|(name, pool)| {
+        let ways = pool.backends.iter().filter_map(|backend| {
+            let ip = checks::remote(backend.address)?;
+            let way = Way { hop: around.next_hop(ip).ok()?, source: around.source(ip)? };
+            Some((backend.address, way))
+        });
+        ways.flat_map(move |(address, way)| {
+            config.direct_vips(name).map(move |vip| ((name.clone(), address, vip), way))
+        })
+    });
+    let answers = asked.map(|(key, way)| async move {
+        let silent = Err(ProbeError::NotItsAddress(key.2));
+        let outcome = tokio::time::timeout(PATIENCE, vip::ask(way, key.2)).await.unwrap_or(silent);
+        (key, outcome)
+    });
     futures::StreamExt::collect(futures::StreamExt::buffer_unordered(futures::stream::iter(answers), 64))
         .await
 }

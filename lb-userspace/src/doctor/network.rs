@@ -1,11 +1,14 @@
 //! Interfaces, the host's own settings that touch them, and backends.
 
+use std::net::SocketAddr;
+
 use super::{Facts, Finding, Verdict};
 use crate::{
     config::{Document, Severity},
     daemon::checks,
     model::BackendAddress,
     netlink::surroundings::Link,
+    probe::ProbeError,
 };
 
 /// The largest MTU of an interface whose peer, or driver, runs a plain XDP program natively: a page of
@@ -211,12 +214,45 @@ fn backends(document: &Document, facts: &Facts) -> Vec<Finding> {
                     "is the server running, does it listen on that address, does a firewall let this host in?",
                 ));
             }
+            for ((_, _, vip), outcome) in
+                facts.answered.iter().filter(|((p, address, _), _)| p == pool && *address == backend.address)
+            {
+                findings.extend(answers_for(*vip, outcome, &subject));
+            }
             if findings.len() == before {
                 findings.push(Finding::good(&subject, "reachable"));
             }
         }
     }
     findings
+}
+
+/// What it means that a backend does not answer for a service's address.
+fn answers_for(vip: SocketAddr, outcome: &Result<(), ProbeError>, subject: &str) -> Option<Finding> {
+    let (ip, length) = (vip.ip(), if vip.is_ipv4() { 32 } else { 128 });
+    match outcome {
+        Ok(()) => None,
+        Err(ProbeError::NotItsAddress(_)) => Some(Finding::bad(
+            Verdict::Problem,
+            subject,
+            format!("does not answer for {vip}, as forward = \"dsr\" needs"),
+            format!(
+                "on that server: `ip addr add {ip}/{length} dev lo`, and let nobody ask for it there (arp_ignore=1, arp_announce=2); see \"Direct server return\" in the README"
+            ),
+        )),
+        Err(ProbeError::Connect(_)) => Some(Finding::bad(
+            Verdict::Problem,
+            subject,
+            format!("has {ip}, but nothing listens on port {} there", vip.port()),
+            "let the server listen on that address too, or on all",
+        )),
+        Err(why) => Some(Finding::bad(
+            Verdict::Note,
+            subject,
+            format!("could not be asked for {vip}: {why}"),
+            "run doctor as root",
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +351,23 @@ pool = "web"
             (finding.verdict, finding.subject.as_str()),
             (Verdict::Problem, "backend 10.0.0.11:8080 of web")
         );
+    }
+
+    #[test]
+    fn a_backend_that_does_not_answer_for_the_vip_is_a_problem() {
+        let vip = "10.0.0.10:80".parse().unwrap();
+        let asked = |outcome| {
+            let mut facts = facts();
+            facts.answered.insert(("web".to_owned(), "10.0.0.11:8080".parse().unwrap(), vip), outcome);
+            wrong(&facts)
+        };
+        assert_eq!(asked(Ok(())), []);
+        let silent = asked(Err(ProbeError::NotItsAddress(vip)));
+        assert!(
+            matches!(&silent[..], [finding] if finding.remedy.contains("ip addr add 10.0.0.10/32 dev lo"))
+        );
+        let refuses = asked(Err(ProbeError::Connect("refused".into())));
+        assert!(matches!(&refuses[..], [finding] if finding.message.contains("port 80")), "{refuses:?}");
     }
 
     #[test]
