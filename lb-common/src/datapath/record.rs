@@ -20,6 +20,7 @@ pub(super) struct Lines<'a> {
     lines: [&'a Records; 2],
     /// Number of the first.
     own: u32,
+    config: &'a Config,
 }
 
 /// A record that was found.
@@ -57,24 +58,26 @@ impl Worth {
 impl<'a> Lines<'a> {
     /// Those of a key.
     #[inline(always)]
-    pub(super) fn of<T: Tables>(tables: &'a T, key: u64, config: &Config) -> Option<Self> {
+    pub(super) fn of<T: Tables>(tables: &'a T, key: u64, config: &'a Config) -> Option<Self> {
         let mask = config.record_mask.get();
         let own = key as u32 & mask;
         // A table has an even number of lines, but for those of tests, which have one.
-        Some(Self { lines: [tables.records(own)?, tables.records((own ^ 1) & mask)?], own })
+        let lines = [tables.records(own)?, tables.records((own ^ 1) & mask)?];
+        Some(Self { lines, own, config })
     }
 
     /// The record of this key.
     #[inline(always)]
     pub(super) fn find(&self, key: u64) -> Option<Found<'a>> {
-        for line in self.lines {
-            for way in &line.ways {
-                if way.key.get() == key {
-                    let record = Record(way.value.get());
-                    // It may have been given to another connection between the two.
-                    if record != Record::GONE && way.key.get() == key {
-                        return Some(Found { way, record });
-                    }
+        for number in 0..2 * RECORD_WAYS {
+            let way = self.way(number);
+            if way.key.get() == key {
+                let record = Record(way.value.get());
+                // It may have been given to another connection between the two.
+                if record != Record::GONE && way.key.get() == key {
+                    // The verifier would walk all that follows once for each way.
+                    let number = self.config.launder(number as u64) as usize;
+                    return Some(Found { way: self.way(number), record });
                 }
             }
         }
