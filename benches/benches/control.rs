@@ -22,7 +22,7 @@ use lb_userspace::{
     model::{BackendAddress, Config},
     netlink::surroundings::{HostAddress, Link, Route, Surroundings},
     plan::{Desired, Plan, Rings, plan_again},
-    probe::{Answer, ProbeError},
+    probe::{Answer, Answered, ProbeError},
 };
 
 fn rings(criterion: &mut Criterion) {
@@ -68,7 +68,9 @@ fn documents(criterion: &mut Criterion) {
     });
     let before = world.applied();
     let mut changed = world.clone();
-    if let Some(verdict) = changed.verdicts.values_mut().nth(5000).and_then(|pool| pool.values_mut().next()) {
+    if let Some(verdict) =
+        changed.verdicts.values_mut().nth(5000).and_then(|pool| pool.any.values_mut().next())
+    {
         *verdict = Verdict::RESTING;
     }
     group.bench_function("plan of one drain", |bencher| bencher.iter(|| changed.plan(black_box(&before))));
@@ -109,6 +111,9 @@ struct Daemon {
     now: Now,
 }
 
+/// What a healthy backend answers.
+const GOOD: Answered = Answered { latency: Duration::ZERO, said: None };
+
 impl Daemon {
     /// All healthy.
     fn of(text: &str) -> Self {
@@ -125,7 +130,7 @@ impl Daemon {
         for (name, pool) in &config.pools {
             for backend in &pool.backends {
                 let key = Key { pool: name.clone(), backend: backend.address };
-                daemon.core.answer(Answer { key, outcome: Ok(Duration::ZERO) }, daemon.now);
+                daemon.core.answer(Answer { key, outcome: Ok(GOOD) }, daemon.now);
             }
         }
         daemon.core.settle().unwrap_or_else(|why| panic!("{why}"));
@@ -134,7 +139,7 @@ impl Daemon {
 
     /// A probe says that a backend has turned.
     fn hear(&mut self, key: &Key, good: bool) {
-        let outcome = if good { Ok(Duration::ZERO) } else { Err(ProbeError::Status(500)) };
+        let outcome = if good { Ok(GOOD) } else { Err(ProbeError::Status(500)) };
         assert!(self.core.answer(Answer { key: key.clone(), outcome }, self.now));
         let operations = self.core.settle().unwrap_or_else(|why| panic!("{why}"));
         assert!(operations > 0);
