@@ -5,6 +5,7 @@
 //! numbers that can be had again ([`random`]), and connections played through changes of their backends
 //! ([`simulation`]).
 
+pub mod bank;
 pub mod both;
 pub mod crowd;
 pub mod desk;

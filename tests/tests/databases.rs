@@ -1,9 +1,13 @@
 //! Writes to the one primary, reads from its replicas: real PostgreSQL servers, and what happens to them.
 
-use std::net::SocketAddr;
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
-use tests::stage::Stage;
+use tests::{bank::Bank, stage::Stage};
 use xtask::lab::{self, LabOptions, Postgres, VIP, postgres::psql};
 
 const WRITE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(VIP), 5432);
@@ -77,7 +81,7 @@ fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     let write = |x| psql(&stage.lab.client, WRITE, "postgres", &format!("INSERT INTO t VALUES ({x})"));
     write(1)?;
     assert_eq!(who(&stage, WRITE)?, "10.2.0.10");
-    let readers: std::collections::BTreeSet<_> = (0..16).map(|_| who(&stage, READ)).collect::<Result<_>>()?;
+    let readers: BTreeSet<_> = (0..16).map(|_| who(&stage, READ)).collect::<Result<_>>()?;
     assert_eq!(readers.into_iter().collect::<Vec<_>>(), ["10.2.0.11", "10.2.0.12"]);
 
     servers[0].kill()?;
@@ -109,4 +113,165 @@ fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     write(6)?;
     assert_eq!(servers[0].sql("SELECT x FROM t ORDER BY x")?, "1\n6");
     stage.checksums_were_right()
+}
+
+/// Every COMMIT is answered only when a replica has it too.
+const SYNCHRONOUS: &[&str] = &["synchronous_standby_names=ANY 1 (b1, b2, b3)"];
+/// More than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The bank at work on a cluster that loses nothing, with something happening to it meanwhile, which tells
+/// who is the primary then. Nothing that was answered may be missing there.
+fn bank(fault: impl FnOnce(&mut Stage, &mut [Postgres], &Bank) -> Result<usize>) -> Result<()> {
+    let (mut stage, mut servers) = cluster("", SYNCHRONOUS)?;
+    Bank::found(&servers[0])?;
+    let bank = Bank::open(&stage.lab.client, WRITE, READ);
+    bank.pays(100, PATIENCE)?;
+    let primary = fault(&mut stage, &mut servers, &bank)?;
+    bank.pays(100, PATIENCE)?;
+    let (answered, lost) = bank.close(&servers[primary])?;
+    assert_eq!(lost, 0, "answered, and not there\n{}", stage.log());
+    let of = |number: usize| stage.lab.backend_v4(number).to_string();
+    assert_eq!(answered, BTreeSet::from([of(0), of(primary)]), "who answered COMMITs");
+    stage.checksums_were_right()
+}
+
+/// Promotes the second or the third server, whichever has more of the log, and makes the other follow it.
+/// Which one it was.
+fn fail_over(servers: &mut [Postgres], bank: &Bank) -> Result<usize> {
+    let received = |server: &Postgres| -> Result<u64> {
+        Ok(server.sql("SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint")?.parse()?)
+    };
+    let (new, other) = if received(&servers[1])? >= received(&servers[2])? { (1, 2) } else { (2, 1) };
+    servers[new].promote()?;
+    let promoted = Instant::now();
+    let address = servers[new].address();
+    servers[other].stop()?;
+    servers[other].follow(address);
+    servers[other].start()?;
+    let following = promoted.elapsed();
+    bank.pays(1, PATIENCE)?;
+    println!(
+        "first COMMIT {:?} after the promotion, of which {following:?} until a replica followed",
+        promoted.elapsed()
+    );
+    Ok(new)
+}
+
+#[test]
+fn a_killed_primary_loses_nothing_that_was_answered() -> Result<()> {
+    if !lab::possible("a_killed_primary_loses_nothing_that_was_answered") {
+        return Ok(());
+    }
+    bank(|_, servers, bank| {
+        servers[0].kill()?;
+        fail_over(servers, bank)
+    })
+}
+
+#[test]
+fn a_paused_primary_that_wakes_after_a_promotion_gets_nothing_more() -> Result<()> {
+    if !lab::possible("a_paused_primary_that_wakes_after_a_promotion_gets_nothing_more") {
+        return Ok(());
+    }
+    bank(|stage, servers, bank| {
+        servers[0].pause()?;
+        let new = fail_over(servers, bank)?;
+        servers[0].resume()?;
+        stage.until("the old primary is fenced", |stage| {
+            let pool = stage.json(&["pool", "show", "accounts"])?;
+            Ok(pool["cluster"]["servers"][0]["fenced"] == true)
+        })?;
+        let before = servers[0].sql("SELECT max(id) FROM transfers")?;
+        bank.pays(100, PATIENCE)?;
+        assert_eq!(servers[0].sql("SELECT max(id) FROM transfers")?, before);
+        // Its sessions have spoken, and were told.
+        stage.until("no session is left there", |_| {
+            let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'teller' AND state <> 'active'";
+            Ok(servers[0].sql(left)? == "0")
+        })?;
+        Ok(new)
+    })
+}
+
+#[test]
+fn a_replica_started_as_a_second_primary_gets_no_writes() -> Result<()> {
+    if !lab::possible("a_replica_started_as_a_second_primary_gets_no_writes") {
+        return Ok(());
+    }
+    bank(|stage, servers, bank| {
+        servers[2].stop()?;
+        servers[2].forget_primary()?;
+        servers[2].start()?;
+        stage.until("an alarm", |stage| {
+            let pool = stage.json(&["pool", "show", "accounts"])?;
+            Ok(pool["cluster"]["doubt"].is_string() && pool["cluster"]["servers"][2]["fenced"] == true)
+        })?;
+        let before = servers[2].sql("SELECT count(*) FROM transfers")?;
+        bank.pays(100, PATIENCE)?;
+        assert_eq!(servers[2].sql("SELECT count(*) FROM transfers")?, before);
+        assert!(stage.lb(&["status"])?.contains("says that it is the primary too"), "{}", stage.log());
+        Ok(0)
+    })
+}
+
+#[test]
+fn a_daemon_killed_in_the_middle_of_a_failover_is_followed_by_one_that_finishes_it() -> Result<()> {
+    if !lab::possible("a_daemon_killed_in_the_middle_of_a_failover_is_followed_by_one_that_finishes_it") {
+        return Ok(());
+    }
+    bank(|stage, servers, bank| {
+        servers[0].kill()?;
+        stage.until("nobody", |stage| {
+            Ok(stage.json(&["pool", "show", "accounts"])?["cluster"]["primary"].is_null())
+        })?;
+        stage.daemon.take().expect("it runs").kill()?;
+        servers[0].start()?;
+        servers[1].promote()?;
+        servers[2].stop()?;
+        let address = servers[1].address();
+        servers[2].follow(address);
+        servers[2].start()?;
+        // The old primary runs and thinks that it is the primary; the daemon that starts knows it as such.
+        stage.start()?;
+        bank.pays(1, PATIENCE)?;
+        Ok(1)
+    })
+}
+
+#[test]
+fn who_cannot_be_asked_has_no_role_and_says_why() -> Result<()> {
+    if !lab::possible("who_cannot_be_asked_has_no_role_and_says_why") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 3, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, &document(options, ", max_lag = \"5s\"", ""))?;
+    let servers = servers(&stage, &[])?;
+    // Without the password that its rule asks for; a web server; nobody at all.
+    drop(servers);
+    let address = |i: usize| SocketAddr::new(stage.lab.backend_v4(i).into(), 5432);
+    let directory = stage.directory().to_owned();
+    std::fs::remove_dir_all(directory.join("postgres-b1"))?;
+    let place = stage.lab.backends[0].clone();
+    let server = Postgres::primary(&place, address(0), &directory, &["host all lb all scram-sha-256"], &[])?;
+    server.sql("CREATE ROLE lb LOGIN PASSWORD 'let me look'")?;
+    let web = stage.lab.backends[1].clone();
+    stage.nginx_at(&web, 5432, "2")?;
+    web.wait_for_tcp(SocketAddr::new(stage.lab.backend_v4(1).into(), 5432))?;
+    stage.start()?;
+    stage.until("reasons", |stage| {
+        let backends = stage.json(&["backend", "list", "--pool", "accounts"])?;
+        let failure = |number: usize| backends[number]["failure"].as_str().unwrap_or_default().to_owned();
+        Ok(failure(0).contains("password") && !failure(1).is_empty() && failure(2).contains("connect"))
+    })?;
+    let pool = stage.json(&["pool", "show", "accounts"])?;
+    for number in 0..3 {
+        let server = &pool["cluster"]["servers"][number];
+        assert!(
+            server["role"].is_null() && server["written"] == false && server["read"] == false,
+            "{server}"
+        );
+    }
+    assert!(psql(&stage.lab.client, WRITE, "postgres", "SELECT 1").is_err());
+    Ok(())
 }

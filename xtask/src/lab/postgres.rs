@@ -288,6 +288,8 @@ pub fn psql(from: &Namespace, server: SocketAddr, user: &str, sql: &str) -> Resu
     command.args(["--no-psqlrc", "--no-align", "--tuples-only", "--quiet", "--dbname", "postgres"]);
     command.args(["--host", &server.ip().to_string(), "--port", &server.port().to_string()]);
     command.args(["--username", user, "--set", "ON_ERROR_STOP=1", "--command", sql]);
+    // It waits neither for replicas that are not there nor for a server that is stuck.
+    command.env("PGOPTIONS", "-c synchronous_commit=local -c statement_timeout=20s");
     finished(command.env("PGCONNECT_TIMEOUT", "3"))
 }
 

@@ -1,0 +1,204 @@
+//! A bank on a database cluster: clients that transfer money through the write port, auditors that read
+//! through the read port, and what each of them was told.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use tokio_postgres::{Client, NoTls};
+use xtask::lab::{Namespace, Postgres};
+
+const ACCOUNTS: i32 = 1000;
+const BALANCE: i32 = 100;
+const TELLERS: u64 = 6;
+const AUDITORS: u64 = 2;
+/// After how long a client gives up on an answer and calls again.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// From one try to the next, where a call is refused.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What clients have been told.
+#[derive(Default)]
+struct Told {
+    /// Transfers whose COMMIT was answered, and by which server.
+    paid: Mutex<BTreeMap<i64, String>>,
+    audits: AtomicU64,
+    /// Audits that found money made or lost, or debts.
+    wrong: Mutex<Vec<String>>,
+    failed_reads: AtomicU64,
+    closed: AtomicBool,
+}
+
+/// A bank at work.
+pub struct Bank {
+    told: Arc<Told>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Bank {
+    /// Opens accounts on the primary, past Lobby.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn found(primary: &Postgres) -> Result<()> {
+        primary.sql(&format!(
+            "CREATE ROLE teller LOGIN; \
+             CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL); \
+             CREATE TABLE transfers (id bigint PRIMARY KEY); \
+             INSERT INTO accounts SELECT n, {BALANCE} FROM generate_series(1, {ACCOUNTS}) n; \
+             GRANT ALL ON accounts, transfers TO teller"
+        ))?;
+        Ok(())
+    }
+
+    /// Begins to work, at the client's place.
+    pub fn open(place: &Namespace, write: SocketAddr, read: SocketAddr) -> Self {
+        let told = Arc::new(Told::default());
+        let start = |number: u64, teller: bool| {
+            let (place, told) = (place.clone(), Arc::clone(&told));
+            std::thread::spawn(move || {
+                place.enter().expect("the client's place");
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.expect("a runtime");
+                match teller {
+                    true => runtime.block_on(transfer(number, write, &told)),
+                    false => runtime.block_on(audit(read, &told)),
+                }
+            })
+        };
+        let tellers = (0..TELLERS).map(|number| start(number, true));
+        let auditors = (0..AUDITORS).map(|number| start(number, false));
+        let clients = tellers.chain(auditors).collect();
+        Self { told, clients }
+    }
+
+    /// Transfers whose COMMIT has been answered so far.
+    pub fn paid(&self) -> usize {
+        self.told.paid.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Waits until so many more transfers have been paid.
+    ///
+    /// # Errors
+    /// When that takes longer than `patience`.
+    pub fn pays(&self, more: usize, patience: Duration) -> Result<Duration> {
+        let (begun, before) = (Instant::now(), self.paid());
+        while self.paid() < before + more {
+            ensure!(
+                begun.elapsed() < patience,
+                "{} of {more} transfers in {patience:?}",
+                self.paid() - before
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(begun.elapsed())
+    }
+
+    /// Ends work, and compares what clients were told with what the primary has. Gives back who answered
+    /// COMMITs, and how many answered transfers the primary does not have.
+    ///
+    /// # Errors
+    /// When money was made or lost, or an auditor saw so.
+    pub fn close(self, primary: &Postgres) -> Result<(BTreeSet<String>, usize)> {
+        self.told.closed.store(true, Relaxed);
+        for client in self.clients {
+            client.join().map_err(|_| anyhow::anyhow!("a client of the bank has panicked"))?;
+        }
+        let wrong = self.told.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(wrong.is_empty(), "auditors saw {wrong:?}");
+        ensure!(self.told.audits.load(Relaxed) > 0, "nobody could read");
+        let state = primary.sql("SELECT sum(balance), min(balance) >= 0 FROM accounts")?;
+        ensure!(state == format!("{}|t", ACCOUNTS * BALANCE), "the bank has {state}");
+        let there: BTreeSet<i64> =
+            primary.sql("SELECT id FROM transfers")?.lines().filter_map(|line| line.parse().ok()).collect();
+        let paid = self.told.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = paid.keys().filter(|id| !there.contains(id)).count();
+        println!(
+            "{} transfers answered, {} audits, {} reads failed, {lost} transfers lost",
+            paid.len(),
+            self.told.audits.load(Relaxed),
+            self.told.failed_reads.load(Relaxed)
+        );
+        Ok((paid.values().cloned().collect(), lost))
+    }
+}
+
+/// A connection, and which server is at its other end.
+async fn call(server: SocketAddr) -> Result<(Client, String)> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(server.ip().to_string()).port(server.port()).user("teller").dbname("postgres");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    let row = client.query_one("SELECT host(inet_server_addr())", &[]).await?;
+    Ok((client, row.get(0)))
+}
+
+/// Moves money until the bank closes.
+async fn transfer(number: u64, server: SocketAddr, told: &Told) {
+    let mut line = None;
+    for turn in 0.. {
+        if told.closed.load(Relaxed) {
+            return;
+        }
+        // Never the same again, whether the one before was paid or not.
+        let id = i64::try_from(number * 1_000_000_000 + turn).unwrap_or_default();
+        let outcome = tokio::time::timeout(PATIENCE, async {
+            if line.is_none() {
+                line = Some(call(server).await?);
+            }
+            let Some((client, at)) = &mut line else { return Ok(()) };
+            let transaction = client.transaction().await?;
+            let pick =
+                |salt: u64| i32::try_from((turn * 7919 + number * 104_729 + salt) % 1000).unwrap_or(0) + 1;
+            let (from, to, amount) = (pick(0), pick(turn % 13 + 1), 1 + pick(3) % 90);
+            let taken = transaction
+                .execute(
+                    "UPDATE accounts SET balance = balance - $1 WHERE id = $2 AND balance >= $1",
+                    &[&amount, &from],
+                )
+                .await?;
+            if taken == 1 {
+                transaction
+                    .execute("UPDATE accounts SET balance = balance + $1 WHERE id = $2", &[&amount, &to])
+                    .await?;
+                transaction.execute("INSERT INTO transfers VALUES ($1)", &[&id]).await?;
+            }
+            transaction.commit().await?;
+            if taken == 1 {
+                told.paid.lock().unwrap_or_else(PoisonError::into_inner).insert(id, at.clone());
+            }
+            anyhow::Ok(())
+        });
+        if !matches!(outcome.await, Ok(Ok(()))) {
+            line = None;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Adds everything up until the bank closes, by a new connection each time.
+async fn audit(server: SocketAddr, told: &Told) {
+    while !told.closed.load(Relaxed) {
+        let outcome = tokio::time::timeout(PATIENCE, async {
+            let (client, at) = call(server).await?;
+            let row = client.query_one("SELECT sum(balance), min(balance) FROM accounts", &[]).await?;
+            anyhow::Ok((at, row.get::<_, i64>(0), row.get::<_, i32>(1)))
+        });
+        match outcome.await {
+            Ok(Ok((_, sum, least))) if sum == i64::from(ACCOUNTS * BALANCE) && least >= 0 => {
+                told.audits.fetch_add(1, Relaxed);
+            }
+            Ok(Ok(odd)) => told.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{odd:?}")),
+            _ => _ = told.failed_reads.fetch_add(1, Relaxed),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
