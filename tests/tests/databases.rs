@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tests::{bank::Bank, stage::Stage};
 use xtask::lab::{self, LabOptions, Postgres, VIP, postgres::psql};
 
@@ -117,7 +117,7 @@ fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
 
 /// Every COMMIT is answered only when a replica has it too.
 const SYNCHRONOUS: &[&str] = &["synchronous_standby_names=ANY 1 (b1, b2, b3)"];
-/// More than anything here takes.
+/// More than anything here takes, on a machine with other things to do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The bank at work on a cluster that loses nothing, with something happening to it meanwhile, which tells
@@ -274,4 +274,75 @@ fn who_cannot_be_asked_has_no_role_and_says_why() -> Result<()> {
     }
     assert!(psql(&stage.lab.client, WRITE, "postgres", "SELECT 1").is_err());
     Ok(())
+}
+
+#[test]
+fn the_example_is_right_and_has_the_stage_before_in_it() -> Result<()> {
+    let text = |name: &str| std::fs::read_to_string(xtask::workspace().join("examples").join(name));
+    let (before, now) = (text("3-load-balancer.toml")?, text("4-database.toml")?);
+    let document = lb_userspace::config::Document::parse(&now).map_err(|why| anyhow::anyhow!("{why}"))?;
+    assert_eq!(document.warnings, []);
+    let mut lines = now.lines();
+    for line in before.lines().filter(|line| !line.starts_with("# Stage") && !line.starts_with("#     ")) {
+        assert!(lines.any(|other| other == line), "{line:?} is not there, or elsewhere");
+    }
+    Ok(())
+}
+
+#[test]
+fn sessions_with_an_old_primary_are_cut_from_both_sides() -> Result<()> {
+    if !lab::possible("sessions_with_an_old_primary_are_cut_from_both_sides") {
+        return Ok(());
+    }
+    let (stage, servers) = cluster("", &[])?;
+    servers[0].sql("CREATE TABLE t (x int)")?;
+    let speaks = async {
+        let talking = session().await?;
+        talking.batch_execute("INSERT INTO t VALUES (1)").await?;
+        // Another waits for an answer, which its server has no leave to give yet.
+        let holding = "SELECT pg_advisory_lock(7)";
+        let (holder, waiting) = (session().await?, session().await?);
+        holder.batch_execute(holding).await?;
+        let answer = waiting.batch_execute(holding);
+        tokio::pin!(answer);
+        let locked =
+            |server: &Postgres| server.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'");
+        while locked(&servers[0])? != "2" {
+            ensure!(tokio::time::timeout(TURN, &mut answer).await.is_err(), "it did not wait");
+        }
+
+        // The old one is alive, and does not know.
+        servers[1].promote()?;
+        stage.until("the new primary", |stage| {
+            Ok(stage.json(&["pool", "show", "accounts"])?["cluster"]["primary"] == "10.2.0.11:5432")
+        })?;
+        ensure!(
+            talking.batch_execute("INSERT INTO t VALUES (2)").await.is_err(),
+            "written to the old primary"
+        );
+        ensure!(servers[0].sql("SELECT x FROM t")? == "1", "written to the old primary");
+        // Its answer does not arrive, and it is told so.
+        let release =
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+        servers[0].sql(release)?;
+        stage.until("both sessions end there", |_| Ok(locked(&servers[0])? == "0"))?;
+        let answered = tokio::time::timeout(TURN, &mut answer).await;
+        ensure!(!matches!(answered, Ok(Ok(()))), "an answer of the old primary has arrived");
+        Ok(())
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    stage.lab.client.run(|| runtime.block_on(speaks))??;
+    stage.checksums_were_right()
+}
+
+/// For what is not expected to happen.
+const TURN: Duration = Duration::from_millis(100);
+
+/// A connection through the write port, from where the caller is.
+async fn session() -> Result<tokio_postgres::Client> {
+    let mut config = tokio_postgres::Config::new();
+    config.host(WRITE.ip().to_string()).port(WRITE.port()).user("postgres").dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }

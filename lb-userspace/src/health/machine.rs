@@ -355,7 +355,11 @@ impl Pool {
             if instead == Some(address) {
                 return self.verdict(address, backend, now);
             }
-            let unfit = !verdict.usable && verdict.flows == FlowsOf::Keep && backend.admin == Admin::Enabled;
+            // What is read from the primary is never old.
+            let unfit = cluster.primary() != Some(address)
+                && !verdict.usable
+                && verdict.flows == FlowsOf::Keep
+                && backend.admin == Admin::Enabled;
             match self.on_unfit {
                 OnUnfit::Cut if unfit && backend.probed == Probed::Good => {
                     Verdict { flows: FlowsOf::Cut, ..verdict }

@@ -237,6 +237,17 @@ fn lag_is_the_time_for_which_what_the_primary_wrote_is_missing() {
 }
 
 #[test]
+fn lag_is_measured_by_the_primary_of_now() {
+    let mut cluster = running();
+    hear(&mut cluster, 1, Observation { position: Some(5000), ..primary(1) });
+    // It had written more than anybody got.
+    hear(&mut cluster, 2, Observation { position: Some(4000), ..primary(2) });
+    cluster.hear(address(3), Observation { position: Some(4000), ..replica(2) }, FITNESS, at(60_000));
+    let lag = cluster.lag(address(3), at(60_000));
+    assert_eq!((lag.bytes, lag.time), (Some(0), Some(Duration::ZERO)));
+}
+
+#[test]
 fn a_short_lag_changes_nothing_and_a_long_one_does() {
     let mut cluster = running();
     cluster.hear(address(1), Observation { position: Some(5000), ..primary(1) }, FITNESS, at(0));

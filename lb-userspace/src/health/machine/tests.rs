@@ -283,3 +283,94 @@ proptest! {
         }
     }
 }
+
+const DATABASE: &str = r#"
+interfaces = ["eth0"]
+[pools.web]
+health = { postgres = { user = "lb", max_lag = "5s" }, interval = "1s", rise = 2, fall = 3 }
+backends = [ { address = "10.0.0.1:80" }, { address = "10.0.0.2:80" }, { address = "10.0.0.3:80" } ]
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+role = "primary"
+"#;
+
+/// What follows for the three backends where writes go, and where reads go: + for usable, x for cut, - for
+/// neither.
+fn roles(health: &Health) -> [String; 2] {
+    let verdicts = &health.verdicts()["web"];
+    [&verdicts.primary, &verdicts.replica].map(|verdicts| {
+        let sign = |verdict: &Verdict| match (verdict.usable, verdict.flows) {
+            (true, FlowsOf::Keep) => '+',
+            (_, FlowsOf::Cut) => 'x',
+            _ => '-',
+        };
+        (1..=3).map(|number| sign(&verdicts[&key(number).backend])).collect()
+    })
+}
+
+/// The first is the primary, the others follow it.
+fn cluster(text: &str) -> Health {
+    let mut health = started(text);
+    assert_eq!(roles(&health), ["---", "---"]);
+    for (number, says) in [(1, Says::Primary), (2, Says::Replica), (3, Says::Replica)] {
+        health.observe(&key(number), said(says, 1), at(1));
+    }
+    assert_eq!(roles(&health), ["+xx", "-++"]);
+    health
+}
+
+fn said(says: Says, timeline: u32) -> Observation {
+    Observation { timeline: Some(timeline), position: Some(100), ..Observation::of(says) }
+}
+
+#[test]
+fn a_role_turns_on_one_answer_and_liveness_on_several() {
+    let mut health = cluster(DATABASE);
+    // Silence: nothing at first, then no new writes, and connections stay.
+    health.report(&key(1), false, at(2));
+    health.report(&key(1), false, at(3));
+    assert_eq!(roles(&health), ["+xx", "-++"]);
+    health.report(&key(1), false, at(4));
+    assert_eq!(roles(&health), ["-xx", "-++"]);
+    // A promotion: the old one's connections are cut.
+    let events = health.observe(&key(2), said(Says::Primary, 2), at(5));
+    assert_eq!(roles(&health), ["x+x", "--+"]);
+    let told = events.iter().find_map(|event| match event {
+        Event::Primary { to, why, .. } => Some((*to, why.as_str())),
+        _ => None,
+    });
+    let (to, why) = told.expect("that writes go elsewhere is told");
+    assert_eq!(to, Some(key(2).backend));
+    assert!(why.contains("10.0.0.1:80 does not answer, said primary on timeline 1"), "{why}");
+    // It comes back as what it was.
+    health.observe(&key(1), said(Says::Primary, 1), at(6));
+    assert_eq!(roles(&health), ["x+x", "--+"]);
+    assert_eq!(health.doubts().count(), 1);
+}
+
+#[test]
+fn without_a_fit_replica_reads_go_to_the_primary_unless_told_not_to() {
+    for (more, reads) in [("", "+--"), ("replica_fallback = \"none\"", "---"), ("on_unfit = \"cut\"", "+--")]
+    {
+        let text = DATABASE.replace("[services", &format!("{more}\n[services"));
+        let mut health = cluster(&text);
+        health.observe(&key(2), Observation::of(Says::Neither), at(2));
+        assert_eq!(roles(&health)[1], if more.contains("cut") { "-x+" } else { "--+" });
+        for ms in 3..=5 {
+            health.report(&key(3), false, at(ms));
+        }
+        let reads = if more.contains("cut") { "+x-" } else { reads };
+        assert_eq!(roles(&health)[1], reads, "{more}");
+    }
+}
+
+#[test]
+fn who_may_not_be_written_to_is_the_operators_word_too() {
+    let mut health = cluster(DATABASE);
+    let with = |extra: &str| config(&DATABASE.replace("10.0.0.1:80\"", &format!("10.0.0.1:80\", {extra}")));
+    health.configure(&with("drain = true"), &Verdicts::new(), at(2));
+    assert_eq!(roles(&health)[0], "-xx");
+    health.configure(&with("disabled = true"), &Verdicts::new(), at(3));
+    assert_eq!(roles(&health)[0], "xxx");
+}
