@@ -67,7 +67,10 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 13] = [
+const IN_SENTENCES: [(&str, Way); 16] = [
+    ("lb desk status", Way::Host),
+    ("lb route list", Way::Host),
+    ("lb route explain https://shop.example/pay", Way::Elsewhere("tests/tests/desk.rs has routes for it")),
     ("cargo xtask setup --report", Way::Desk),
     ("cargo xtask ci", Way::Elsewhere("runs this test")),
     ("cargo xtask bench", Way::Elsewhere("see above")),

@@ -163,9 +163,10 @@ pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
     let Some(number) = (found as usize).checked_sub(1) else { return 0 };
     let way = lines.way(number & (2 * RECORD_WAYS - 1));
     let (key, value) = (way.key.get(), way.value.get());
-    // Judged again: its connection may have spoken up.
+    // Judged again: its connection may have spoken up, or another CPU has just written a new one there, which is
+    // half open and not what was found.
     let worth = worth(Record(value), config, Tick(now)) >> 32;
-    let gives_way = key > Record::BUSY && worth != 0 && worth >= u64::from(least);
+    let gives_way = key > Record::BUSY && worth >= best >> 32 && worth >= u64::from(least);
     if gives_way && tables.swap(&way.value, value, Record::GONE.0) && tables.swap(&way.key, key, Record::BUSY)
     {
         found

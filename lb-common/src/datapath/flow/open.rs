@@ -120,8 +120,8 @@ fn claim_flow<V: Family, T: Tables>(
     let guard = flow.guard.get();
     claim.guard = busy(guard);
     claim.port = u32::from(port.to_be());
-    // Judged again: another CPU may have taken it.
-    if worth_of(flow, guard, *context) == Worth::Never || !tables.swap(&flow.guard, guard, claim.guard) {
+    // Judged again: another CPU may have taken it, and given it to a new connection that is half open.
+    if (worth_of(flow, guard, *context) as u16) < worth || !tables.swap(&flow.guard, guard, claim.guard) {
         return Err(DropReason::Race);
     }
     if is_live(guard) {
