@@ -38,6 +38,8 @@ pub struct Facts {
     pub jit: Option<u32>,
     /// Whether the kernel carries its types.
     pub btf: bool,
+    /// CPUs that run without a tick (`nohz_full`), as the kernel lists them; empty: none.
+    pub tickless: String,
     /// `net.ipv4.ip_forward`.
     pub ip_forward: bool,
     /// Reverse path filter of each interface, the larger of its own and that of all: 1 is strict.
@@ -95,6 +97,7 @@ impl Facts {
             },
             jit: number("/proc/sys/net/core/bpf_jit_enable"),
             btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            tickless: tickless(&read("/sys/devices/system/cpu/nohz_full")),
             ip_forward: number("/proc/sys/net/ipv4/ip_forward") == Some(1),
             rp_filter: names
                 .iter()
@@ -109,6 +112,11 @@ impl Facts {
             answered,
         })
     }
+}
+
+/// The list of CPUs in `nohz_full`, which some kernels write as "(null)" where there is none.
+fn tickless(text: &str) -> String {
+    text.trim().trim_matches(['(', ')']).replace("null", "")
 }
 
 async fn reach(document: Option<&Document>) -> BTreeMap<(String, BackendAddress), Result<Duration, String>> {

@@ -16,7 +16,7 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 
 pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
-    vec![rights(facts), kernel(facts), bpffs(facts), jit(facts), btf(facts)]
+    vec![rights(facts), kernel(facts), bpffs(facts), jit(facts), btf(facts), grace(facts)]
 }
 
 fn rights(facts: &Facts) -> Finding {
@@ -109,6 +109,22 @@ fn btf(facts: &Facts) -> Finding {
     }
 }
 
+/// Changes wait for packets that are under way (membarrier(2)), which such hosts refuse.
+fn grace(facts: &Facts) -> Finding {
+    if facts.tickless.is_empty() {
+        return Finding::good("grace periods", "the kernel tells when no packet sees what was before");
+    }
+    Finding::bad(
+        Verdict::Problem,
+        "grace periods",
+        format!(
+            "CPUs {} run without a timer tick (nohz_full), and there the kernel refuses to wait for packets that are under way: backends cannot be taken out",
+            facts.tickless
+        ),
+        "boot without `nohz_full=`; `isolcpus=` and `rcu_nocbs=` may stay",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +168,14 @@ mod tests {
         facts = Facts { capabilities: 0, ..facts };
         facts.bpffs.mounted = true;
         assert_eq!(verdict(&bpffs(&facts)), Verdict::Good);
+    }
+
+    #[test]
+    fn hosts_without_a_tick_cannot_wait_for_packets() {
+        let with = |tickless: &str| grace(&Facts { tickless: tickless.into(), ..Facts::default() });
+        assert_eq!(verdict(&with("")), Verdict::Good);
+        assert_eq!(verdict(&with("2-7")), Verdict::Problem);
+        assert!(with("2-7").message.contains("CPUs 2-7"));
     }
 
     #[test]
