@@ -4,12 +4,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_userspace::dataplane::fault;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use xtask::lab::{Lab, LabOptions, Namespace, Proc, VIP, VIP_V6, link};
 
@@ -94,18 +97,46 @@ impl Stage {
     /// # Errors
     /// When it ends, or does not answer in time.
     pub fn start_with(&mut self, arguments: &[&str]) -> Result<()> {
+        let command = self.daemon_command(arguments)?;
+        match self.answers_or_ends(command)? {
+            None => Ok(()),
+            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
+        }
+    }
+
+    /// Starts a daemon that passes so many points between two changes of the tables and dies at the next, as
+    /// `kill -9` does it ([`fault`]; debug builds do). Says whether it answers: it may be dead by then.
+    ///
+    /// # Errors
+    /// When it ends otherwise, or does not answer in time.
+    pub fn start_mortal(&mut self, points: u64) -> Result<bool> {
+        let mut command = self.daemon_command(&[])?;
+        command.env(fault::VARIABLE, points.to_string());
+        match self.answers_or_ends(command)? {
+            None => Ok(true),
+            Some(status) if status.signal() == Some(Signal::SIGKILL as i32) => Ok(false),
+            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
+        }
+    }
+
+    fn daemon_command(&self, arguments: &[&str]) -> Result<Command> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.lab.balancer.command(lb());
         command.args(["run", "--config"]).arg(self.document()).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(command)
+    }
+
+    /// Starts it and waits until it answers; or how it has ended before that.
+    fn answers_or_ends(&mut self, command: Command) -> Result<Option<ExitStatus>> {
         let daemon = self.daemon.insert(Proc::start(command)?);
         let begun = Instant::now();
         loop {
             if let Some(status) = daemon.child().try_wait()? {
-                bail!("lb run ended with {status}:\n{}", self.log());
+                return Ok(Some(status));
             }
             if run(&self.lab.balancer, &lb(), &["status", "--json"])?.status.success() {
-                return Ok(());
+                return Ok(None);
             }
             ensure!(begun.elapsed() < PATIENCE, "lb run does not answer:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
@@ -139,6 +170,16 @@ impl Stage {
     pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
         let text = self.lb(&[arguments, &["--json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("lb {arguments:?} said {text}"))
+    }
+
+    /// Whether the tables are as the document wants them: a plan of it is empty.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn nothing_to_do(&self) -> Result<bool> {
+        let path = self.document();
+        let foreseen = self.json(&["plan", path.to_str().context("a path")?])?;
+        Ok(foreseen["operations"].as_array().context("operations")?.is_empty())
     }
 
     /// Waits until something is so.

@@ -1,5 +1,6 @@
 //! Another build takes over: its program is put in the place of the one before by one system call, under traffic,
-//! over the same tables; and a build with tables of another layout touches nothing.
+//! over the same tables; a build with tables of another layout touches nothing; and a daemon that dies in the middle
+//! of a change is followed by one that comes to its end.
 
 use std::{
     net::SocketAddr,
@@ -19,6 +20,8 @@ use xtask::lab::{self, LabOptions};
 
 /// Connections, half of them of each mode.
 const CONNECTIONS: usize = 400;
+/// Backends of each pool.
+const BACKENDS: usize = 2;
 /// Starts of a daemon that takes over, one way and the other.
 const TIMES: usize = 4;
 
@@ -29,25 +32,35 @@ struct Scene {
     stage: Stage,
 }
 
+/// The first so many backends in a pool for each mode, and a service of each with `lines`; then `rest`.
+fn document(stage: &Stage, backends: usize, lines: &str, rest: &str) -> String {
+    let mut document = format!("interfaces = {:?}\n", stage.lab.interfaces());
+    for (vip, port, forward) in [("203.0.113.10", "", "dsr"), ("203.0.113.11", ":80", "nat")] {
+        let list = (0..backends).map(|n| format!("{{ address = \"{}{port}\" }}", stage.lab.backend_v4(n)));
+        let backends = list.collect::<Vec<_>>().join(", ");
+        document += &format!(
+            "[pools.{forward}]\nbackends = [{backends}]\n[services.{forward}]\n\
+             listen = \"{vip}:{PORT}/tcp\"\npool = \"{forward}\"\nforward = \"{forward}\"\n{lines}"
+        );
+    }
+    document + rest
+}
+
 impl Scene {
     fn new() -> Result<Self> {
-        let mut stage = Stage::without_daemon(LabOptions::default(), "")?;
+        Self::with(0, "")
+    }
+
+    /// So many more backends, which are in no document yet, and services with these lines.
+    fn with(more: usize, lines: &str) -> Result<Self> {
+        let options = LabOptions { backends: BACKENDS + more, ..LabOptions::default() };
+        let mut stage = Stage::without_daemon(options, "")?;
         let mut echoes = Vec::new();
         for (number, place) in stage.lab.backends.iter().enumerate() {
             stage.hold_vips(number)?;
             echoes.push(Echo::start(place, number as u8)?);
         }
-        let [direct, translated] = [("", "dsr"), (":80", "nat")].map(|(port, forward)| {
-            let list = (0..2).map(|n| format!("{{ address = \"{}{port}\" }}", stage.lab.backend_v4(n)));
-            (list.collect::<Vec<_>>().join(", "), forward)
-        });
-        let mut document = format!("interfaces = {:?}\n", stage.lab.interfaces());
-        for (vip, (backends, forward)) in ["203.0.113.10", "203.0.113.11"].iter().zip([direct, translated]) {
-            document += &format!(
-                "[pools.{forward}]\nbackends = [{backends}]\n\
-                 [services.{forward}]\nlisten = \"{vip}:{PORT}/tcp\"\npool = \"{forward}\"\nforward = \"{forward}\"\n"
-            );
-        }
+        let document = document(&stage, BACKENDS, lines, "");
         stage.write(&document)?;
         stage.start()?;
         let fate = Fate::new(Duration::MAX);
@@ -90,6 +103,27 @@ impl Scene {
                 Ok((program.with_context(|| format!("no program on {interface}: {json}"))?, link))
             })
             .collect()
+    }
+
+    /// The document changes under a daemon that dies so many points later, if there are so many; then another
+    /// starts. Says whether the first died.
+    fn dies_in(&mut self, points: u64, document: &str) -> Result<bool> {
+        drop(self.stage.daemon.take());
+        let answers = self.stage.start_mortal(points)?;
+        self.stage.write(document)?;
+        let mut daemon = self.stage.daemon.take().context("a daemon")?;
+        let mut died = !answers;
+        self.stage.until("the change, or its end", |stage| {
+            died = daemon.child().try_wait()?.is_some();
+            Ok(died || stage.nothing_to_do().unwrap_or(false))
+        })?;
+        // Nobody is there now, or nobody who would do more.
+        drop(daemon);
+        self.all_talk()?;
+        self.stage.start()?;
+        ensure!(self.stage.nothing_to_do()?, "after {points}: {}", self.stage.diagnosis());
+        self.all_talk()?;
+        Ok(died)
     }
 
     /// Packets that went to backends, since the tables were made.
@@ -156,4 +190,36 @@ fn a_build_with_another_layout_touches_nothing() -> Result<()> {
     assert_eq!(scene.programs()?, programs);
     scene.stage.start()?;
     scene.all_talk()
+}
+
+/// A daemon that runs on one document is killed while it turns to another, between two changes of the tables, sooner
+/// and later; the next one brings them to the document's state, and everybody talks all the time with whom they did.
+#[test]
+fn a_daemon_that_dies_in_a_change_is_followed_by_one_that_ends_it() -> Result<()> {
+    if !lab::possible("a_daemon_that_dies_in_a_change_is_followed_by_one_that_ends_it") {
+        return Ok(());
+    }
+    let mut scene = Scene::with(1, "ring_size = 31\n")?;
+    // A backend, rules and a service more; then less.
+    let forth = document(
+        &scene.stage,
+        BACKENDS + 1,
+        "ring_size = 31\nallow = [\"10.1.0.0/16\", \"192.0.2.0/24\"]\n",
+        "[services.more]\nlisten = \"203.0.113.12:80/tcp\"\npool = \"nat\"\n",
+    );
+    let back = document(&scene.stage, BACKENDS, "ring_size = 31\n", "");
+    let mut deaths = [0, 0];
+    // Closer together where the change begins; a change has hundreds of points.
+    for points in std::iter::successors(Some(0), |points| Some(points + points / 3 + 1)) {
+        let before = deaths;
+        for (change, deaths) in [&forth, &back].into_iter().zip(&mut deaths) {
+            *deaths += u32::from(scene.dies_in(points, change)?);
+        }
+        if deaths == before {
+            break;
+        }
+    }
+    println!("{} deaths on the way forth, {} back", deaths[0], deaths[1]);
+    assert!(deaths.iter().all(|&deaths| deaths > 10), "{deaths:?}: not in the middle of anything");
+    scene.stage.checksums_were_right()
 }
