@@ -105,6 +105,10 @@ impl Scene {
         for pool in ["web", "web6"] {
             scene.stage.until_states(pool, &["healthy"; RESIDENTS])?;
         }
+        if forward == "dsr" {
+            // They have come one by one, and the slots that have changed hands would have connections to remember.
+            scene.all_settle()?;
+        }
         scene.gather(connections)?;
         Ok(scene)
     }
@@ -147,7 +151,7 @@ impl Scene {
                 })
                 .collect();
             format!(
-                "[pools.{name}]\nhealth = {{ tcp = true, port = {HEALTH_PORT}, interval = \"200ms\", timeout = \"150ms\", rise = 1, fall = 2 }}\n\
+                "[pools.{name}]\nhealth = {{ tcp = true, port = {HEALTH_PORT}, interval = \"500ms\", rise = 1, fall = 2 }}\n\
                  backends = [\n{list}]\n"
             )
         };
@@ -344,6 +348,15 @@ impl Scene {
         })
     }
 
+    /// Waits until all slots are settled.
+    fn all_settle(&self) -> Result<()> {
+        // Moving, then fading.
+        self.stage.within(6 * QUIET, "all slots settle", |_| {
+            self.nobody_is_broken()?;
+            Ok(self.unsettled()? == 0)
+        })
+    }
+
     /// All that is written down of connections: ways of the table in use, whatever became of them, and how
     /// often anything was written or refused.
     fn census(&self) -> Result<(usize, String)> {
@@ -403,15 +416,7 @@ fn tens_of_thousands_of_connections_stay_where_they_are() -> Result<()> {
     scene.changes()?;
     scene.restore()?;
     scene.say("restored");
-    let stage = &scene.stage;
-    // Moving, then fading.
-    let patience = 6 * QUIET;
-    let mut left = 0;
-    stage.within(patience, "all slots settle", |_| {
-        left = scene.unsettled()?;
-        scene.nobody_is_broken()?;
-        Ok(left == 0)
-    })?;
+    scene.all_settle()?;
     scene.say("all settled");
     scene.flood_leaves_no_trace()?;
     scene.verdict(20_000)

@@ -48,6 +48,7 @@ const WAYS: [(&str, Way); 20] = [
     ("cargo xtask lab down", Way::Desk),
     ("cargo xtask bench", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --control", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
+    ("cargo xtask bench --desk", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo build --release --package lb-userspace", Way::Desk),
     ("sudo install target/release/lb /usr/local/bin/", Way::Host),
     ("lb check /etc/lobby/lb.toml", Way::Host),

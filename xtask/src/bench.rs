@@ -43,12 +43,33 @@ pub fn control() -> Result<()> {
     if !crate::cargo().args(release).status()?.success() {
         bail!("the benchmark of probes did not build");
     }
-    let program = crate::target_directory().join("release/probes");
+    in_namespaces("probes", &[])
+}
+
+/// Measures the reception desk beside nginx and HAProxy, which is written to `target/bench/desk.json`.
+///
+/// # Errors
+///
+/// Something could not be had, or the benchmark failed.
+pub fn desk(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    setup::rivals()?;
+    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
+    if !crate::cargo().args(release).status()?.success() {
+        bail!("the benchmark of the desk did not build");
+    }
+    in_namespaces("desk", arguments)
+}
+
+/// Runs a benchmark, built for release, that makes a lab.
+fn in_namespaces(name: &str, arguments: &[String]) -> Result<()> {
+    let program = crate::target_directory().join("release").join(name);
     let status = root::command("for network namespaces", &program.to_string_lossy())?
         .current_dir(crate::workspace())
+        .args(arguments)
         .status()?;
     if !status.success() {
-        bail!("the benchmark of probes failed ({status})");
+        bail!("the benchmark failed ({status})");
     }
     Ok(())
 }

@@ -59,8 +59,11 @@ enum Command {
     /// Measure the packet path in the kernel
     Bench {
         /// Instead, measure the daemon's own work: rings, plans, documents, and how soon a probe takes effect
-        #[arg(long)]
+        #[arg(long, conflicts_with = "desk")]
         control: bool,
+        /// Instead, measure the reception desk beside nginx and HAProxy
+        #[arg(long)]
+        desk: bool,
         /// For the benchmark itself; `-- --help` tells them
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -141,7 +144,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Lab(lab) => self::lab(lab)?,
         Command::Bench { control: true, .. } => bench::control()?,
-        Command::Bench { control: false, arguments } => bench::packets(&arguments)?,
+        Command::Bench { desk: true, arguments, .. } => bench::desk(&arguments)?,
+        Command::Bench { arguments, .. } => bench::packets(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

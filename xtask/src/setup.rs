@@ -51,6 +51,12 @@ const EMULATOR: Tool = Tool {
     use_: "running tests on another kernel",
 };
 
+/// For `cargo xtask bench --desk` alone.
+const RIVALS: &[Tool] = &[
+    Tool { program: "haproxy", package: "haproxy", use_: "the benchmark of the reception desk" },
+    Tool { program: "h2load", package: "nghttp2-client", use_: "the benchmark of the reception desk" },
+];
+
 /// Version of bpf-linker that is installed where there is none.
 const LINKER_VERSION: &str = "0.13.0";
 /// Versions of LLVM that it can be built with.
@@ -101,6 +107,15 @@ pub fn program(name: &str) -> Result<()> {
 /// It cannot be had; how to get it.
 pub fn emulator() -> Result<()> {
     tools(&[&EMULATOR]).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Gets what the reception desk is measured beside, and by.
+///
+/// # Errors
+///
+/// It cannot be had; how to get it.
+pub fn rivals() -> Result<()> {
+    tools(&RIVALS.iter().collect::<Vec<_>>()).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// The names of all packages that begin so, a line each.
