@@ -12,6 +12,7 @@ pub mod desk;
 pub mod document;
 pub mod edits;
 pub mod explain;
+pub mod farewell;
 pub mod foresee;
 pub mod lock;
 pub mod plane;
@@ -42,6 +43,7 @@ use self::{
     core::Core,
     desk::Desk,
     document::DocumentFile,
+    farewell::Farewells,
     lock::Lock,
     plane::Plane,
     record::{Record, RecordFile},
@@ -189,6 +191,7 @@ async fn start<P: Plane>(
         clock,
         last_seen: text.clone(),
         last_census: std::time::Duration::ZERO,
+        farewells: Farewells::default(),
         attached: None,
     };
     let listener = match begin(&mut daemon, &text, &options.run_dir).await {

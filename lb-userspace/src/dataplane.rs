@@ -425,6 +425,19 @@ pub struct FlowEntry {
     pub state: FlowState,
     /// Since the last packet; a tick (67 ms) exact.
     pub idle: Duration,
+    /// By which hop the client's packets come.
+    pub from: ClientHop,
+}
+
+/// Who brings a client's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientHop {
+    /// Index of the interface that they come in by.
+    pub interface: u32,
+    /// The neighbour's MAC address.
+    pub mac: [u8; 6],
+    /// The VLAN that they are in, if they carry a tag.
+    pub vlan: Option<u16>,
 }
 
 /// How far a flow is.

@@ -19,6 +19,7 @@ pub mod maglev;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+pub mod packet;
 pub mod plan;
 pub mod probe;
 pub mod proxy;

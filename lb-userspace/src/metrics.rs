@@ -159,6 +159,12 @@ fn services(snapshot: &Snapshot, registry: &mut Registry) {
         usable.get_or_create(&labels).set(number(service.usable));
     }
     registry.register("service_usable_backends", "Backends that get new connections", usable);
+    let cut = Counters::default();
+    for service in &snapshot.services {
+        cut.get_or_create(&vec![("service", service.name.clone())]).inc_by(service.cut);
+    }
+    let help = "Connections ended since their server was not to have them any more";
+    registry.register("service_cut_connections", help, cut);
     let slots = Gauges::default();
     for service in &snapshot.services {
         let Some(its) = &service.slots else { continue };
@@ -286,7 +292,7 @@ mod tests {
                 "document": {{"path": "/lb.toml", "revision": "r", "read_only": null, "since": 1,
                     "warnings": [], "refused": "bad", "reloads": 3, "refusals": 2}}}},
             "services": [{{"name": "shop", "listen": "203.0.113.10:80/tcp", "pool": "web", "scheduler": "maglev",
-                "forward": "dsr", "track": "changes", "allow": [], "deny": [], "usable": 1, "backends": 1,
+                "forward": "dsr", "track": "changes", "allow": [], "deny": [], "usable": 1, "backends": 1, "cut": 6,
                 "slots": {{"total": 13, "settled": 10, "moving": 2, "fading": 1, "tracked": 0, "since_seconds": 5}},
                 "traffic": {traffic}}}],
             "pools": [],
@@ -320,6 +326,7 @@ mod tests {
             "lobby_records_total{event=\"record_adopted\"} 8",
             "lobby_service_slots{service=\"shop\",state=\"settled\"} 10",
             "lobby_service_slots{service=\"shop\",state=\"moving\"} 2",
+            "lobby_service_cut_connections_total{service=\"shop\"} 6",
             "lobby_service_usable_backends{service=\"shop\",pool=\"web\"} 1",
             "lobby_service_packets_total{service=\"shop\",direction=\"in\"} 11",
             "lobby_backend_state{pool=\"web\",backend=\"10.0.0.11:80\",state=\"healthy\"} 1",

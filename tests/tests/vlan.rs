@@ -7,12 +7,13 @@
 //! put in. A veth whose sender's stack knows the tag leaves it outside for good, unless `txvlan` is off: here that
 //! is the bridge's end of the pair.
 
-use std::{path::Path, sync::atomic::Ordering::Relaxed};
+use std::{net::SocketAddr, path::Path, sync::atomic::Ordering::Relaxed};
 
 use anyhow::{Result, ensure};
 use tests::{
     document::Web,
     download::{self, Download},
+    silent::Silent,
     stage::{Stage, run},
     vlan::Vlan,
 };
@@ -66,6 +67,18 @@ fn calls_and_answers_keep_their_tag() -> Result<()> {
     for vip in Stage::VIPS {
         assert_eq!(stage.curl(vip, "/")?, "backend 1\n");
         Download::start(&stage, vip, "file", &content)?.finish(content.len())?;
+    }
+    // Both sides hear that a connection is cut, and nothing of that leaves the VLAN.
+    stage.kill_server(0);
+    let servers = [stage.lab.backend_v4(0).into(), stage.lab.backend_v6(0).into()];
+    let mut connections = Vec::new();
+    for (vip, server) in Stage::VIPS.into_iter().zip(servers) {
+        let server = SocketAddr::new(server, 8080);
+        connections.push(Silent::open(&stage.lab.client, vip, &stage.lab.backends[0], server)?);
+    }
+    stage.write(&Web { backends: 0, ..Web::of(options) }.text())?;
+    for connection in connections {
+        connection.is_reset()?;
     }
     for (place, vlan) in [("client", &client), ("backend", &backend)] {
         assert!(vlan.seen.tagged.load(Relaxed) > 100, "{place}: {:?}", vlan.seen);

@@ -115,6 +115,9 @@ pub struct Service {
     pub track: Option<String>,
     /// How far the slots of its ring are; `null` where nothing is remembered of them.
     pub slots: Option<Slots>,
+    /// Connections that were cut since the daemon started: their server was not to have them any more.
+    #[serde(default)]
+    pub cut: u64,
     /// What passed.
     pub traffic: Traffic,
 }

@@ -2,6 +2,7 @@
 //! tables to it. No sockets, no files, no clock: time is an argument, so tests play whole days.
 
 mod census;
+mod cut;
 mod roles;
 mod vips;
 
@@ -26,10 +27,11 @@ use crate::{
     api::view,
     config::{Complaint, Complaints, Document, Severity},
     dataplane::{
-        Dataplane, DataplaneError, NextHop, Op, Tables, duration_of, memory::MemoryDataplane, ticks_in,
+        Dataplane, DataplaneError, FlowsOf, NextHop, Op, Tables, duration_of, memory::MemoryDataplane,
+        ticks_in,
     },
     health::{self, Event, Health, Key, Now, State, Verdicts},
-    model::{BackendAddress, Config, HealthCheck},
+    model::{BackendAddress, Config, HealthCheck, Listen},
     netlink::surroundings::Surroundings,
     plan::{Desired, Plan, PlanError, Rings, plan_again, plan_verdicts},
     probe::{Answer, Answered},
@@ -119,6 +121,10 @@ pub struct Core<D> {
     passed: u64,
     /// When slots are to be looked at again, though nothing happens.
     due: Option<Tick>,
+    /// Backends in the tables whose connections have been cut, and may not know.
+    cut: BTreeSet<u32>,
+    /// Connections cut, by where their service listens.
+    cuts: BTreeMap<Listen, u64>,
 }
 
 impl<D: Dataplane> Core<D> {
@@ -128,7 +134,10 @@ impl<D: Dataplane> Core<D> {
     /// When the tables cannot be read.
     pub fn new(plane: D, path: String, hash_key: [u64; 2], seed: u64) -> Result<Self, DataplaneError> {
         let tables = plane.tables()?;
+        let cut = tables.backends.iter().filter(|(_, entry)| entry.flows == FlowsOf::Cut);
         Ok(Self {
+            cut: cut.map(|(&index, _)| index).collect(),
+            cuts: BTreeMap::new(),
             hash_key: tables.globals.as_ref().map_or(hash_key, |globals| globals.hash_key),
             mirror: MemoryDataplane::from_tables(&tables),
             rings: Rings::default(),
@@ -415,6 +424,7 @@ impl<D: Dataplane> Core<D> {
             None => plan_again(&desired, self.mirror.held(), &mut self.rings)?,
         };
         for op in &plan.ops {
+            self.cut.extend(cut::by(op, self.mirror.held()));
             if let Err(error) = self.plane.apply(op).and_then(|()| self.mirror.apply(op)) {
                 // What they hold now is what they say themselves.
                 self.mirror = MemoryDataplane::from_tables(&self.plane.tables()?);

@@ -26,6 +26,7 @@ use super::{
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
     explain::{self, Names},
+    farewell::Farewells,
     lock::{Lock, LockError},
     plane::Plane,
     record::{Record, RecordFile},
@@ -82,6 +83,7 @@ pub(super) struct Daemon<P> {
     /// The text of the file when it was last looked at, in force or not.
     pub(super) last_seen: String,
     pub(super) last_census: Duration,
+    pub(super) farewells: Farewells,
     /// The interfaces that are attached, by name; `None`: not known.
     pub(super) attached: Option<BTreeMap<String, u32>>,
 }
@@ -157,7 +159,8 @@ impl<P: Plane> Daemon<P> {
             let now = self.clock.now();
             let census =
                 self.core.wants_census().then(|| (self.last_census + CENSUS).saturating_sub(now.uptime));
-            let wait = self.core.wait(now).into_iter().chain(census).min();
+            let farewell = self.farewells.next_due().map(|due| due.saturating_sub(now.uptime));
+            let wait = self.core.wait(now).into_iter().chain(census).chain(farewell).min();
             let timer = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3600)));
             tokio::select! {
                 _ = signals.terminate.recv() => return End::Told,
@@ -203,6 +206,7 @@ impl<P: Plane> Daemon<P> {
         if changed {
             self.settle();
         }
+        self.farewells.call(&self.core, now.uptime);
     }
 
     /// Takes in an answer, and others that are there by now: one plan for all of them.
@@ -238,6 +242,7 @@ impl<P: Plane> Daemon<P> {
             Ok(operations) => debug!(operations, "tables changed"),
             Err(error) => error!("the tables cannot be changed: {error}"),
         }
+        self.farewells.begin(&mut self.core, self.clock.now().uptime);
     }
 
     async fn surroundings_changed(&mut self) {

@@ -150,6 +150,7 @@ fn services<D: Dataplane>(
             role: service.role.map(|role| role.name().to_owned()),
             track: direct.then(|| service.track.name().into()),
             slots: index.map(|index| slots(core.plane(), &core.tables().services[index])).transpose()?,
+            cut: core.cuts(service.listen),
             traffic: traffic.of_service(service.listen),
         })
     };

@@ -5,7 +5,7 @@
 //! what comes back from there would be taken for a forgery ("martian"). So the packets are sent and seen below the
 //! host's stack, by a packet socket (packet(7)) that a filter lets see this one connection only.
 
-#![expect(unsafe_code, reason = "an address of the link layer is only known as bytes")]
+#![expect(unsafe_code, reason = "who registers a socket must promise to keep it open")]
 
 use std::{
     collections::hash_map::RandomState,
@@ -15,12 +15,12 @@ use std::{
     time::Duration,
 };
 
-use etherparse::{IpHeaders, PacketBuilder, TcpHeader};
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use etherparse::{IpHeaders, TcpHeader};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::ProbeError;
-use crate::dataplane::NextHop;
+use crate::{dataplane::NextHop, packet};
 
 /// The way by which a backend is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,6 @@ pub struct Way {
 /// From one SYN to the next.
 const AGAIN: Duration = Duration::from_millis(300);
 const WINDOW: u16 = 1024;
-const HOPS: u8 = 64;
 
 /// Waits until the backend at the end of this way has answered for `vip`.
 ///
@@ -69,7 +68,7 @@ impl Connection {
         let wire = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
         wire.set_nonblocking(true)?;
         wire.attach_filter(&filter(vip, from))?;
-        let to = link_address(way.hop, vip.ip());
+        let to = packet::neighbour(way.hop.interface, way.hop.mac, vip.ip());
         wire.bind(&to)?;
         let sequence = RandomState::new().hash_one(from) as u32;
         // SAFETY: a socket has one descriptor, and keeps it until it is dropped.
@@ -115,15 +114,9 @@ impl Connection {
 
     /// Sends a segment without data.
     fn send(&self, say: impl FnOnce(&mut TcpHeader)) -> io::Result<()> {
-        let mut tcp = TcpHeader::new(self.from.port(), self.vip.port(), 0, WINDOW);
+        let mut tcp = TcpHeader { window_size: WINDOW, ..TcpHeader::default() };
         say(&mut tcp);
-        let ip = match (self.from.ip(), self.vip.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
-            (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
-            _ => return Err(io::ErrorKind::InvalidInput.into()),
-        };
-        let mut packet = Vec::new();
-        ip.tcp_header(tcp).write(&mut packet, &[]).map_err(io::Error::other)?;
+        let packet = packet::segment(self.from, self.vip, tcp)?;
         self.wire.get_ref().send_to(&packet, &self.to)?;
         Ok(())
     }
@@ -134,21 +127,6 @@ fn transport(packet: &[u8]) -> Option<TcpHeader> {
     let (_, payload) = IpHeaders::from_slice(packet).ok()?;
     let (tcp, _) = TcpHeader::from_slice(payload.payload).ok()?;
     Some(tcp)
-}
-
-/// Where the next hop of packets to this address is.
-fn link_address(hop: NextHop, vip: IpAddr) -> SockAddr {
-    let protocol = if vip.is_ipv4() { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: the storage is as large as any socket address, and zeroed; a `sockaddr_ll` is valid of any bytes.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (protocol as u16).to_be();
-    address.sll_ifindex = hop.interface as i32;
-    address.sll_halen = hop.mac.len() as u8;
-    address.sll_addr[..hop.mac.len()].copy_from_slice(&hop.mac);
-    // SAFETY: a `sockaddr_ll` has just been written there.
-    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
 
 /// Lets TCP segments from `vip` to `ours` pass, and nothing else (classic BPF, over what follows the link layer).

@@ -5,7 +5,7 @@ use lb_common::abi::NO_BACKEND;
 use super::*;
 use crate::{
     daemon::snapshot::address,
-    dataplane::{FlowEntry, FlowState, FlowsOf},
+    dataplane::{ClientHop, FlowEntry, FlowState, FlowsOf},
     model::{Limits, Protocol},
     netlink::surroundings::{HostAddress, Link, Route},
     probe::ProbeError,
@@ -119,6 +119,7 @@ fn connect(core: &mut Core<MemoryDataplane>, backend: &str) {
         generation,
         state: FlowState::Established,
         idle: Duration::ZERO,
+        from: ClientHop { interface: 3, mac: [2, 0, 0, 0, 0, 9], vlan: None },
     });
 }
 

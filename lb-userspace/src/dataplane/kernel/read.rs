@@ -8,7 +8,7 @@ use lb_common::{
         Vip, name,
     },
     datapath::{flow::Phase, listener},
-    wire::eth::mac_of_word,
+    wire::eth::{mac_of_word, vlan_from_word},
 };
 use nix::time::{ClockId, clock_gettime};
 
@@ -18,8 +18,9 @@ use super::{
 };
 use crate::{
     dataplane::{
-        BackendEntry, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, Mode, NextHop,
-        RecordEntry, Ring, RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry, duration_of,
+        BackendEntry, ClientHop, DataplaneError, Firewall, FlowEntry, FlowState, FlowsOf, Globals, Mode,
+        NextHop, RecordEntry, Ring, RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry,
+        duration_of,
     },
     model::{Idle, Listen, Network, PortRange, Protocol},
 };
@@ -131,6 +132,7 @@ impl KernelDataplane {
         let local = flags & Flow::LOCAL != 0;
         let port = |index: usize| u16::from_be(flow.ports[index].get());
         let left = flow.expires.get().since(now);
+        let hop = flow.client_hop.get();
         let source =
             self.sources.get(usize::from(flow.source.get())).map(|s| abi::ip_addr(words(&s.address)));
         let entry = FlowEntry {
@@ -149,6 +151,11 @@ impl KernelDataplane {
                 Phase::Udp => FlowState::Udp,
             },
             idle: duration_of(phase.kept(&self.config().idle).saturating_sub(left)),
+            from: ClientHop {
+                interface: flow.interface.get().into(),
+                mac: mac_of_word(hop),
+                vlan: (flags & Flow::TAGGED != 0).then(|| u16::from_be(vlan_from_word(hop))),
+            },
         };
         (flow.guard.get() == guard).then_some(entry)
     }

@@ -1,0 +1,101 @@
+//! A database cluster behind Lobby: servers, a document with a write port and a read port, and questions to both.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use xtask::lab::{LabOptions, Postgres, VIP, postgres::psql};
+
+use crate::stage::Stage;
+
+/// The write port.
+pub const WRITE: SocketAddr = SocketAddr::new(IpAddr::V4(VIP), 5432);
+/// The read port.
+pub const READ: SocketAddr = SocketAddr::new(IpAddr::V4(VIP), 5433);
+
+/// The document: `check` are more keys of the PostgreSQL check, `pool` more of the pool.
+pub fn document(lab: LabOptions, check: &str, pool: &str) -> String {
+    let network = if lab.two_interfaces { 2 } else { 1 };
+    let backends: Vec<_> =
+        (0..lab.backends).map(|i| format!("{{ address = \"10.{network}.0.{}:5432\" }}", 10 + i)).collect();
+    format!(
+        "interfaces = [\"front\", \"back\"]\n\
+         [pools.accounts]\n\
+         health = {{ postgres = {{ user = \"lb\", database = \"postgres\"{check} }}, interval = \"1s\", rise = 2, fall = 3 }}\n\
+         {pool}\n\
+         backends = [ {} ]\n\
+         [services.accounts-write]\nlisten = \"{WRITE}/tcp\"\npool = \"accounts\"\nrole = \"primary\"\n\
+         [services.accounts-read]\nlisten = \"{READ}/tcp\"\npool = \"accounts\"\nrole = \"replica\"\n",
+        backends.join(", ")
+    )
+}
+
+/// A stage with a primary and replicas that stream from it, all seen by the daemon. The user that asks may
+/// do nothing but connect.
+///
+/// # Errors
+/// When servers or the daemon do not start.
+pub fn cluster(pool: &str, settings: &[&str]) -> Result<(Stage, Vec<Postgres>)> {
+    let options = LabOptions { backends: 3, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    let servers = servers(&stage, settings)?;
+    let password = stage.directory().join("lb.password");
+    let check = format!(", password_file = \"{}\", max_lag = \"5s\"", password.display());
+    stage.write(&document(options, &check, pool))?;
+    stage.start()?;
+    until_roles(&stage, &["primary", "replica", "replica"])?;
+    Ok((stage, servers))
+}
+
+/// Just the servers, and the password of the user that asks, in a file.
+///
+/// # Errors
+/// When they do not start.
+pub fn servers(stage: &Stage, settings: &[&str]) -> Result<Vec<Postgres>> {
+    let address = |i: usize| SocketAddr::new(stage.lab.backend_v4(i).into(), 5432);
+    let place = |i: usize| &stage.lab.backends[i];
+    let rules = ["host all lb all scram-sha-256"];
+    let mut servers = vec![Postgres::primary(place(0), address(0), stage.directory(), &rules, settings)?];
+    servers[0].sql("CREATE ROLE lb LOGIN PASSWORD 'let me look'")?;
+    std::fs::write(stage.directory().join("lb.password"), "let me look\n")?;
+    for i in 1..stage.lab.backends.len() {
+        servers.push(Postgres::replica(place(i), address(i), stage.directory(), address(0), settings)?);
+    }
+    Ok(servers)
+}
+
+/// Waits until `lb pool show` names these roles, in the document's order.
+///
+/// # Errors
+/// When it does not come to that.
+pub fn until_roles(stage: &Stage, roles: &[&str]) -> Result<()> {
+    stage.until(&format!("{roles:?}"), |stage| {
+        let pool = stage.json(&["pool", "show", "accounts"])?;
+        let servers = pool["cluster"]["servers"].as_array().cloned().unwrap_or_default();
+        Ok(servers.iter().map(|server| server["role"].as_str()).eq(roles.iter().copied().map(Some)))
+    })
+}
+
+/// Which server answers on a port: its address.
+///
+/// # Errors
+/// When nobody does.
+pub fn who(stage: &Stage, port: SocketAddr) -> Result<String> {
+    psql(&stage.lab.client, port, "postgres", "SELECT host(inet_server_addr())")
+}
+
+/// A connection through the write port, from where the caller is.
+///
+/// # Errors
+/// When there is none.
+pub async fn session() -> Result<tokio_postgres::Client> {
+    let mut config = tokio_postgres::Config::new();
+    config
+        .host(WRITE.ip().to_string())
+        .port(WRITE.port())
+        .user("postgres")
+        .dbname("postgres")
+        .keepalives(false);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
