@@ -1,12 +1,11 @@
 //! What the tests share: packets built and checked by an independent library ([`packets`]), tables with
 //! one of everything ([`world`]) for the program and the host side by side ([`both`]), Lobby at work in a lab ([`stage`]) with documents for it ([`document`])
 //! and clients that stay long ([`download`]) or say nothing ([`silent`]), are many ([`crowd`], with servers that say who they are: [`echo`]), send
-//! a [`flood`], are a [`bank`] on a database cluster ([`accounts`]), are in a [`vlan`] or speak HTTP byte by byte ([`requests`]), the reception [`desk`] by itself, random
+//! a [`flood`], ask a database cluster ([`accounts`]), are in a [`vlan`] or speak HTTP byte by byte ([`requests`]), the reception [`desk`] by itself, random
 //! numbers that can be had again ([`random`]), and connections played through changes of their backends
 //! ([`simulation`]).
 
 pub mod accounts;
-pub mod bank;
 pub mod both;
 pub mod crowd;
 pub mod desk;

@@ -9,10 +9,12 @@ use std::{
 use anyhow::{Result, ensure};
 use tests::{
     accounts::{READ, WRITE, cluster, document, servers, session, who},
-    bank::Bank,
     stage::Stage,
 };
-use xtask::lab::{self, LabOptions, Postgres, postgres::psql};
+use xtask::{
+    demo::bank::Bank,
+    lab::{self, LabOptions, Postgres, postgres::psql},
+};
 
 #[test]
 fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
@@ -72,10 +74,11 @@ fn bank(fault: impl FnOnce(&mut Stage, &mut [Postgres], &Bank) -> Result<usize>)
     bank.pays(100, PATIENCE)?;
     let primary = fault(&mut stage, &mut servers, &bank)?;
     bank.pays(100, PATIENCE)?;
-    let (answered, lost) = bank.close(&servers[primary])?;
-    assert_eq!(lost, 0, "answered, and not there\n{}", stage.log());
+    let account = bank.close(&servers[primary])?;
+    println!("{account:?}");
+    assert_eq!(account.lost, 0, "answered, and not there\n{}", stage.log());
     let of = |number: usize| stage.lab.backend_v4(number).to_string();
-    assert_eq!(answered, BTreeSet::from([of(0), of(primary)]), "who answered COMMITs");
+    assert_eq!(account.by, BTreeSet::from([of(0), of(primary)]), "who answered COMMITs");
     stage.checksums_were_right()
 }
 

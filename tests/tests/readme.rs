@@ -36,11 +36,12 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 20] = [
+const WAYS: [(&str, Way); 21] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
     ("cargo xtask demo 2", Way::Elsewhere("`cargo xtask ci` runs it")),
+    ("cargo xtask demo 4", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask demo --json result.json", Way::Elsewhere("`cargo xtask ci` runs it, with another file")),
     ("cargo xtask lab up --backends 3", Way::Desk),
     ("cargo xtask lab exec b1 -- nginx -g 'daemon off;' &", Way::Serve),

@@ -95,26 +95,37 @@ pub fn ci() -> Result<()> {
     Ok(())
 }
 
-/// Shows all demos, and judges the greatest one by the summary that it writes.
+/// Shows all demos, and judges the greater ones by the summaries that they write.
 fn demos() -> Result<()> {
-    let summary = crate::target_directory().join("demo.json");
-    // Of another run, if there was one.
-    let _ = std::fs::remove_file(&summary);
     step("demo 1", crate::cargo().args(["xtask", "demo", "1"]))?;
     step("demo 2", crate::cargo().args(["xtask", "demo", "2"]))?;
-    step("demo", crate::cargo().args(["xtask", "demo", "--json"]).arg(&summary))?;
-    let text = std::fs::read(&summary).with_context(|| summary.display().to_string())?;
-    let summary: serde_json::Value = serde_json::from_slice(&text)?;
-    let none = |what: &str| summary[what].as_array().is_some_and(Vec::is_empty);
+    let payments = summary("demo", &["xtask", "demo"])?;
+    let none = |what: &str| payments[what].as_array().is_some_and(Vec::is_empty);
     let all_paid =
-        none("lost") && none("double") && none("unknown") && summary["payments"].as_u64() > Some(0);
-    let all_served = summary["payments_by_server"].as_array().is_some_and(|servers| {
+        none("lost") && none("double") && none("unknown") && payments["payments"].as_u64() > Some(0);
+    let all_served = payments["payments_by_server"].as_array().is_some_and(|servers| {
         servers.len() == 10 && servers.iter().all(|payments| payments.as_u64() > Some(0))
     });
-    if summary["good"] != true || !all_paid || !all_served || summary["after_drain"] != 0 {
-        bail!("the demo's summary is not good: {summary}");
+    if payments["good"] != true || !all_paid || !all_served || payments["after_drain"] != 0 {
+        bail!("the demo's summary is not good: {payments}");
+    }
+    let database = summary("demo 4", &["xtask", "demo", "4"])?;
+    let right = database["lost"] == 0 && database["written_elsewhere"] == 0;
+    let at_work = database["transfers"].as_u64() > Some(0) && database["reads"].as_u64() > Some(0);
+    if database["good"] != true || !right || !at_work {
+        bail!("the database demo's summary is not good: {database}");
     }
     Ok(())
+}
+
+/// Shows a demo; the summary that it writes.
+fn summary(name: &str, arguments: &[&str]) -> Result<serde_json::Value> {
+    let file = crate::target_directory().join("demo.json");
+    // Of another run, if there was one.
+    let _ = std::fs::remove_file(&file);
+    step(name, crate::cargo().args(arguments).arg("--json").arg(&file))?;
+    let text = std::fs::read(&file).with_context(|| file.display().to_string())?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 /// Runs the README's commands; what they build has been built for the demos.

@@ -3,7 +3,9 @@
 //! What is shown is judged by what clients and servers themselves have written down, see [`ledger`].
 
 pub mod balancer;
+pub mod bank;
 pub mod customers;
+mod database;
 pub mod display;
 pub mod ledger;
 pub mod payments;
@@ -28,7 +30,8 @@ use crate::{
 /// What is shown, and how.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DemoOptions {
-    /// The stage: 1 for a single server, 2 for one behind the reception desk, 3 for servers that come and go under load
+    /// The stage: 1 for a single server, 2 for one behind the reception desk, 3 for servers that come and go under load,
+    /// 4 for a database whose primary is killed
     #[arg(default_value_t = 3, value_parser = stage)]
     pub stage: u8,
     /// Write what came of it to this file, as JSON
@@ -50,7 +53,7 @@ pub struct DemoOptions {
 pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     if !options.built {
         setup::build()?;
-        setup::program("curl")?;
+        setup::program(if options.stage == 4 { "postgres" } else { "curl" })?;
         println!("building Lobby …");
         let build = crate::cargo().args(["build", "--release", "--package", "lb-userspace"]).status()?;
         if !build.success() {
@@ -69,6 +72,7 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     let good = match options.stage {
         1 => single::show(&program, directory.path()),
         2 => reverse::show(&program, directory.path()),
+        4 => database::show(&program, directory.path(), options.json.as_deref()),
         _ => payments::show(&program, directory.path(), options.json.as_deref()),
     };
     if options.keep || !matches!(good, Ok(true)) {
@@ -82,7 +86,8 @@ fn stage(text: &str) -> Result<u8, String> {
         "1" => Ok(1),
         "2" => Ok(2),
         "3" => Ok(3),
-        _ => Err("there are stages 1 (a single server), 2 (behind the reception desk) and 3 (servers that come and go)".into()),
+        "4" => Ok(4),
+        _ => Err("there are stages 1 (a single server), 2 (behind the reception desk), 3 (servers that come and go) and 4 (a database)".into()),
     }
 }
 

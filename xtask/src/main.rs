@@ -26,6 +26,7 @@ const EXAMPLES: &str = "Examples:
   cargo xtask demo                    a hundred clients pay, then five hundred: watch it
   cargo xtask demo 1                  the first stage: one server behind Lobby, and a curl
   cargo xtask demo 2                  the second: the same server behind the reception desk
+  cargo xtask demo 4                  the fourth: a database whose primary is killed
   cargo xtask test                    all tests
   cargo xtask lab up --backends 3     a network to play in
   cargo xtask lab exec lb -- ip addr  a command at the balancer's place in it";
@@ -82,9 +83,11 @@ const DEMO_EXAMPLES: &str = "Examples:
   cargo xtask demo --json result.json  and what came of it, for programs
   cargo xtask demo 1                   one server behind Lobby, and a curl
   cargo xtask demo 2                   the same behind the reception desk: TLS, routes, a closed room
+  cargo xtask demo 4                   a bank on a PostgreSQL cluster whose primary is killed
 
 The exit code is 0 only if no payment was lost or done twice, by the ledgers of clients and servers;
-those on their way to the server that is killed are counted, and excused.";
+those on their way to the server that is killed are counted, and excused. With the database: only if no
+answered transfer was lost, and none was written to a server that was not the primary.";
 
 #[derive(Subcommand)]
 enum Lab {

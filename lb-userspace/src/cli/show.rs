@@ -65,8 +65,12 @@ pub(super) fn service(service: &Service, backends_of_pool: &[Backend]) -> String
         if networks.is_empty() { none.to_owned() } else { networks.join(", ") }
     };
     let slots = service.slots.as_ref().map(slots).unwrap_or_default();
+    let cut = match service.cut {
+        0 => String::new(),
+        cut => format!("cut        {cut} connections, whose server was not to have them any more\n"),
+    };
     format!(
-        "service    {}\nlisten     {}\npool       {}\nscheduler  {}\nforward    {}\n{slots}allow      {}\ndeny       {}\n{}\n\n{}",
+        "service    {}\nlisten     {}\npool       {}\nscheduler  {}\nforward    {}\n{slots}allow      {}\ndeny       {}\n{cut}{}\n\n{}",
         service.name,
         service.listen,
         service.pool,

@@ -7,12 +7,14 @@ use super::{Facts, Finding, Verdict};
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// Capabilities that the daemon uses, with their numbers (linux/capability.h), and what for.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
+const CAPABILITIES: [(u32, &str, &str); 4] = [
     (CAP_NET_ADMIN, "CAP_NET_ADMIN", "attaching the program, addresses, neighbours"),
+    (CAP_NET_RAW, "CAP_NET_RAW", "telling both sides of connections that are cut"),
     (38, "CAP_PERFMON", "the verifier's pointer arithmetic"),
     (39, "CAP_BPF", "loading the program and its tables"),
 ];
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
 const CAP_SYS_ADMIN: u32 = 21;
 
 pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
@@ -22,7 +24,7 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
 fn rights(facts: &Facts) -> Finding {
     let has = |number: u32| facts.capabilities & (1 << number) != 0;
     // CAP_SYS_ADMIN stands for the two that were split from it in 5.8.
-    let stands_for = |number: u32| number != CAP_NET_ADMIN && has(CAP_SYS_ADMIN);
+    let stands_for = |number: u32| ![CAP_NET_ADMIN, CAP_NET_RAW].contains(&number) && has(CAP_SYS_ADMIN);
     let missing: Vec<_> = CAPABILITIES
         .iter()
         .filter(|&&(number, ..)| !(has(number) || stands_for(number)))
@@ -34,7 +36,7 @@ fn rights(facts: &Facts) -> Finding {
             Verdict::Problem,
             "rights",
             message,
-            "run as root (`sudo lb …`), or give a service AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_PERFMON",
+            "run as root (`sudo lb …`), or give a service AmbientCapabilities=CAP_BPF CAP_NET_ADMIN CAP_NET_RAW CAP_PERFMON",
         );
     }
     Finding::good("rights", "all that is needed")
@@ -140,10 +142,11 @@ mod tests {
             capabilities: numbers.iter().map(|number| 1u64 << number).sum(),
             ..Facts::default()
         };
-        assert_eq!(verdict(&rights(&with(&[12, 38, 39]))), Verdict::Good);
-        assert_eq!(verdict(&rights(&with(&[12, 21]))), Verdict::Good);
+        assert_eq!(verdict(&rights(&with(&[12, 13, 38, 39]))), Verdict::Good);
+        assert_eq!(verdict(&rights(&with(&[12, 13, 21]))), Verdict::Good);
+        assert!(rights(&with(&[12, 21])).message.contains("CAP_NET_RAW"));
         assert_eq!(verdict(&rights(&with(&[21]))), Verdict::Problem);
-        assert!(rights(&with(&[12, 38])).message.contains("CAP_BPF"));
+        assert!(rights(&with(&[12, 13, 38])).message.contains("CAP_BPF"));
         assert_eq!(verdict(&rights(&with(&[]))), Verdict::Problem);
     }
 

@@ -64,19 +64,40 @@ pub struct Customers {
 /// The picture: shared by who changes it and who shows it.
 pub type Scene = Arc<Mutex<Vec<Server>>>;
 
-/// Shows the scene until dropped.
+/// What there is to be seen.
+pub trait View: Send + Sync {
+    /// One line about now.
+    fn plain(&self, at: Duration) -> String;
+
+    /// The picture, line by line.
+    fn picture(&self, colours: bool) -> Vec<String>;
+
+    /// Waits until there is something new; for a line, until it is worth one.
+    fn wait(&self, terminal: bool);
+}
+
+/// The payment servers and who comes to pay.
+pub struct Payments {
+    /// The servers.
+    pub scene: Scene,
+    /// The clients.
+    pub shop: Arc<Shop>,
+    /// What fills a bar.
+    pub per_round: usize,
+    /// How long a round is.
+    pub round: Duration,
+}
+
+/// Shows a view until dropped.
 pub struct Display {
     screen: Arc<Screen>,
     thread: Option<JoinHandle<()>>,
 }
 
 struct Screen {
-    scene: Scene,
-    shop: Arc<Shop>,
+    view: Box<dyn View>,
     terminal: bool,
     colours: bool,
-    per_round: usize,
-    round: Duration,
     start: Instant,
     /// Lines of the picture that are on the terminal now.
     drawn: Mutex<usize>,
@@ -84,16 +105,13 @@ struct Screen {
 }
 
 impl Display {
-    /// Begins to show; `per_round` is what fills a bar.
-    pub fn new(scene: Scene, shop: Arc<Shop>, per_round: usize, round: Duration) -> Self {
+    /// Begins to show.
+    pub fn new(view: impl View + 'static) -> Self {
         let terminal = std::io::stdout().is_terminal();
         let screen = Arc::new(Screen {
-            scene,
-            shop,
+            view: Box::new(view),
             terminal,
             colours: terminal && std::env::var_os("NO_COLOR").is_none(),
-            per_round,
-            round,
             start: Instant::now(),
             drawn: Mutex::new(0),
             closing: AtomicBool::new(false),
@@ -101,7 +119,7 @@ impl Display {
         let theirs = screen.clone();
         let thread = std::thread::spawn(move || {
             while !theirs.closing.load(Relaxed) {
-                theirs.wait();
+                theirs.view.wait(theirs.terminal);
                 theirs.show();
             }
         });
@@ -124,9 +142,17 @@ impl Drop for Display {
     }
 }
 
-impl Screen {
-    fn wait(&self) {
-        if self.terminal {
+impl View for Payments {
+    fn plain(&self, at: Duration) -> String {
+        plain(at, &self.servers(), self.customers())
+    }
+
+    fn picture(&self, colours: bool) -> Vec<String> {
+        picture(&self.servers(), self.customers(), self.per_round, colours)
+    }
+
+    fn wait(&self, terminal: bool) {
+        if terminal {
             std::thread::sleep(Duration::from_millis(100));
         } else {
             // Once a round, when all have told about it.
@@ -134,24 +160,35 @@ impl Screen {
             std::thread::sleep(self.round / 5);
         }
     }
+}
 
-    fn show(&self) {
-        let servers = self.scene.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let customers = Customers {
+impl Payments {
+    fn servers(&self) -> Vec<Server> {
+        self.scene.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn customers(&self) -> Customers {
+        Customers {
             number: self.shop.customers.load(Relaxed),
             waiting: self.shop.waiting.load(Relaxed),
             paid: self.shop.paid.load(Relaxed),
             retried: self.shop.retried.load(Relaxed),
             broken: self.shop.broken.load(Relaxed),
             lost: self.shop.failed.load(Relaxed),
-        };
+        }
+    }
+}
+
+impl Screen {
+    fn show(&self) {
         if !self.terminal {
+            let line = self.view.plain(self.start.elapsed());
             if !self.closing.load(Relaxed) {
-                println!("{}", plain(self.start.elapsed(), &servers, customers));
+                println!("{line}");
             }
             return;
         }
-        let lines = picture(&servers, customers, self.per_round, self.colours);
+        let lines = self.view.picture(self.colours);
         let mut drawn = self.drawn.lock().unwrap_or_else(PoisonError::into_inner);
         // Lines that are too long for the terminal are cut, not wrapped: else the way back up would be wrong.
         let mut out = over(*drawn) + "\x1b[?7l";

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{
     balancer::Balancer,
     customers::{Customers, now_ms},
-    display::{Display, Scene, Server, State},
+    display::{Display, Payments, Scene, Server, State},
     ledger::{self, Judgement, Kill, ServerLedger},
     server::{Report, until_next_round},
     start_server,
@@ -110,7 +110,8 @@ fn tell(
     };
     usable(1)?;
     servers.set(0, State::Serving);
-    let display = Display::new(servers.scene.clone(), customers.shop(), PER_ROUND, ROUND);
+    let (scene, shop) = (servers.scene.clone(), customers.shop());
+    let display = Display::new(Payments { scene, shop, per_round: PER_ROUND, round: ROUND });
     display.say(&format!(
         "A server takes {PER_ROUND} payments a round, a round is {} s; the rest waits for the next.",
         ROUND.as_secs()

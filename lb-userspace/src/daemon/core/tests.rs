@@ -390,3 +390,39 @@ fn the_snapshot_shows_backends_traffic_and_connections() {
     let other = view::ConnectionFilter { backend: Some("10.0.0.11:80".into()), ..all };
     assert_eq!(super::super::snapshot::connections(&core, &other).unwrap().total, 0);
 }
+
+#[test]
+fn whose_connection_is_cut_is_called_from_both_sides_in_its_vlan() {
+    let mut core = healthy();
+    connect(&mut core, "10.0.0.12:80");
+    core.plane_mut().live[0].from = ClientHop { interface: 2, mac: [2, 0, 0, 0, 0, 9], vlan: Some(0x123) };
+    assert!(core.take_cut().unwrap().is_empty(), "its backend is there");
+    let without = DOCUMENT.replace("  { address = \"10.0.0.12:80\" },\n", "");
+    load(&mut core, &without, at(5)).unwrap();
+    let [flow] = core.take_cut().unwrap()[..] else { panic!("it is cut") };
+    assert!(core.take_cut().unwrap().is_empty(), "nobody is told twice that it has been");
+    assert_eq!(core.cuts("10.0.0.10:80/tcp".parse().unwrap()), 1);
+    let said: Vec<_> = core
+        .calls(&flow)
+        .iter()
+        .map(|call| {
+            let frame = call.frame().unwrap();
+            let parsed = etherparse::PacketHeaders::from_ethernet_slice(&frame).unwrap();
+            let tcp = parsed.transport.unwrap().tcp().unwrap();
+            assert!(tcp.syn && !tcp.ack && !tcp.rst, "{tcp:?}");
+            let etherparse::LinkExtHeader::Vlan(tag) = &parsed.link_exts[0] else { panic!("{frame:?}") };
+            assert_eq!(tag.vlan_id.value(), 0x123);
+            (frame[..6].to_vec(), call.from.to_string(), call.to.to_string())
+        })
+        .collect();
+    let call = |mac: [u8; 6], from: &str, to: &str| (mac.to_vec(), from.to_owned(), to.to_owned());
+    assert_eq!(
+        said,
+        [
+            call([2, 0, 0, 0, 0, 9], "10.0.0.10:80", "192.0.2.1:4000"),
+            call([2, 0, 0, 0, 1, 1], "10.0.0.1:10240", "10.0.0.12:80")
+        ]
+    );
+    load(&mut core, DOCUMENT, at(6)).unwrap();
+    assert!(core.calls(&flow).is_empty(), "it is not cut any more");
+}

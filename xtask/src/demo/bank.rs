@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -14,7 +14,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use tokio_postgres::{Client, NoTls};
-use xtask::lab::{Namespace, Postgres};
+
+use crate::lab::{Namespace, Postgres};
 
 const ACCOUNTS: i32 = 1000;
 const BALANCE: i32 = 100;
@@ -25,22 +26,66 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// From one try to the next, where a call is refused.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// A transfer whose COMMIT was answered.
+#[derive(Clone, Debug)]
+struct Paid {
+    /// The address of the server that did.
+    by: String,
+    at: Instant,
+}
+
 /// What clients have been told.
 #[derive(Default)]
 struct Told {
-    /// Transfers whose COMMIT was answered, and by which server.
-    paid: Mutex<BTreeMap<i64, String>>,
-    audits: AtomicU64,
+    /// By their numbers.
+    paid: Mutex<BTreeMap<i64, Paid>>,
+    /// Audits that found all well, by the server that was asked.
+    audits: Mutex<BTreeMap<String, u64>>,
     /// Audits that found money made or lost, or debts.
     wrong: Mutex<Vec<String>>,
     failed_reads: AtomicU64,
     closed: AtomicBool,
 }
 
+/// What came of it all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// Transfers whose COMMIT was answered.
+    pub answered: usize,
+    /// Addresses of the servers that answered them.
+    pub by: BTreeSet<String>,
+    /// Those that the primary does not have.
+    pub lost: usize,
+    /// Times that all was added up, and found right.
+    pub audits: u64,
+    /// Times that it could not be.
+    pub failed_reads: u64,
+    /// The longest time between two answered transfers.
+    pub longest_pause: Duration,
+}
+
 /// A bank at work.
 pub struct Bank {
     told: Arc<Told>,
     clients: Vec<JoinHandle<()>>,
+}
+
+/// What the bank's clients have been told so far.
+#[derive(Clone)]
+pub struct Figures(Arc<Told>);
+
+impl Figures {
+    /// Answered transfers and right audits, by the address of the server that was asked.
+    pub fn by_server(&self) -> BTreeMap<String, [u64; 2]> {
+        let mut by: BTreeMap<String, [u64; 2]> = BTreeMap::new();
+        for paid in self.0.paid().values() {
+            by.entry(paid.by.clone()).or_default()[0] += 1;
+        }
+        for (server, audits) in &*self.0.audits() {
+            by.entry(server.clone()).or_default()[1] += audits;
+        }
+        by
+    }
 }
 
 impl Bank {
@@ -82,7 +127,17 @@ impl Bank {
 
     /// Transfers whose COMMIT has been answered so far.
     pub fn paid(&self) -> usize {
-        self.told.paid.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.told.paid().len()
+    }
+
+    /// Transfers that a server answered after this moment.
+    pub fn paid_since(&self, by: &str, moment: Instant) -> usize {
+        self.told.paid().values().filter(|paid| paid.by == by && paid.at > moment).count()
+    }
+
+    /// What its clients have been told, for somebody who looks on.
+    pub fn figures(&self) -> Figures {
+        Figures(Arc::clone(&self.told))
     }
 
     /// Waits until so many more transfers have been paid.
@@ -102,32 +157,45 @@ impl Bank {
         Ok(begun.elapsed())
     }
 
-    /// Ends work, and compares what clients were told with what the primary has. Gives back who answered
-    /// COMMITs, and how many answered transfers the primary does not have.
+    /// Ends work, and compares what clients were told with what the primary has.
     ///
     /// # Errors
     /// When money was made or lost, or an auditor saw so.
-    pub fn close(self, primary: &Postgres) -> Result<(BTreeSet<String>, usize)> {
+    pub fn close(self, primary: &Postgres) -> Result<Account> {
         self.told.closed.store(true, Relaxed);
         for client in self.clients {
             client.join().map_err(|_| anyhow::anyhow!("a client of the bank has panicked"))?;
         }
         let wrong = self.told.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         ensure!(wrong.is_empty(), "auditors saw {wrong:?}");
-        ensure!(self.told.audits.load(Relaxed) > 0, "nobody could read");
+        let audits = self.told.audits().values().sum();
+        ensure!(audits > 0, "nobody could read");
         let state = primary.sql("SELECT sum(balance), min(balance) >= 0 FROM accounts")?;
         ensure!(state == format!("{}|t", ACCOUNTS * BALANCE), "the bank has {state}");
         let there: BTreeSet<i64> =
             primary.sql("SELECT id FROM transfers")?.lines().filter_map(|line| line.parse().ok()).collect();
-        let paid = self.told.paid.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = paid.keys().filter(|id| !there.contains(id)).count();
-        println!(
-            "{} transfers answered, {} audits, {} reads failed, {lost} transfers lost",
-            paid.len(),
-            self.told.audits.load(Relaxed),
-            self.told.failed_reads.load(Relaxed)
-        );
-        Ok((paid.values().cloned().collect(), lost))
+        let paid = self.told.paid();
+        let mut times: Vec<Instant> = paid.values().map(|paid| paid.at).collect();
+        times.sort_unstable();
+        let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
+        Ok(Account {
+            answered: paid.len(),
+            by: paid.values().map(|paid| paid.by.clone()).collect(),
+            lost: paid.keys().filter(|id| !there.contains(id)).count(),
+            audits,
+            failed_reads: self.told.failed_reads.load(Relaxed),
+            longest_pause: pauses.max().unwrap_or_default(),
+        })
+    }
+}
+
+impl Told {
+    fn paid(&self) -> MutexGuard<'_, BTreeMap<i64, Paid>> {
+        self.paid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn audits(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.audits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -173,7 +241,7 @@ async fn transfer(number: u64, server: SocketAddr, told: &Told) {
             }
             transaction.commit().await?;
             if taken == 1 {
-                told.paid.lock().unwrap_or_else(PoisonError::into_inner).insert(id, at.clone());
+                told.paid().insert(id, Paid { by: at.clone(), at: Instant::now() });
             }
             anyhow::Ok(())
         });
@@ -193,8 +261,8 @@ async fn audit(server: SocketAddr, told: &Told) {
             anyhow::Ok((at, row.get::<_, i64>(0), row.get::<_, i32>(1)))
         });
         match outcome.await {
-            Ok(Ok((_, sum, least))) if sum == i64::from(ACCOUNTS * BALANCE) && least >= 0 => {
-                told.audits.fetch_add(1, Relaxed);
+            Ok(Ok((at, sum, least))) if sum == i64::from(ACCOUNTS * BALANCE) && least >= 0 => {
+                *told.audits().entry(at).or_default() += 1;
             }
             Ok(Ok(odd)) => told.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{odd:?}")),
             _ => _ = told.failed_reads.fetch_add(1, Relaxed),
