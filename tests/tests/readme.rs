@@ -69,7 +69,8 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 16] = [
+const IN_SENTENCES: [(&str, Way); 17] = [
+    ("cargo xtask demo 4", Way::Elsewhere("see above")),
     ("lb desk status", Way::Host),
     ("lb route list", Way::Host),
     ("lb route explain https://shop.example/pay", Way::Elsewhere("tests/tests/desk.rs has routes for it")),
