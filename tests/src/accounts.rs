@@ -1,9 +1,16 @@
 //! A database cluster behind Lobby: servers, a document with a write port and a read port, and questions to both.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use anyhow::Result;
-use xtask::lab::{LabOptions, Postgres, VIP, postgres::psql};
+use anyhow::{Result, ensure};
+use xtask::{
+    demo::bank::Bank,
+    lab::{LabOptions, Postgres, VIP, postgres::psql},
+};
 
 use crate::stage::Stage;
 
@@ -98,4 +105,29 @@ pub async fn session() -> Result<tokio_postgres::Client> {
     let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// Every COMMIT is answered only when a replica has it too.
+pub const SYNCHRONOUS: &[&str] = &["synchronous_standby_names=ANY 1 (b1, b2, b3)"];
+/// More than anything here takes, on a machine with other things to do.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The bank at work on a cluster that loses nothing, with something happening to it meanwhile, which tells
+/// who is the primary then. Nothing that was answered may be missing there.
+///
+/// # Errors
+/// When something of that is not so.
+pub fn bank(fault: impl FnOnce(&mut Stage, &mut [Postgres], &Bank) -> Result<usize>) -> Result<()> {
+    let (mut stage, mut servers) = cluster("", SYNCHRONOUS)?;
+    Bank::found(&servers[0])?;
+    let bank = Bank::open(&stage.lab.client, WRITE, READ);
+    bank.pays(100, PATIENCE)?;
+    let primary = fault(&mut stage, &mut servers, &bank)?;
+    bank.pays(100, PATIENCE)?;
+    let account = bank.close(&servers[primary])?;
+    println!("{account:?}");
+    ensure!(account.lost == 0, "answered, and not there: {}\n{}", account.lost, stage.log());
+    let of = |number: usize| stage.lab.backend_v4(number).to_string();
+    ensure!(account.by == BTreeSet::from([of(0), of(primary)]), "who answered COMMITs: {:?}", account.by);
+    stage.checksums_were_right()
 }

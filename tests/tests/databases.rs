@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use tests::{
-    accounts::{READ, WRITE, cluster, document, servers, session, who},
+    accounts::{PATIENCE, READ, WRITE, bank, cluster, document, servers, session, who},
     stage::Stage,
 };
 use xtask::{
@@ -57,28 +57,6 @@ fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     stage.lb(&["pool", "promote", "accounts", "10.2.0.10:5432"])?;
     write(6)?;
     assert_eq!(servers[0].sql("SELECT x FROM t ORDER BY x")?, "1\n6");
-    stage.checksums_were_right()
-}
-
-/// Every COMMIT is answered only when a replica has it too.
-const SYNCHRONOUS: &[&str] = &["synchronous_standby_names=ANY 1 (b1, b2, b3)"];
-/// More than anything here takes, on a machine with other things to do.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The bank at work on a cluster that loses nothing, with something happening to it meanwhile, which tells
-/// who is the primary then. Nothing that was answered may be missing there.
-fn bank(fault: impl FnOnce(&mut Stage, &mut [Postgres], &Bank) -> Result<usize>) -> Result<()> {
-    let (mut stage, mut servers) = cluster("", SYNCHRONOUS)?;
-    Bank::found(&servers[0])?;
-    let bank = Bank::open(&stage.lab.client, WRITE, READ);
-    bank.pays(100, PATIENCE)?;
-    let primary = fault(&mut stage, &mut servers, &bank)?;
-    bank.pays(100, PATIENCE)?;
-    let account = bank.close(&servers[primary])?;
-    println!("{account:?}");
-    assert_eq!(account.lost, 0, "answered, and not there\n{}", stage.log());
-    let of = |number: usize| stage.lab.backend_v4(number).to_string();
-    assert_eq!(account.by, BTreeSet::from([of(0), of(primary)]), "who answered COMMITs");
     stage.checksums_were_right()
 }
 
