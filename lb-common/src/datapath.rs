@@ -31,7 +31,7 @@ pub mod select;
 pub mod unsettled;
 
 use crate::{
-    abi::{Backend, Clock, Config, NO_BACKEND, RingAt, Service, TCP, Tick, Traffic},
+    abi::{Backend, Clock, Config, NO_BACKEND, Record, RingAt, Service, TCP, Tick, Traffic},
     tables::Tables,
     verdict::{DropReason, PassReason, ResetReason, Verdict},
     wire::{Frame, eth, eth::Link, l4::Tcp},
@@ -73,6 +73,8 @@ struct Call<'a> {
     index: u32,
     service: &'a Service,
     place: flow::Place,
+    /// What was written down of its connection when that was looked up first; [`Record::GONE`]: nothing.
+    written: Record,
 }
 
 impl<T> Clone for Context<'_, T> {
@@ -144,7 +146,9 @@ fn steps<V: Family, T: Tables, C: Clock>(
     if packet.fragment() {
         return Err(DropReason::Fragment.into());
     }
-    let call = Call { index, service, place: flow::place(&packet, config) };
+    // The verifier would walk all that follows once with this record, and once with any.
+    let written = Record(config.launder(Record::GONE.0));
+    let mut call = Call { index, service, place: flow::place(&packet, config), written };
     if service.flags.get() & Service::DIRECT != 0 {
         return lead(frame, &packet, &call, setting);
     }
@@ -152,13 +156,13 @@ fn steps<V: Family, T: Tables, C: Clock>(
         return Err(DropReason::TtlExceeded.into());
     }
     let context = setting.now();
-    if let Some(verdict) = continue_to_backend(frame, &packet, &call, context) {
+    if let Some(verdict) = continue_to_backend(frame, &packet, &mut call, context) {
         return Ok(verdict);
     }
     if let Some(verdict) = arrive(frame, &packet, &call, context) {
         return Ok(verdict);
     }
-    Ok(continue_to_backend(frame, &packet, &call, context).unwrap_or(DropReason::Race.into()))
+    Ok(continue_to_backend(frame, &packet, &mut call, context).unwrap_or(DropReason::Race.into()))
 }
 
 /// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
@@ -237,7 +241,7 @@ fn welcome<V: Family, T: Tables>(
         return Err(refuse(frame, packet, ResetReason::NoBackend, &context));
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
-    flow::open(packet, link.source_hop(), (index, backend), place, context)?;
+    flow::open(packet, link.source_hop(), (index, backend), (place, call.written), context)?;
     count_new(index, context.tables);
     Ok(())
 }
@@ -247,10 +251,12 @@ fn welcome<V: Family, T: Tables>(
 fn continue_to_backend<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     context: &Context<'_, T>,
 ) -> Option<Verdict> {
-    let known = flow::of_client(call.index, call.place, *context)?;
+    let found = flow::written(call.place, *context)?;
+    call.written = found.record;
+    let known = flow::of_client(found, call.index, *context)?;
     let hop = Link::parse(frame)?.source_hop();
     if !known.is_told_by(packet, hop, context) && !flow::visit(packet, (call.index, call.place), hop, context)
     {

@@ -3,7 +3,7 @@
 //! and clients that stay long ([`download`]) or say nothing ([`silent`]), are many ([`crowd`], with servers that say who they are: [`echo`]), send
 //! a [`flood`], ask a database cluster ([`accounts`]), are in a [`vlan`] or speak HTTP byte by byte ([`requests`]), the reception [`desk`] by itself, random
 //! numbers that can be had again ([`random`]), and connections played through changes of their backends
-//! ([`simulation`]).
+//! ([`simulation`]), and a second CPU that comes between ([`meeting`]).
 
 pub mod accounts;
 pub mod both;
@@ -13,6 +13,7 @@ pub mod document;
 pub mod download;
 pub mod echo;
 pub mod flood;
+pub mod meeting;
 pub mod packets;
 pub mod random;
 pub mod requests;

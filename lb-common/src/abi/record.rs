@@ -147,6 +147,13 @@ impl Record {
         self.0 & Self::TRANSLATED != 0
     }
 
+    /// Whether it is translated, and to the same backend from the same source and port as another.
+    #[inline(always)]
+    pub const fn names_flow_of(self, other: Self) -> bool {
+        const NAMES: u64 = (1 << Record::SEEN_AT) - 1 & !3;
+        self.is_translated() && (self.0 ^ other.0) & NAMES == 0
+    }
+
     /// The port that a translated connection's packets are sent from, network order.
     #[inline(always)]
     pub const fn port(self) -> u16 {
@@ -198,17 +205,21 @@ impl Record {
             let steps = (now.0 >> Self::STEP_BITS).wrapping_sub(then) & Self::SHORT;
             // It was seen anywhere within its step.
             let step = (1 << Self::STEP_BITS) - 1;
+            // Another CPU's clock may have been in the next one already.
+            let steps = if steps == Self::SHORT { 0 } else { steps };
             ((steps << Self::STEP_BITS) + (now.0 & step)).saturating_sub(step)
         } else {
             now.since(Tick((self.0 >> 32) as u32))
         }
     }
 
-    /// For how many steps a translated connection has not been seen, modulo 128.
+    /// For how many steps a translated connection has not been seen, modulo 128; none if that was in the next
+    /// one, which another CPU's clock may have been in already.
     #[inline(always)]
     pub const fn steps_idle(self, now: Tick, steps: u32) -> u32 {
         let then = (self.0 >> Self::SEEN_AT) as u32;
-        self.state().time(now, steps).wrapping_sub(then) & Self::TIME
+        let idle = self.state().time(now, steps).wrapping_sub(then) & Self::TIME;
+        if idle == Self::TIME { 0 } else { idle }
     }
 
     /// How long it may be idle before another connection may take its place, in ticks. Means something only if
@@ -219,7 +230,7 @@ impl Record {
     #[inline(always)]
     pub fn span(self, idle: &Idle) -> u32 {
         // No longer than a half-open one's short time can tell.
-        const LONGEST: u32 = (Record::SHORT - 1) << Record::STEP_BITS;
+        const LONGEST: u32 = (Record::SHORT - 2) << Record::STEP_BITS;
         let span = self.state().span(idle);
         if matches!(self.state(), State::HalfOpen) && span > LONGEST { LONGEST } else { span }
     }
@@ -336,6 +347,16 @@ mod tests {
         fn a_half_open_records_time_is_short_by_less_than_a_step(now: u32, later in 0u32..8000) {
             let idle = Record::half_open(1, 2, Tick(now)).idle(Tick(now).after(later));
             prop_assert!(idle <= later && later < idle + 16, "{idle} for {later}");
+        }
+
+        #[test]
+        fn what_was_seen_by_a_clock_that_is_ahead_was_seen_now(now in 1000u32.., steps in 0u32..1 << 24) {
+            let steps = steps & 0x0f0f_0f0f;
+            prop_assert_eq!(Record::half_open(1, 2, Tick(now).after(1)).idle(Tick(now)), 0);
+            for state in [State::Datagrams, State::HalfOpen, State::Established, State::Closed] {
+                let seen = Record::translated(1, 2, 3, 4).told(state, state.time(Tick(now).after(1), steps));
+                prop_assert_eq!(seen.steps_idle(Tick(now), steps), 0);
+            }
         }
 
         #[test]

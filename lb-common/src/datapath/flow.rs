@@ -15,8 +15,8 @@
 //!
 //! The guard word owns a flow. Who writes a new connection into it swaps the guard to BUSY, takes the record of
 //! the former one away, writes the rest, and stores LIVE with the next count of uses; only then the new record is
-//! written. Who reads checks the guard before and after: a change in between is seen, and what was read is thrown
-//! away.
+//! written. Whoever looks a flow up checks the guard; whoever writes a record that names it, once more after that
+//! ([`check`]), so that none is left which names another connection's flow.
 //!
 //! Nothing here takes a flow away from a live connection within its idle time-out.
 
@@ -159,19 +159,24 @@ pub(crate) fn place<V: Family>(packet: &Packet<V>, config: &Config) -> Place {
     Place { low: hash as u32, tag: (hash >> 32) as u32 }
 }
 
-/// The connection of a client's packet, if it is written down.
+/// What is written down of the connection of a client's packet.
 #[inline(always)]
-pub(crate) fn of_client<'t, T: Tables>(
+pub(super) fn written<'t, T: Tables>(place: Place, context: Context<'t, T>) -> Option<Found<'t>> {
+    let key = place.key();
+    Lines::of(context.tables, key, context.config)?.find(key)
+}
+
+/// The connection of a client's packet, if what is written down still means something to the service.
+#[inline(always)]
+pub(super) fn of_client<'t, T: Tables>(
+    found: Found<'t>,
     service: u32,
-    place: Place,
     context: Context<'t, T>,
 ) -> Option<Known<'t>> {
-    let key = place.key();
-    let found = Lines::of(context.tables, key, context.config)?.find(key)?;
     let record = found.record;
     let index = record.backend();
     let backend = context.tables.backend(index)?;
-    let stays = backend.flags.get() & Backend::FORGET == 0;
+    let stays = stays(backend);
     let same = record.is_of(backend.generation.get()) && backend.service.get() == service;
     (record.is_translated() && stays && same).then_some(Known { found, index, backend })
 }
@@ -211,8 +216,9 @@ pub(crate) fn visit<V: Family, T: Tables>(
     hop: u64,
     context: &Context<'_, T>,
 ) -> bool {
-    let Some(known) = of_client(service, place, *context) else { return false };
-    let Some(flow) = flow_of(packet, place, &known, context) else { return false };
+    let Some(found) = written(place, *context) else { return false };
+    let Some(known) = of_client(found, service, *context) else { return false };
+    let Some((flow, guard)) = flow_of(packet, place, &known, context) else { return false };
     if starts_anew(packet, flow, known.backend, context) {
         return false;
     }
@@ -226,17 +232,18 @@ pub(crate) fn visit<V: Family, T: Tables>(
     if record != known.record() {
         known.found.replace(context.tables, record);
     }
+    check(record, place.key(), (flow, guard), context);
     true
 }
 
-/// The flow of a connection that its client has.
+/// The flow of a connection that its client has, and its guard.
 #[inline(always)]
 fn flow_of<'t, V: Family, T: Tables>(
     packet: &Packet<V>,
     place: Place,
     known: &Known<'_>,
     context: &Context<'t, T>,
-) -> Option<&'t Flow> {
+) -> Option<(&'t Flow, u64)> {
     let Context { tables, config, .. } = *context;
     let record = known.record();
     let port = u32::from(u16::from_be(record.port()));
@@ -247,12 +254,13 @@ fn flow_of<'t, V: Family, T: Tables>(
         lane_of(packet, known.backend, V::narrow(&source.address), config)
     };
     let flow = tables.flow(lane.flow(port, config.flow_mask.get()))?;
-    let same = is_live(flow.guard.get())
-        && key_of(flow) == place.key()
-        && flow.ports[2].get() == record.port()
-        && u32::from(flow.source.get()) == record.source()
+    let guard = flow.guard.get();
+    let same = is_live(guard)
+        && key_of(flow, guard) == place.key()
+        && names(record, flow)
+        && flow.backend[1].get() == known.backend.generation.get()
         && is_of_client(packet, flow);
-    same.then_some(flow)
+    same.then_some((flow, guard))
 }
 
 /// Whether a packet's destination, address and port, may be a source of ours: that it is none is told
@@ -292,7 +300,7 @@ pub(crate) fn of_backend<'t, V: Family, T: Tables>(
     let index = flow.backend[0].get();
     let backend = tables.backend(index)?;
     let called = flow.ports[1].get();
-    let stays = backend.flags.get() & Backend::FORGET == 0;
+    let stays = stays(backend);
     let same = backend.generation.get() == flow.backend[1].get()
         && V::narrow(&backend.address) == packet.source
         && port_of(backend, called) == packet.source_port();
@@ -322,6 +330,12 @@ fn starts_anew<V: Family, T>(
         }
 }
 
+/// Whether a backend still has its connections.
+#[inline(always)]
+fn stays(backend: &Backend) -> bool {
+    backend.flags.get() & (Backend::IN_USE | Backend::FORGET) == Backend::IN_USE
+}
+
 /// The port that a backend is called on by a client that called `called`. Network order.
 #[inline(always)]
 pub(crate) fn port_of(backend: &Backend, called: u16) -> u16 {
@@ -334,22 +348,53 @@ pub(crate) fn port_of(backend: &Backend, called: u16) -> u16 {
 /// Whether a record with the key of a flow's is its own, and not that of a later connection between the same
 /// ends.
 #[inline(always)]
-fn is_record_of(record: Record, flow: &Flow) -> bool {
-    record.is_translated()
-        && record.backend() == flow.backend[0].get()
-        && record.port() == flow.ports[2].get()
-        && record.source() == u32::from(flow.source.get())
+fn names(record: Record, flow: &Flow) -> bool {
+    record.names_flow_of(record_of(flow))
+}
+
+/// What a flow's record says of how it is sent.
+#[inline(always)]
+fn record_of(flow: &Flow) -> Record {
+    let [index, generation] = &flow.backend;
+    let source = u32::from(flow.source.get());
+    Record::translated(index.get(), generation.get(), source, flow.ports[2].get())
 }
 
 /// Tells the record what its flow says.
 #[inline(never)]
 fn tell<T: Tables>(flow: &Flow, context: &Context<'_, T>) {
-    let key = key_of(flow);
+    let guard = flow.guard.get();
+    let key = key_of(flow, guard);
+    let Some(lines) = Lines::of(context.tables, key, context.config) else { return };
+    if is_live(guard)
+        && let Some(found) = lines.find(key)
+        && names(found.record, flow)
+    {
+        let record = told_record(found.record, flow.told.get());
+        found.replace(context.tables, record);
+        check(record, key, (flow, guard), context);
+    }
+}
+
+/// Takes a record away that was just written, if its flow is another connection's by now.
+///
+/// Whoever takes a flow away changes its guard, and then takes its record away as it finds it. So one of the
+/// two sees the other, whatever is written between.
+#[inline(always)]
+fn check<T: Tables>(record: Record, key: u64, (flow, guard): (&Flow, u64), context: &Context<'_, T>) {
+    if flow.guard.get() != guard {
+        forget(key, record, context);
+    }
+}
+
+/// Takes a record away if it names the same flow as this one.
+#[inline(never)]
+fn forget<T: Tables>(key: u64, record: Record, context: &Context<'_, T>) {
     let Some(lines) = Lines::of(context.tables, key, context.config) else { return };
     if let Some(found) = lines.find(key)
-        && is_record_of(found.record, flow)
+        && found.record.names_flow_of(record)
     {
-        found.replace(context.tables, told_record(found.record, flow.told.get()));
+        found.remove(context.tables, key);
     }
 }
 
@@ -361,10 +406,10 @@ const fn told_record(record: Record, told: u16) -> Record {
 
 const TOLD_TIME_BITS: u32 = 8;
 
-/// The key of a flow's record.
+/// The key of the record of a flow with this guard.
 #[inline(always)]
-fn key_of(flow: &Flow) -> u64 {
-    flow.guard.get() & !0xffff_ffff | u64::from(flow.key.get())
+fn key_of(flow: &Flow, guard: u64) -> u64 {
+    guard & !0xffff_ffff | u64::from(flow.key.get())
 }
 
 /// Notes a client's packet in its flow.

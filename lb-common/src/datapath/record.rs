@@ -105,12 +105,14 @@ impl<'a> Lines<'a> {
         // A swap and not a store: what follows must not be read before this is seen by others.
         tables.swap(&way.key, Record::BUSY, key);
         // Another CPU may have written the same connection down meanwhile. The first way is found first, so
-        // it is the other one that goes, whoever of the two sees it.
+        // it is the other one that goes, whoever of the two sees it. By a translated one's a packet may have been
+        // sent already, and there is a flow: whoever sees it steps back, be it both.
         for other in 0..2 * RECORD_WAYS {
             if other != number && self.holds(other, key) {
-                let goes = if other < number { way } else { self.way(other) };
+                let yields = other < number || record.is_translated();
+                let goes = if yields { way } else { self.way(other) };
                 tables.swap(&goes.key, key, Record::EMPTY);
-                if other < number {
+                if yields {
                     return Err(DropReason::Race);
                 }
             }
@@ -167,12 +169,15 @@ pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
     // half open and not what was found.
     let worth = worth(Record(value), config, Tick(now)) >> 32;
     let gives_way = key > Record::BUSY && worth >= best >> 32 && worth >= u64::from(least);
-    if gives_way && tables.swap(&way.value, value, Record::GONE.0) && tables.swap(&way.key, key, Record::BUSY)
-    {
-        found
-    } else {
-        0
+    if !gives_way || !tables.swap(&way.value, value, Record::GONE.0) {
+        return 0;
     }
+    if tables.swap(&way.key, key, Record::BUSY) {
+        return found;
+    }
+    // The way was given to another connection between the two looks, whose record this is then.
+    tables.swap(&way.value, Record::GONE.0, value);
+    0
 }
 
 impl Found<'_> {

@@ -1,7 +1,8 @@
 //! A new connection: a flow is taken for it, and its record written.
 
 use super::{
-    GUARD_STATE, Place, anywhere, is_live, is_record_of, kind, lane_of, replace::worth_of, stay, told_record,
+    GUARD_STATE, Place, anywhere, check, forget, is_live, key_of, kind, lane_of, record_of,
+    replace::worth_of, stay, told_record,
 };
 use crate::{
     abi::{Backend, Flow, Hop, Record},
@@ -16,13 +17,17 @@ use crate::{
     verdict::DropReason,
 };
 
-/// Opens a flow for the packet's connection, which came from `hop`, to a backend.
+/// Opens a flow for the packet's connection, which came from `hop`, to a backend. What is `before` was written
+/// down of the connection when it was found that there is none; [`Record::GONE`]: nothing was.
+///
+/// # Errors
+/// There is no room, or another CPU was faster.
 #[inline(always)]
 pub(crate) fn open<V: Family, T: Tables>(
     packet: &Packet<V>,
     hop: u64,
     (index, backend): (u32, &Backend),
-    place: Place,
+    (place, before): (Place, Record),
     context: Context<'_, T>,
 ) -> Result<(), DropReason> {
     let Context { tables, config, .. } = context;
@@ -57,13 +62,17 @@ pub(crate) fn open<V: Family, T: Tables>(
     let lines = Lines::of(tables, key, config).ok_or(DropReason::Tables)?;
     let written = match lines.find(key) {
         // The connection's own, from an earlier time.
-        Some(found) if found.replace(tables, record) => Ok(()),
+        Some(found) if found.record == before && found.replace(tables, record) => Ok(()),
+        // Another CPU has just written the same connection down.
         Some(_) => Err(DropReason::Race),
         None => lines.insert(tables, key, record, Worth::HalfOpen, context.now),
     };
     if written.is_err() {
-        flow.guard.set(freed(live));
+        // Unless it is another connection's by now: as a half-open one's it could be had at once.
+        tables.swap(&flow.guard, live, freed(live));
     }
+    // It could be had before there was a record, too. Then the packet finds no connection.
+    check(record, key, (flow, live), &context);
     written
 }
 
@@ -125,7 +134,7 @@ fn claim_flow<V: Family, T: Tables>(
         return Err(DropReason::Race);
     }
     if is_live(guard) {
-        forget(flow, guard, context);
+        forget(key_of(flow, guard), record_of(flow), context);
     }
     Ok(())
 }
@@ -168,18 +177,6 @@ impl Window {
     #[inline(always)]
     const fn anywhere(place: Place) -> Self {
         Self { lane: anywhere(place), source: 0, low: 0, high: u16::MAX, first: 0 }
-    }
-}
-
-/// Takes away the record of the connection that a flow, which is ours by now, was of.
-#[inline(always)]
-fn forget<T: Tables>(flow: &Flow, guard: u64, context: &Context<'_, T>) {
-    let key = guard & !0xffff_ffff | u64::from(flow.key.get());
-    let Some(lines) = Lines::of(context.tables, key, context.config) else { return };
-    if let Some(found) = lines.find(key)
-        && is_record_of(found.record, flow)
-    {
-        found.remove(context.tables, key);
     }
 }
 
