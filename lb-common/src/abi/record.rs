@@ -150,7 +150,7 @@ impl Record {
     /// Whether it is translated, and to the same backend from the same source and port as another.
     #[inline(always)]
     pub const fn names_flow_of(self, other: Self) -> bool {
-        const NAMES: u64 = (1 << Record::SEEN_AT) - 1 & !3;
+        const NAMES: u64 = ((1 << Record::SEEN_AT) - 1) & !3;
         self.is_translated() && (self.0 ^ other.0) & NAMES == 0
     }
 
