@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -33,6 +33,7 @@ pub struct Desk {
     /// Where it listens, in the order of the document's services by name.
     pub addresses: Vec<SocketAddr>,
     number: u64,
+    lines: std::sync::mpsc::Receiver<String>,
 }
 
 impl Desk {
@@ -43,11 +44,15 @@ impl Desk {
     /// When it does not come to serve.
     pub fn start(services: &str, pools: &[(&str, Vec<BackendOrder>)], certificates: &[Pem]) -> Result<Self> {
         let (here, there) = UnixStream::pair()?;
-        let child = Command::new(lb())
+        let mut child = Command::new(lb())
             .args(["desk-process", "--log-level", "warn"])
             .stdin(Stdio::from(OwnedFd::from(there)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()?;
+        let out = BufReader::new(child.stdout.take().context("its standard output")?);
+        let (line, lines) = std::sync::mpsc::channel();
+        // Ends with the desk, or with whoever wanted to read.
+        std::thread::spawn(move || out.lines().map_while(Result::ok).all(|text| line.send(text).is_ok()));
         let number = services.matches("[services.").count() - services.matches(".routes]").count();
         let sockets: Result<Vec<_>, _> =
             (0..number).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
@@ -58,7 +63,7 @@ impl Desk {
             socket.set_nonblocking(true)?;
             orders::send(&here, &ToDesk::Listen(vec![address]), &[socket.as_fd()])?;
         }
-        let mut desk = Self { child, control: here, addresses, number: 0 };
+        let mut desk = Self { child, control: here, addresses, number: 0, lines };
         desk.serve(services, pools, certificates)?;
         Ok(desk)
     }
@@ -99,6 +104,14 @@ impl Desk {
             FromDesk::Report(report) => Ok(report),
             other => bail!("{other:?}"),
         }
+    }
+
+    /// The next line of its access log.
+    ///
+    /// # Errors
+    /// When none comes.
+    pub fn line(&self) -> Result<String> {
+        self.lines.recv_timeout(std::time::Duration::from_secs(20)).context("a line of the access log")
     }
 
     fn until(&self, wanted: impl Fn(&FromDesk) -> bool) -> Result<FromDesk> {

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     process::Output,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -112,11 +113,8 @@ fn desk(stage: &Stage, other: Option<u32>) -> Result<u32> {
     pid.context("a desk")
 }
 
-fn kill(pid: u32) -> Result<()> {
-    Ok(nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(pid.cast_signed()),
-        nix::sys::signal::Signal::SIGKILL,
-    )?)
+fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal)?)
 }
 
 /// A route of the desk's own; everything else goes to the pool.
@@ -206,7 +204,7 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
     let first = desk(&stage, None)?;
     let crowd = Crowd::start(&stage.lab.client, SocketAddr::new(FRONT, 80), "/", 4);
     crowd.wait_for(100)?;
-    kill(first)?;
+    signal(first, nix::sys::signal::Signal::SIGKILL)?;
     let second = desk(&stage, Some(first))?;
     crowd.wait_for(100)?;
     let account = crowd.finish()?;
@@ -214,6 +212,27 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
     let cut = |bad: &String| bad.contains("cut before the answer");
     assert!(account.bad.len() <= 4 && account.bad.iter().all(cut), "{:?}\n{}", account.bad, stage.log());
     assert_ne!(first, second);
+    Ok(())
+}
+
+/// A desk that hangs without ending is ended and replaced.
+#[test]
+fn a_desk_that_hangs_is_replaced() -> Result<()> {
+    if !lab::possible("a_desk_that_hangs_is_replaced") {
+        return Ok(());
+    }
+    let stage = served(LabOptions::default())?;
+    let first = desk(&stage, None)?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    signal(first, nix::sys::signal::Signal::SIGSTOP)?;
+    stage.within(
+        Duration::from_secs(60),
+        "the desk is ended",
+        |stage| Ok(!desks(stage)?.contains(&first)),
+    )?;
+    desk(&stage, Some(first))?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    ensure!(stage.log().contains("the desk hangs"), "{}", stage.log());
     Ok(())
 }
 

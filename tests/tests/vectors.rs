@@ -408,3 +408,38 @@ fn a_closed_room_is_told_in_plain_words() -> Result<()> {
     }
     Ok(())
 }
+
+/// Each request is one line of JSON; what may be secret is in none of them.
+#[test]
+fn the_access_log_holds_no_secrets() -> Result<()> {
+    let recorder = Recorder::start(|_| {
+        Deed::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nSet-Cookie: s=hidden\r\n\r\nhidden!".to_vec())
+    })?;
+    let services = SERVICES.replacen("pool = \"web\"\n", "pool = \"web\"\naccess_log = true\n", 1);
+    let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    let requests: [(&str, u16, Option<String>); 3] = [
+        ("POST /pay?token=hidden", 200, Some(recorder.address.to_string())),
+        ("GET /admin?token=hidden", 403, None),
+        ("GET http://shop.example/x?hidden", 200, Some(recorder.address.to_string())),
+    ];
+    for (line, status, backend) in requests {
+        let body = if line.starts_with("POST") { "Content-Length: 6\r\n\r\nhidden" } else { "\r\n" };
+        let head = "Host: shop.example\r\nUser-Agent: \"quoted\"\r\nAuthorization: Bearer hidden\r\n\
+                    Cookie: a=hidden\r\nX-Api-Key: hidden\r\nReferer: http://a/?hidden\r\n";
+        speaker.say(format!("{line} HTTP/1.1\r\n{head}{body}").as_bytes())?;
+        assert_eq!(speaker.hear()?.context("an answer")?.status, status, "{line}");
+        let text = desk.line()?;
+        assert!(!text.contains("hidden"), "{text}");
+        let said: serde_json::Value = serde_json::from_str(&text)?;
+        assert_eq!(said["status"], status, "{text}");
+        assert_eq!(said["backend"], serde_json::json!(backend), "{text}");
+        assert_eq!(
+            (&said["host"], &said["user_agent"]),
+            (&"shop.example".into(), &"\"quoted\"".into()),
+            "{text}"
+        );
+        assert!(said["request_id"].as_str().is_some_and(|id| id.len() == 16), "{text}");
+    }
+    Ok(())
+}

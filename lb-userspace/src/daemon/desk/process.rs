@@ -17,7 +17,7 @@ use std::{
 use tokio::{
     process::{Child, Command},
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, MissedTickBehavior},
 };
 use tracing::{error, info, warn};
 
@@ -31,6 +31,10 @@ const BACKOFF_MOST: Duration = Duration::from_secs(10);
 
 /// After which time it counts as well again.
 const SOON: Duration = Duration::from_secs(10);
+
+/// A desk says every second what it counts; after so many seconds without a word it hangs. Longer than one that is
+/// ended by a signal takes for its last connections, of which it says nothing.
+const SILENCE: u32 = 15;
 
 type Sockets = BTreeMap<SocketAddr, Arc<TcpListener>>;
 
@@ -236,6 +240,10 @@ impl Supervisor {
     /// Until it ends, or is to.
     async fn look_after(&mut self, mut running: Running) -> End {
         self.status.send_modify(|status| status.pid = running.child.id());
+        // Counted in beats, not by the clock: a daemon that has itself been halted does not blame the desk.
+        let mut beat = tokio::time::interval(Duration::from_secs(1));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silent = 0;
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -264,7 +272,19 @@ impl Supervisor {
                         return End::Closed;
                     }
                 },
-                Some(said) = running.hear.recv() => self.heard(said, &mut running),
+                Some(said) = running.hear.recv() => {
+                    silent = 0;
+                    self.heard(said, &mut running);
+                }
+                _ = beat.tick() => {
+                    silent += 1;
+                    if silent == SILENCE {
+                        error!(pid = running.child.id(), "the desk hangs: not a word for {SILENCE} seconds");
+                        if let Err(error) = running.child.start_kill() {
+                            warn!("it cannot be ended: {error}");
+                        }
+                    }
+                }
                 how = running.child.wait() => return End::Died(how, running.since),
             }
         }
