@@ -32,7 +32,8 @@ pub struct TestOptions {
 /// Something could not be had, did not build, or a test failed.
 pub fn test(options: &TestOptions) -> Result<Counts> {
     setup::everything()?;
-    step("build", crate::cargo().args(["build", "--package", "lb-userspace"]))?;
+    // Of the whole workspace, whose dependencies have the same features as in the tests: else they are built twice.
+    step("build", crate::cargo().args(["build", "--workspace", "--bin", "lb"]))?;
 
     let skipped = skipped();
     // From the last run, if there was one.
