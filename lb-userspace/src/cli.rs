@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or a document with mistakes, 3 the daemon is not running.
 
 mod args;
+mod auth;
 mod capture;
 mod client;
 mod documents;
@@ -100,6 +101,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
                 .map_err(|error| anyhow::Error::from(error).context("the desk cannot start").into())
         }
         Command::Check { file } => documents::check(file, cli.json),
+        Command::Auth(command) => auth::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lb", &mut std::io::stdout());
             Ok(())
@@ -217,9 +219,11 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Doctor { config, bpffs } => {
             findings::doctor(config.as_deref(), bpffs, &client, cli.json).await
         }
-        Command::Run(_) | Command::DeskProcess(_) | Command::Check { .. } | Command::Completions { .. } => {
-            Ok(())
-        }
+        Command::Run(_)
+        | Command::DeskProcess(_)
+        | Command::Check { .. }
+        | Command::Auth(_)
+        | Command::Completions { .. } => Ok(()),
     }
 }
 

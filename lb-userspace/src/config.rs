@@ -7,6 +7,7 @@
 mod check;
 mod complaint;
 pub mod edit;
+mod guard;
 mod pools;
 mod read;
 mod roles;

@@ -8,6 +8,7 @@ pub mod bpffs;
 pub mod certificates;
 pub mod checks;
 pub mod core;
+pub mod credentials;
 pub mod desk;
 pub mod document;
 pub mod edits;
@@ -41,6 +42,7 @@ use self::{
     certificates::Certificates,
     checks::{Host, targets},
     core::Core,
+    credentials::Credentials,
     desk::Desk,
     document::DocumentFile,
     farewell::Farewells,
@@ -185,6 +187,7 @@ async fn start<P: Plane>(
         metrics: None,
         desk: Some(desk),
         certificates: Certificates::default(),
+        credentials: Credentials::default(),
         watched: BTreeSet::new(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),

@@ -229,6 +229,17 @@ fn desk(desk: &Desk, registry: &mut Registry) {
     };
     let troubles = by_reason(&desk.troubles);
     registry.register("desk_troubles", "Requests that the desk had to answer itself, by reason", troubles);
+    let denied = Counters::default();
+    for its in &desk.denied {
+        let labels = vec![
+            ("service", its.service.clone()),
+            ("route", its.route.clone()),
+            ("status", its.status.to_string()),
+            ("reason", its.reason.clone()),
+        ];
+        denied.get_or_create(&labels).inc_by(its.count);
+    }
+    registry.register("desk_denied", "Requests that were not let in, by route and reason", denied);
     let refused = by_reason(&desk.refused);
     registry.register("desk_refused_connections", "Connections that were not let in, by reason", refused);
     let counts = [
@@ -303,7 +314,8 @@ mod tests {
                 "records": [{{"name": "record_adopted", "times": 8}}]}},
             "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "connections": 12,
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
-                "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}]}}
+                "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
+                "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}]}}
         }}"#
         );
         serde_json::from_str(&json).unwrap()
@@ -335,6 +347,7 @@ mod tests {
             "lobby_backend_traffic_bytes_total{pool=\"web\",backend=\"10.0.0.11:80\",direction=\"out\"} 44",
             "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
             "lobby_desk_requests_total{service=\"front\",route=\"*/*\",status=\"2xx\"} 10",
+            "lobby_desk_denied_total{service=\"front\",route=\"*/*\",status=\"401\",reason=\"no_credentials\"} 8",
             "lobby_desk_troubles_total{reason=\"slow\"} 5",
             "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",
             "lobby_desk_connections_total 12",

@@ -4,6 +4,7 @@
 //! about files, sockets or kernels.
 
 pub mod desk;
+pub mod guard;
 mod network;
 mod roles;
 
@@ -47,12 +48,18 @@ impl Config {
         })
     }
 
-    /// Makes paths of certificates whole, which are beside the document.
+    /// Makes paths of the desk's files whole, which are beside the document.
     pub fn resolve(&mut self, directory: &std::path::Path) {
         let desks = self.services.values_mut().filter_map(|service| service.desk.as_mut());
-        for files in desks.flat_map(|desk| &mut desk.certificates) {
-            files.cert = directory.join(&files.cert);
-            files.key = directory.join(&files.key);
+        for desk in desks {
+            for files in &mut desk.certificates {
+                files.cert = directory.join(&files.cert);
+                files.key = directory.join(&files.key);
+            }
+            for way in desk.routes.iter_mut().flat_map(|route| &mut route.guard.ways) {
+                let file = way.file_mut();
+                *file = directory.join(&*file);
+            }
         }
     }
 

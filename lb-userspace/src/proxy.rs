@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!            daemon ── orders, sockets ──► desk ── reports ──► daemon
-//!  client ─► XDP: firewall, then up ─► kernel's TCP ─► [`engine`] ─► [`request`] ─► [`route`] ─► [`pools`] ─► backend
+//!  client ─► XDP: firewall, then up ─► kernel's TCP ─► [`engine`] ─► [`request`] ─► [`route`] ─► [`auth`] ─► [`pools`] ─► backend
 //! ```
 //!
-//! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`headers`], [`pools`],
-//! [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
+//! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`auth`], [`headers`],
+//! [`pools`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
 //! each other, [`confine`] how it gives up its rights.
 
 pub mod access;
+pub mod auth;
 pub mod chance;
 pub mod confine;
 pub mod desk;

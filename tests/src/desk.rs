@@ -13,11 +13,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 pub use lb_userspace::proxy::pools::BackendOrder;
 use lb_userspace::{
     config::Document,
-    daemon::desk,
+    daemon::{credentials::Credentials, desk},
     proxy::{
         orders::{self, FromDesk, Orders, Pem, Report, ToDesk},
         pools::PoolOrder,
@@ -90,7 +90,11 @@ impl Desk {
             .iter()
             .map(|(name, backends)| PoolOrder { name: (*name).into(), backends: backends.clone() });
         self.number += 1;
-        let orders = Orders { number: self.number, services, pools: pools.collect() };
+        let mut credentials = Credentials::default();
+        credentials.refresh(&document.config);
+        ensure!(credentials.alarms().is_empty(), "{:?}", credentials.alarms());
+        let files = credentials.files().clone();
+        let orders = Orders { number: self.number, services, pools: pools.collect(), files };
         orders::send(&self.control, &ToDesk::Serve(Box::new(orders)), &[])?;
         self.until(|said| matches!(said, FromDesk::Serving(number) if *number == self.number)).map(drop)
     }

@@ -36,7 +36,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 21] = [
+const WAYS: [(&str, Way); 22] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -69,8 +69,10 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 17] = [
+const IN_SENTENCES: [(&str, Way); 19] = [
     ("cargo xtask demo 4", Way::Elsewhere("see above")),
+    ("lb auth hash anna --role admin < password", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
+    ("lb auth hash robot --key < key", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
     ("lb desk status", Way::Host),
     ("lb route list", Way::Host),
     ("lb route explain https://shop.example/pay", Way::Elsewhere("tests/tests/desk.rs has routes for it")),

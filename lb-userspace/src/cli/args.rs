@@ -118,6 +118,9 @@ pub(super) enum Command {
     /// The reception desk: the process that answers requests
     #[command(subcommand)]
     Desk(Desk),
+    /// Who is known to the reception desk
+    #[command(subcommand)]
+    Auth(Auth),
     /// List connections of services that translate (nat); of others only hashes are known
     #[command(
         after_help = "EXAMPLES\n  lb connections --service shop --limit 20\n  lb connections --backend 10.0.0.11:8080"
@@ -252,6 +255,24 @@ pub(super) enum Desk {
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once(':').ok_or("write a name, a colon and a value: \"x-version: 2\"")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Auth {
+    /// Print a line for a file of users or keys, with the hash of the secret on standard input
+    #[command(
+        after_help = "EXAMPLES\n  lb auth hash anna --role admin < password >> staff.users\n  openssl rand -hex 20 | tee key | lb auth hash robot --key >> robots.keys"
+    )]
+    Hash {
+        /// Whose it is
+        name: String,
+        /// It is a key made by chance, not a password: SHA-256 is enough
+        #[arg(long)]
+        key: bool,
+        /// What they are; once for each
+        #[arg(long, value_name = "ROLE")]
+        role: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -29,7 +29,7 @@ pub(super) async fn explain(
 }
 
 pub(super) fn routes(routes: &[Route]) -> String {
-    let mut table = Table::new(&["SERVICE", "LISTEN", "TLS", "ROUTE", "ACTION", "USABLE", "ANSWERS"]);
+    let mut table = Table::new(&["SERVICE", "LISTEN", "TLS", "ROUTE", "ASKS", "ACTION", "USABLE", "ANSWERS"]);
     for route in routes {
         let usable = match route.usable {
             None => Cell::text("-"),
@@ -41,6 +41,7 @@ pub(super) fn routes(routes: &[Route]) -> String {
             Cell::text(&route.listen),
             Cell::text(if route.tls { "yes" } else { "no" }),
             Cell::text(&route.route),
+            Cell::text(if route.asks.is_empty() { "-" } else { &route.asks }),
             Cell::text(&route.action),
             usable,
             Cell::number(route.answers),
@@ -62,10 +63,11 @@ pub(super) fn explanations(found: &[RouteExplanation]) -> String {
             ]);
         }
         let sent = it.sent.as_ref().map(|sent| format!("sent as    {sent}\n")).unwrap_or_default();
+        let asks = if it.asks.is_empty() { String::new() } else { format!("asks for   {}\n", it.asks) };
         let table =
             if it.routes.is_empty() { String::new() } else { format!("\n{}", table.render(colours())) };
         format!(
-            "service    {} on {}\nhost       {}\npath       {}\noutcome    {}\n{sent}{table}",
+            "service    {} on {}\nhost       {}\npath       {}\noutcome    {}\n{asks}{sent}{table}",
             it.service,
             it.listen,
             or_none(&it.host),

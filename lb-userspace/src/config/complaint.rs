@@ -86,6 +86,7 @@ pub(super) enum Thing {
     PoolOf(String),
     PoolOfRoute(String, usize),
     Certificate(String, usize),
+    Way(String, usize, usize),
     RingSize(String),
 }
 
@@ -141,6 +142,11 @@ impl Places {
     /// Where a service names a certificate, by its number.
     pub fn certificate(&self, service: &str, number: usize) -> Place<'_> {
         self.of(&Thing::Certificate(service.to_owned(), number))
+    }
+
+    /// Where a route of a service, by its number, names a way to say who one is, by its number.
+    pub fn way(&self, service: &str, route: usize, way: usize) -> Place<'_> {
+        self.of(&Thing::Way(service.to_owned(), route, way))
     }
 
     /// Where a service says the size of its ring.

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     complaint::{Places, Thing},
+    guard::guard,
     read::{Fields, Node, Sink},
 };
 use crate::{
@@ -20,8 +21,6 @@ use crate::{
 
 /// Where a client is sent by default: for good, and with the same method (RFC 9110 section 15.4.9).
 const REDIRECT: u16 = 308;
-
-const NOT_YET: &str = "remove it; this version of the desk routes requests and asks nobody who they are";
 
 /// The routes of a service, with their places.
 pub(super) fn routes(
@@ -60,19 +59,16 @@ fn route(
     let action = action(&mut fields, &condition, sink, |span| {
         places.note(Thing::PoolOfRoute(service.to_owned(), number), span);
     });
+    let guard = guard(service, number, &mut fields, sink, places);
     let response_headers = fields.read(sink, "response_headers", edits).unwrap_or_default();
     fields.later(&[
-        ("auth", NOT_YET),
-        ("require", NOT_YET),
-        ("allow", "remove it, or write it in the service, where it holds for all routes"),
-        ("deny", "remove it, or write it in the service, where it holds for all routes"),
         ("limits", "remove it; this version does not count requests"),
         ("sticky", "remove it; this version gives each request to the backend that has least to do"),
         ("rewrite", "write strip_prefix = true, or let the server know the path as it is"),
         ("timeouts", "write it in the service, where it holds for all routes"),
     ]);
     fields.finish(sink);
-    Some(Route { condition, action: action?, response_headers })
+    Some(Route { condition, guard, action: action?, response_headers })
 }
 
 /// A name, or `*.` and a name.
@@ -150,7 +146,7 @@ fn methods(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<BTreeSet<String>> {
 }
 
 /// Names of headers and their values.
-fn pairs(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeMap<String, String> {
+pub(super) fn pairs(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeMap<String, String> {
     let mut pairs = BTreeMap::new();
     let Some(fields) = node.table(sink) else { return pairs };
     for (name, span, node) in fields.named("header") {
@@ -165,7 +161,7 @@ fn pairs(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeMap<String, String> {
     pairs
 }
 
-fn header_name(name: &str, span: &Range<usize>, sink: &mut Sink<'_>) -> Option<String> {
+pub(super) fn header_name(name: &str, span: &Range<usize>, sink: &mut Sink<'_>) -> Option<String> {
     let Ok(parsed) = http::HeaderName::from_str(name) else {
         sink.error(span, format!("\"{name}\" is no name of a header"), "write a name such as \"x-version\"");
         return None;

@@ -14,6 +14,7 @@ use crate::{
     model::{
         Forward, Listen, Network, Protocol, Scheduler, Service, Track,
         desk::{Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, PathPattern, Route},
+        guard::Guard,
     },
 };
 
@@ -81,7 +82,7 @@ pub(super) fn service(
     })
 }
 
-const AUTH: &str = "remove it; this version of the desk routes requests and asks nobody who they are";
+const AUTH: &str = "write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests";
 
 /// A service of the reception desk: to the packet path one that is forwarded to this host.
 fn at_desk(
@@ -132,6 +133,17 @@ fn at_desk(
         sink.error(&fields.span, format!("service \"{name}\" does not say who answers its requests"), remedy);
     }
     routes::check_apart(&found, sink);
+    if certificates.is_empty() {
+        let asks = |(route, _): &&(Route, Range<usize>)| !route.guard.ways.is_empty();
+        for (_, span) in found.iter().filter(asks) {
+            let message = "what says who one is goes in clear text: the service has no tls";
+            sink.warning(
+                span,
+                message,
+                "add tls = { cert = \"front.pem\", key = \"front.key\" } to the service",
+            );
+        }
+    }
     let timeouts = fields.read(sink, "timeouts", routes::timeouts).unwrap_or_default();
     let access_log = fields.read(sink, "access_log", Node::boolean).unwrap_or(false);
     let (allow, deny) = firewall(&mut fields, listen, sink);
@@ -167,6 +179,7 @@ fn everything_else(pool: &str) -> Route {
             methods: std::collections::BTreeSet::new(),
             headers: std::collections::BTreeMap::new(),
         },
+        guard: Guard::default(),
         action: Action::Forward {
             pool: pool.to_owned(),
             strip_prefix: false,
@@ -176,7 +189,7 @@ fn everything_else(pool: &str) -> Route {
     }
 }
 
-fn firewall(
+pub(super) fn firewall(
     fields: &mut Fields<'_>,
     listen: Option<Listen>,
     sink: &mut Sink<'_>,

@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::abi;
 
-use super::certificates;
+use super::{certificates, credentials};
 use crate::{
     config::{Complaint, Document},
     model::{BackendAddress, Config, Forward, PortRange, Probe, Service},
@@ -107,6 +107,7 @@ pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Ve
     clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
     complaints.extend(certificates::complaints(document));
+    complaints.extend(credentials::complaints(document));
     complaints.sort();
     complaints.dedup();
     complaints

@@ -29,7 +29,7 @@ use crate::{
     health::State as HealthState,
     model::{BackendAddress, Config, Listen},
     proxy::{
-        orders::{self, FromDesk, Orders, Pem, ServiceOrder, ToDesk},
+        orders::{self, Files, FromDesk, Orders, Pem, ServiceOrder, ToDesk},
         pools::{BackendOrder, PoolOrder},
     },
 };
@@ -84,7 +84,7 @@ impl Desk {
 
     /// Serves so from now on. New addresses are listened on when this returns, whether the desk is ready or
     /// not.
-    pub fn serve(&mut self, services: Vec<ServiceOrder>, pools: Vec<PoolOrder>) {
+    pub fn serve(&mut self, services: Vec<ServiceOrder>, pools: Vec<PoolOrder>, files: Files) {
         let wanted: BTreeSet<SocketAddr> = services.iter().map(|service| service.listen).collect();
         let missing: Vec<_> = wanted.iter().filter(|at| !self.sockets.contains_key(at)).copied().collect();
         let mut deaf = Vec::new();
@@ -100,7 +100,7 @@ impl Desk {
         self.deaf = deaf;
         let before = self.sockets.len();
         self.sockets.retain(|address, _| wanted.contains(address));
-        let orders = Orders { number: self.orders.number, services, pools };
+        let orders = Orders { number: self.orders.number, services, pools, files };
         if orders == self.orders && before == self.sockets.len() && self.orders.number > 0 {
             return;
         }
@@ -124,6 +124,13 @@ impl Desk {
             status: format!("{}xx", it.class),
             count: it.count,
         });
+        let denied = report.denied.into_iter().map(|it| view::Denied {
+            service: it.service,
+            route: it.route,
+            status: it.status,
+            reason: it.reason,
+            count: it.count,
+        });
         view::Desk {
             pid,
             up_to_date: pid.is_some() && serving == self.orders.number,
@@ -136,6 +143,7 @@ impl Desk {
             troubles: report.troubles,
             lines_lost: report.lines_lost,
             answers: answers.collect(),
+            denied: denied.collect(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::{certificates, desk, plane::Plane, routes, serve::Daemon, snapshot};
+use super::{certificates, credentials, desk, plane::Plane, routes, serve::Daemon, snapshot};
 use crate::{
     api::{request::RequestError, view},
     dataplane::DataplaneError,
@@ -15,16 +15,17 @@ impl<P: Plane> Daemon<P> {
         let config = &loaded.document.config;
         let services = desk::services(config, |files| self.certificates.get(files));
         let pools = desk::pools(config, |pool, backend| self.core.state(pool, backend));
-        desk.serve(services, pools);
+        desk.serve(services, pools, self.credentials.files().clone());
     }
 
-    /// Reads certificates again, and has the desk show what is new.
+    /// Reads certificates, and who is known, again, and has the desk go by what is new.
     pub(super) fn refresh_certificates(&mut self) {
         let Some(loaded) = self.core.loaded() else { return };
-        let before = self.certificates.alarms().to_vec();
+        let before = [self.certificates.alarms(), self.credentials.alarms()].concat();
         self.certificates.refresh(&loaded.document.config);
-        let alarms = self.certificates.alarms();
-        alarms.iter().filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
+        self.credentials.refresh(&loaded.document.config);
+        let alarms = self.certificates.alarms().iter().chain(self.credentials.alarms());
+        alarms.filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
         self.serve_at_desk();
     }
 
@@ -33,6 +34,7 @@ impl<P: Plane> Daemon<P> {
         self.watched = self.file.directories();
         if let Some(loaded) = self.core.loaded() {
             self.watched.extend(certificates::directories(&loaded.document.config));
+            self.watched.extend(credentials::directories(&loaded.document.config));
         }
     }
 
@@ -42,6 +44,7 @@ impl<P: Plane> Daemon<P> {
         let alarms = &mut snapshot.status.alarms;
         alarms.extend(self.desk.iter().flat_map(desk::Desk::alarms));
         alarms.extend_from_slice(self.certificates.alarms());
+        alarms.extend_from_slice(self.credentials.alarms());
         if let Some((desk, loaded)) = self.desk.as_ref().zip(self.core.loaded()) {
             let config = &loaded.document.config;
             let shown = desk.shown();

@@ -33,6 +33,7 @@ pub fn list(
                 service: name.clone(),
                 listen: service.listen.to_string(),
                 tls: !desk.certificates.is_empty(),
+                asks: route.guard.to_string(),
                 action: route.action.to_string(),
                 usable: route.pool().map(&usable),
                 answers: answers(name, &condition),
@@ -103,6 +104,7 @@ fn at_service(
         host: None,
         path: None,
         outcome: String::new(),
+        asks: String::new(),
         sent: None,
         routes: Vec::new(),
     };
@@ -141,6 +143,7 @@ fn at_service(
     explanation.routes = table.routes().map(consider).collect();
     explanation.outcome = match &found {
         Found::Route(_, route) => {
+            explanation.asks = route.guard.to_string();
             if let Action::Forward { strip_prefix, .. } = &route.action {
                 let sent = match &route.condition.path {
                     PathPattern::Prefix(prefix) if *strip_prefix => path::strip(&target.path, prefix),
@@ -178,6 +181,9 @@ pool = "web"
 host = "shop.example"
 path = "/pay"
 method = "POST"
+auth = { basic = { users = "staff" } }
+require = { role = ["admin", "staff"] }
+allow = ["10.0.0.0/8"]
 pool = "web"
 strip_prefix = true
 [[services.front.routes]]
@@ -207,6 +213,7 @@ routes = [{ redirect = "https" }]
         assert_eq!((found.service.as_str(), found.outcome.as_str()), ("front", "pool web"));
         assert_eq!(found.host.as_deref(), Some("shop.example"));
         assert_eq!((found.path.as_deref(), found.sent.as_deref()), (Some("/pay/now"), Some("/now")));
+        assert_eq!(found.asks, "basic, role admin or staff, from 10.0.0.0/8");
         let verdicts: Vec<_> =
             found.routes.iter().map(|it| (it.route.as_str(), it.verdict.as_str())).collect();
         assert_eq!(
@@ -254,6 +261,7 @@ routes = [{ redirect = "https" }]
             ]
         );
         assert!(listed[0].tls && !listed[3].tls);
+        assert_eq!((listed[0].asks.is_empty(), listed[1].asks.as_str()), (false, ""));
         assert_eq!(listed[2].answers, 8);
     }
 }

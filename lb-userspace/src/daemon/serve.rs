@@ -22,6 +22,7 @@ use super::{
     certificates::Certificates,
     checks::{Host, targets},
     core::{Core, LoadError, SettleError},
+    credentials::Credentials,
     desk::Desk,
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
@@ -75,6 +76,7 @@ pub(super) struct Daemon<P> {
     /// Until the end.
     pub(super) desk: Option<Desk>,
     pub(super) certificates: Certificates,
+    pub(super) credentials: Credentials,
     /// Directories in which a change of the document or of what it names shows.
     pub(super) watched: BTreeSet<PathBuf>,
     pub(super) tasks: TaskTracker,

@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::guard::Guard;
+
 /// The pool that services of the desk are forwarded to: this host itself. No document can name it so.
 pub const DESK_POOL: &str = "(desk)";
 
@@ -64,6 +66,8 @@ impl Default for DeskTimeouts {
 pub struct Route {
     /// Which.
     pub condition: Condition,
+    /// Who may come in.
+    pub guard: Guard,
     /// What becomes of them.
     pub action: Action,
     /// What is changed in the answer.

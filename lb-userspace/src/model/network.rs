@@ -35,6 +35,21 @@ impl Network {
         };
         Some(Self { address, prefix })
     }
+
+    /// Whether somebody may come in: the longest prefix decides. Without `allow`, all that are not denied may.
+    pub fn admits(allow: &[Self], deny: &[Self], client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        let longest = |networks: &[Self]| {
+            let fits = networks.iter().filter(|network| {
+                Self::of(client, network.prefix).is_some_and(|of| of.address == network.address)
+            });
+            fits.map(|network| network.prefix).max()
+        };
+        match (longest(allow), longest(deny)) {
+            (None, None) => allow.is_empty(),
+            (allowed, denied) => allowed > denied,
+        }
+    }
 }
 
 /// The text is no network.

@@ -30,6 +30,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     access::AccessLog,
+    auth::Porter,
     chance::Chance,
     confine::confine,
     engine::{self, Upstream},
@@ -58,6 +59,7 @@ pub(super) struct Shared {
     pub(super) state: ArcSwap<State>,
     pub(super) upstream: Upstream,
     pub(super) chance: Chance,
+    pub(super) porter: Porter,
     pub(super) figures: Figures,
     pub(super) log: AccessLog,
     /// Tells connections to end after the answer that they are at.
@@ -67,17 +69,18 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    fn new() -> Self {
-        Self {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
             state: ArcSwap::default(),
             upstream: Upstream::default(),
             chance: Chance::new(),
+            porter: Porter::new()?,
             figures: Figures::default(),
             log: AccessLog::to(io::stdout()),
             closing: CancellationToken::new(),
             draining: AtomicBool::new(false),
             sources: Mutex::default(),
-        }
+        })
     }
 
     /// Whether answers are to be the last of their connections.
@@ -152,7 +155,7 @@ async fn serve(control: UnixStream) -> io::Result<()> {
     let control = Arc::new(control);
     listen_to(Arc::clone(&control), true, said.clone());
     let mut desk = Desk {
-        shared: Arc::new(Shared::new()),
+        shared: Arc::new(Shared::new()?),
         sockets: BTreeMap::new(),
         accepting: BTreeMap::new(),
         control: Some(control),
@@ -383,7 +386,7 @@ mod tests {
 
     #[test]
     fn a_source_has_only_so_many_connections() {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new().unwrap());
         let source = "198.51.100.7".parse().unwrap();
         let mut visitors: Vec<_> = (0..PER_SOURCE).map(|_| shared.enter(source).unwrap()).collect();
         assert!(shared.enter(source).is_none());

@@ -26,6 +26,7 @@ use self::body::{Body, Upload, Watched};
 pub use self::upstream::Upstream;
 use super::{
     access::Line,
+    auth::Caller,
     desk::Shared,
     headers::{self, Asker},
     path,
@@ -118,6 +119,10 @@ impl Visit {
         let mut response = match self.decide(&service, parts, body, &mut case).await {
             Ok(response) => response,
             Err(trouble) => {
+                if let Trouble::Refused(_) = trouble {
+                    let (status, reason) = (trouble.words().status, trouble.reason());
+                    self.shared.figures.denied(&service.order.name, &case.line.route, status, reason);
+                }
                 case.line.trouble = Some(trouble.reason());
                 self.shared.figures.trouble(trouble.reason());
                 self.trouble(&trouble, &case)
@@ -159,8 +164,8 @@ impl Visit {
             method: parts.method.as_str(),
             headers: &parts.headers,
         };
-        let route = match service.table.find(&asked) {
-            Found::Route(_, route) => route,
+        let (number, route) = match service.table.find(&asked) {
+            Found::Route(number, route) => (number, route),
             Found::OtherMethod(methods) => {
                 return Err(Trouble::Method(methods.into_iter().collect::<Vec<_>>().join(", ")));
             }
@@ -168,6 +173,8 @@ impl Visit {
             Found::NoHost => return Err(Trouble::NoHost),
         };
         case.line.route = route.condition.to_string();
+        let caller = Caller { headers: &parts.headers, source: self.client };
+        let passport = service.admit(number, &caller, &self.shared.porter).await?;
         let mut response = match &route.action {
             Action::Redirect { status, to } => redirect(*status, to, &target)?,
             Action::Respond { status, body, content_type } => {
@@ -182,8 +189,13 @@ impl Visit {
                     (PathPattern::Prefix(prefix), true) => path::strip(&target.path, prefix).unwrap_or("/"),
                     _ => &target.path,
                 };
-                let asker =
-                    Asker { client: self.client, tls: self.tls, host: &target.authority, id: &case.id };
+                let asker = Asker {
+                    client: self.client,
+                    tls: self.tls,
+                    host: &target.authority,
+                    id: &case.id,
+                    passport: &passport,
+                };
                 let parts = outgoing(parts, path, target.query.as_deref(), &asker, headers)?;
                 self.forward(service, pool, parts, body, case).await?
             }
@@ -232,6 +244,9 @@ impl Visit {
         insert(&mut response, header::CACHE_CONTROL, "no-store");
         if let Some(after) = words.retry_after {
             insert(&mut response, header::RETRY_AFTER, &after.as_secs().to_string());
+        }
+        for challenge in trouble.challenges() {
+            response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());
         }
         match trouble {
             Trouble::Method(allowed) => insert(&mut response, header::ALLOW, allowed),

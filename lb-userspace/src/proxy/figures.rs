@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use super::orders::{Answers, Report};
+use super::orders::{Answers, Denied, Report};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ struct Named {
     refused: BTreeMap<&'static str, u64>,
     troubles: BTreeMap<&'static str, u64>,
     answers: BTreeMap<(String, String, u16), u64>,
+    denied: BTreeMap<(String, String, u16, &'static str), u64>,
 }
 
 /// A connection, open until this is dropped.
@@ -63,6 +64,12 @@ impl Figures {
         *self.named().troubles.entry(reason).or_default() += 1;
     }
 
+    /// A request was not let in by a route.
+    pub fn denied(&self, service: &str, route: &str, status: u16, reason: &'static str) {
+        let key = (service.to_owned(), route.to_owned(), status, reason);
+        *self.named().denied.entry(key).or_default() += 1;
+    }
+
     /// A request was answered.
     pub fn answer(&self, service: &str, route: &str, status: u16) {
         let key = (service.to_owned(), route.to_owned(), status / 100);
@@ -85,6 +92,13 @@ impl Figures {
             class: *class,
             count,
         });
+        let denied = named.denied.iter().map(|((service, route, status, reason), &count)| Denied {
+            service: service.clone(),
+            route: route.clone(),
+            status: *status,
+            reason: (*reason).to_owned(),
+            count,
+        });
         Report {
             open: self.open(),
             connections: self.connections.load(Ordering::Relaxed),
@@ -93,6 +107,7 @@ impl Figures {
             lines_lost,
             answers: answers.collect(),
             troubles: owned(&named.troubles),
+            denied: denied.collect(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::auth::Passport;
 use crate::model::desk::HeaderEdits;
 
 /// RFC 9110 section 7.6.1: of one connection alone.
@@ -68,6 +69,8 @@ pub struct Asker<'a> {
     pub host: &'a str,
     /// The request's number.
     pub id: &'a str,
+    /// Who they are.
+    pub passport: &'a Passport,
 }
 
 /// Says to a backend who asks. A client's own word on it is kept in `X-Forwarded-For` alone, before the
@@ -76,7 +79,9 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     let ours = |name: &str| {
         // Some servers take `_` for `-`.
         let name = name.replace('_', "-");
-        OURS.contains(&name.as_str()) || name == FORWARDED_FOR
+        OURS.contains(&name.as_str())
+            || name == FORWARDED_FOR
+            || asker.passport.withheld.iter().any(|withheld| withheld.as_str().replace('_', "-") == name)
     };
     let before: Vec<String> = tokens(headers, HeaderName::from_static(FORWARDED_FOR));
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| ours(name.as_str())).cloned().collect();
@@ -93,6 +98,9 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     set(headers, "x-forwarded-proto", if asker.tls { "https" } else { "http" });
     set(headers, "x-forwarded-host", asker.host);
     set(headers, REQUEST_ID, asker.id);
+    for (name, value) in &asker.passport.tells {
+        headers.insert(name, value.clone());
+    }
 }
 
 /// What a route changes.
@@ -176,9 +184,18 @@ mod tests {
             ("x-request-id", "mine"),
             ("x-real-ip", "127.0.0.1"),
             ("forwarded", "for=127.0.0.1"),
+            ("x-user", "root"),
+            ("x_user", "root"),
+            ("x-roles", "admin"),
+            ("x_api_key", "a key"),
         ]);
         let client = "::ffff:198.51.100.7".parse().unwrap();
-        forward(&mut headers, &Asker { client, tls: true, host: "shop.example:8443", id: "7" });
+        let passport = Passport {
+            tells: vec![(HeaderName::from_static("x-user"), HeaderValue::from_static("anna"))],
+            withheld: ["x-user", "x-roles", "x-api-key"].map(HeaderName::from_static).into(),
+        };
+        let passport = &passport;
+        forward(&mut headers, &Asker { client, tls: true, host: "shop.example:8443", id: "7", passport });
         assert_eq!(
             lines(&headers),
             [
@@ -186,11 +203,12 @@ mod tests {
                 "x-forwarded-host: shop.example:8443",
                 "x-forwarded-proto: https",
                 "x-request-id: 7",
+                "x-user: anna",
             ]
         );
         // What is too long to be a chain of proxies is none.
         let mut headers = map(&[("x-forwarded-for", &"1.1.1.1,".repeat(1000))]);
-        forward(&mut headers, &Asker { client, tls: false, host: "a", id: "7" });
+        forward(&mut headers, &Asker { client, tls: false, host: "a", id: "7", passport });
         assert_eq!(headers["x-forwarded-for"], "198.51.100.7");
     }
 

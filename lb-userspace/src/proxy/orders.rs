@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
 };
 
 use rustix::net::{
@@ -78,7 +79,12 @@ pub struct Orders {
     pub services: Vec<ServiceOrder>,
     /// The pools that their routes name.
     pub pools: Vec<PoolOrder>,
+    /// The files that their routes name: who is known there.
+    pub files: Files,
 }
+
+/// Files by their names, as they were when they could last be used.
+pub type Files = BTreeMap<PathBuf, Secret>;
 
 /// How a service is to be served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +156,24 @@ pub struct Report {
     pub answers: Vec<Answers>,
     /// Answers of the desk's own, by reason.
     pub troubles: BTreeMap<String, u64>,
+    /// Requests that were not let in.
+    #[serde(default)]
+    pub denied: Vec<Denied>,
+}
+
+/// Requests that were not let in for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Denied {
+    /// The service.
+    pub service: String,
+    /// The route, as its condition is written.
+    pub route: String,
+    /// What they were answered.
+    pub status: u16,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// Answers of one kind.
@@ -186,6 +210,14 @@ impl Report {
             }
         }
         self.answers.sort();
+        for other in &before.denied {
+            let same = |mine: &&mut Denied| **mine == Denied { count: mine.count, ..other.clone() };
+            match self.denied.iter_mut().find(same) {
+                Some(mine) => mine.count += other.count,
+                None => self.denied.push(other.clone()),
+            }
+        }
+        self.denied.sort();
     }
 }
 
@@ -320,17 +352,32 @@ mod tests {
     fn sums_go_on_after_a_crash() {
         let answers =
             |route: &str, count| Answers { service: "s".into(), route: route.into(), class: 2, count };
-        let mut now = Report { open: 1, connections: 2, answers: vec![answers("a", 3)], ..Report::default() };
+        let denied = |route: &str, count| Denied {
+            service: "s".into(),
+            route: route.into(),
+            status: 401,
+            reason: "no_credentials".into(),
+            count,
+        };
+        let mut now = Report {
+            open: 1,
+            connections: 2,
+            answers: vec![answers("a", 3)],
+            denied: vec![denied("a", 1)],
+            ..Report::default()
+        };
         let before = Report {
             open: 9,
             connections: 5,
             answers: vec![answers("a", 4), answers("b", 1)],
             troubles: [("slow".to_owned(), 2)].into(),
+            denied: vec![denied("a", 2), denied("b", 1)],
             ..Report::default()
         };
         now.add(&before);
         assert_eq!((now.open, now.connections), (1, 7));
         assert_eq!(now.answers, [answers("a", 7), answers("b", 1)]);
         assert_eq!(now.troubles["slow"], 2);
+        assert_eq!(now.denied, [denied("a", 3), denied("b", 1)]);
     }
 }

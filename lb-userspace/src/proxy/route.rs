@@ -176,6 +176,7 @@ mod tests {
                 methods: methods.iter().map(|&method| method.into()).collect(),
                 headers: headers.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
             },
+            guard: crate::model::guard::Guard::default(),
             action: Action::Respond { status: 200, body: String::new(), content_type: String::new() },
             response_headers: HeaderEdits::default(),
         }

@@ -1,24 +1,27 @@
 //! What the desk serves now: orders turned into what a request is looked up in.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use http::HeaderName;
 use rustls::ServerConfig;
 use tracing::error;
 
 use super::{
+    auth::{Caller, Gate, Passport, Porter},
     orders::{Orders, ServiceOrder},
     pools::Pools,
     route::Table,
     tls,
+    voice::Trouble,
 };
 use crate::model::Network;
 
 /// What is served.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct State {
     /// By where it listens.
     services: HashMap<SocketAddr, Arc<Service>>,
@@ -27,12 +30,15 @@ pub struct State {
 }
 
 /// A service.
-#[derive(Debug)]
 pub struct Service {
     /// As ordered.
     pub order: ServiceOrder,
     /// Its routes.
     pub table: Table,
+    /// What each route asks of who comes by it, by its number.
+    gates: Vec<Gate>,
+    /// Headers that tell who asks, on whatever route of whatever service: from outside they could say anything.
+    telling: Arc<[HeaderName]>,
     /// What it shows to its clients; `None`: plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
 }
@@ -40,6 +46,10 @@ pub struct Service {
 impl State {
     /// As ordered, with what stays of the state before: counts, and sessions of TLS.
     pub fn ordered(orders: &Orders, before: &Self) -> Self {
+        let guards = || orders.services.iter().flat_map(|service| &service.routes).map(|route| &route.guard);
+        let telling: BTreeSet<&String> = guards().flat_map(|guard| guard.identity.keys()).collect();
+        let telling = telling.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
+        let telling: Arc<[HeaderName]> = telling.collect();
         let service = |order: &ServiceOrder| {
             let before = before.services.get(&order.listen);
             let known = before.filter(|before| before.order.certificates == order.certificates);
@@ -58,7 +68,9 @@ impl State {
                 return None;
             }
             let table = Table::new(&order.routes);
-            Some((order.listen, Arc::new(Service { order: order.clone(), table, tls })))
+            let gates = order.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
+            let telling = Arc::clone(&telling);
+            Some((order.listen, Arc::new(Service { order: order.clone(), table, gates, telling, tls })))
         };
         Self {
             services: orders.services.iter().filter_map(service).collect(),
@@ -78,20 +90,27 @@ impl State {
 }
 
 impl Service {
+    /// Whether somebody may come in by a route, and as whom.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn admit(
+        &self,
+        route: usize,
+        caller: &Caller<'_>,
+        porter: &Porter,
+    ) -> Result<Passport, Trouble> {
+        // Each route has its gate; without one nobody would come in.
+        let gate = self.gates.get(route).ok_or(Trouble::Closed)?;
+        let mut passport = gate.admit(caller, porter).await.map_err(Trouble::Refused)?;
+        passport.withheld.extend_from_slice(&self.telling);
+        Ok(passport)
+    }
+
     /// Whether a client may come in: the longest prefix decides, as in the packet path, which has looked at
     /// those that come by a listed interface; others come here only.
     pub fn admits(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        let longest = |networks: &[Network]| {
-            let fits = networks.iter().filter(|network| {
-                Network::of(client, network.prefix).is_some_and(|of| of.address == network.address)
-            });
-            fits.map(|network| network.prefix).max()
-        };
-        match (longest(&self.order.allow), longest(&self.order.deny)) {
-            (None, None) => self.order.allow.is_empty(),
-            (allowed, denied) => allowed > denied,
-        }
+        Network::admits(&self.order.allow, &self.order.deny, client)
     }
 }
 
@@ -115,6 +134,8 @@ mod tests {
                 access_log: false,
             },
             table: Table::new(&[]),
+            gates: Vec::new(),
+            telling: Arc::new([]),
             tls: None,
         };
         for (allow, deny, client, admitted) in [

@@ -3,6 +3,10 @@
 
 use std::{fmt::Write, time::Duration};
 
+use http::HeaderValue;
+
+use super::auth::Refusal;
+
 /// Why a request is not answered by a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
@@ -32,6 +36,8 @@ pub enum Trouble {
     Expectation,
     /// Something that the desk does not do.
     Unsupported(&'static str),
+    /// They may not come in by this route.
+    Refused(Refusal),
 }
 
 /// What is said.
@@ -136,6 +142,52 @@ impl Trouble {
             Self::Unsupported(what) => {
                 words(501, "unsupported", "Not done here", &format!("This door does not do {what}."))
             }
+            Self::Refused(refusal) => match refusal {
+                Refusal::Missing(_) => words(
+                    401,
+                    "no_credentials",
+                    "Who is there?",
+                    "This room is for those who are known. Your request does not say who you are.",
+                ),
+                Refusal::Wrong(_) => words(
+                    401,
+                    "wrong_credentials",
+                    "That is not known here",
+                    "What your request says of who you are is not right, or not right any more.",
+                ),
+                Refusal::Lacks => words(
+                    403,
+                    "not_allowed",
+                    "This room is not yours",
+                    "You are known, and this room is for others. Who looks after it can let you in.",
+                ),
+                Refusal::Source => words(
+                    403,
+                    "source",
+                    "Not from there",
+                    "This room cannot be entered from the address that you call from.",
+                ),
+                Refusal::Busy => soon(words(
+                    503,
+                    "auth_busy",
+                    "There is a queue at the door",
+                    "Too many want to be known at the same time. Nothing of your request has been done. It is worth another try in a few seconds.",
+                )),
+                Refusal::Unavailable => soon(words(
+                    503,
+                    "auth_unavailable",
+                    "Nobody can be let in for the moment",
+                    "What is needed to know you is not at hand just now. Nothing of your request has been done. It is worth another try in a few seconds.",
+                )),
+            },
+        }
+    }
+
+    /// What the client is asked for (RFC 9110 section 11.6.1).
+    pub fn challenges(&self) -> &[HeaderValue] {
+        match self {
+            Self::Refused(Refusal::Missing(challenges) | Refusal::Wrong(challenges)) => challenges,
+            _ => &[],
         }
     }
 
@@ -256,6 +308,12 @@ mod tests {
             Trouble::Stalled,
             Trouble::Expectation,
             Trouble::Unsupported("tunnels"),
+            Trouble::Refused(Refusal::Missing(Vec::new())),
+            Trouble::Refused(Refusal::Wrong(Vec::new())),
+            Trouble::Refused(Refusal::Lacks),
+            Trouble::Refused(Refusal::Source),
+            Trouble::Refused(Refusal::Busy),
+            Trouble::Refused(Refusal::Unavailable),
         ];
         for trouble in all {
             let words = trouble.words();

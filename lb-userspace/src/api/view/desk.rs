@@ -29,6 +29,24 @@ pub struct Desk {
     pub lines_lost: u64,
     /// Answers by service, route and class of status.
     pub answers: Vec<Answers>,
+    /// Requests that were not let in.
+    #[serde(default)]
+    pub denied: Vec<Denied>,
+}
+
+/// Requests that a route did not let in, for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// The service.
+    pub service: String,
+    /// The route.
+    pub route: String,
+    /// What they were answered.
+    pub status: u16,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// Answers of one kind.
@@ -55,6 +73,9 @@ pub struct Route {
     pub tls: bool,
     /// Which requests: methods, host, path, headers.
     pub route: String,
+    /// What it asks of who comes; empty: nothing.
+    #[serde(default)]
+    pub asks: String,
     /// What becomes of them.
     pub action: String,
     /// Backends of its pool that get requests; `null` where it has none.
@@ -89,6 +110,9 @@ pub struct RouteExplanation {
     pub path: Option<String>,
     /// What becomes of it.
     pub outcome: String,
+    /// What the route asks of who comes; empty: nothing.
+    #[serde(default)]
+    pub asks: String,
     /// What the backend gets for a path, if one answers.
     pub sent: Option<String>,
     /// All routes, the narrowest first, each with what becomes of it.

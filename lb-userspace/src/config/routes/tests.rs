@@ -136,7 +136,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "access_log = true",
             "auth = {}",
-            "11: auth is not in this version of Lobby (remove it; this version of the desk routes requests and asks nobody who they are)",
+            "11: auth is not in this version of Lobby (write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests)",
         ),
         (
             "access_log = true",
@@ -146,7 +146,62 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "strip_prefix = true",
             "auth = {}",
-            "20: auth is not in this version of Lobby (remove it; this version of the desk routes requests and asks nobody who they are)",
+            "20: auth does not say how one says who one is (write { basic = { users = \"staff.users\" } } or { key = { keys = \"robots.keys\" } })",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = []",
+            "20: auth names no way to say who one is (name one, such as { basic = { users = \"staff.users\" } }, or remove auth)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { basic = {}, key = {} }",
+            "20: auth asks for a password and a key at once (write a list of alternatives: auth = [{ basic = … }, { key = … }])",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { basic = {} }",
+            "20: basic has no users (add users = \"staff.users\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { basic = { users = \"a\", realm = \"a\\\"b\" } }",
+            "20: realm \"a\"b\" is not understood (write some words without quotes, such as \"staff\": browsers show them)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { key = { keys = \"a\", header = \"Connection\" } }",
+            "20: connection is no place for a key (write \"x-api-key\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = [{ basic = { users = \"a\" } }, { basic = { users = \"b\" } }]",
+            "20: basic is asked for in authorization twice (keep one of them; all who may come in can be in one file)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = {} }",
+            "20: jwt is not in this version of Lobby (remove it; this version knows basic and key)",
+        ),
+        (
+            "strip_prefix = true",
+            "require = { role = \"admin\" }",
+            "20: require is for routes that ask who one is, and this one does not (add auth = { basic = { users = \"staff.users\" } }, or remove it)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { basic = { users = \"a\" } }\nrequire = { role = [] }",
+            "21: require names no value of role: nobody could come in (name those that may, or remove it)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { basic = { users = \"a\" } }\nidentity = { host = \"user\" }",
+            "21: host says something else to a server than who asks (write a name of its own, such as x-user)",
+        ),
+        (
+            "strip_prefix = true",
+            "allow = [\"10.0.0.0/8\"]\ndeny = [\"10.0.0.0/8\"]",
+            "21: 10.0.0.0/8 is both allowed and denied (remove one of the two; of two that overlap the longer prefix decides)",
         ),
         (
             "pool = \"payments\"",
@@ -252,6 +307,26 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         assert!(shown.iter().any(|shown| shown == expected), "{from} -> {to}:\n{}", shown.join("\n"));
         assert!(shown.len() <= 2, "{from} -> {to}:\n{}", shown.join("\n"));
     }
+}
+
+#[test]
+fn a_route_says_who_may_come_in() {
+    let ways = "auth = [{ basic = { users = \"staff\", realm = \"the staff\" } }, { key = { keys = \"/k\", header = \"X-Key\" } }]\n\
+                require = { role = [\"admin\", \"staff\"], user = \"anna\" }\nallow = [\"10.0.0.0/8\"]";
+    let mut document = Document::parse(&GOOD.replace("strip_prefix = true", ways)).unwrap();
+    assert_eq!(document.warnings, []);
+    document.config.resolve(std::path::Path::new("/etc/lobby"));
+    let guard = &document.config.services["front"].desk.as_ref().unwrap().routes[0].guard;
+    assert_eq!(guard.to_string(), "basic or key, role admin or staff, user anna, from 10.0.0.0/8");
+    let files: Vec<_> = guard.ways.iter().map(|way| (way.file().to_str().unwrap(), way.header())).collect();
+    assert_eq!(files, [("/etc/lobby/staff", "authorization"), ("/k", "x-key")]);
+    let told: Vec<_> = guard.identity.iter().map(|(name, claim)| (name.as_str(), claim.as_str())).collect();
+    assert_eq!(told, [("x-roles", "role"), ("x-user", "user")]);
+    // Passwords in clear text are warned of.
+    let plain = GOOD.replace("strip_prefix = true", "auth = { basic = { users = \"staff\" } }");
+    let plain = plain.lines().filter(|line| !line.starts_with("tls")).collect::<Vec<_>>().join("\n");
+    let warnings = Document::parse(&plain).unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].message.contains("clear text"), "{warnings:?}");
 }
 
 #[test]

@@ -1,0 +1,189 @@
+//! Who may come in by a route: `auth`, `require`, `identity`, `forward_credentials`, `allow`, `deny`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    path::PathBuf,
+};
+
+use super::{
+    complaint::{Places, Thing},
+    read::{Fields, Node, Sink},
+    routes::{header_name, pairs},
+    services::firewall,
+};
+use crate::{
+    model::guard::{Guard, Way},
+    proxy::headers,
+};
+
+/// By which headers a backend is told who asks, unless the document says others: name and claim.
+const TELLING: [(&str, &str); 2] = [("x-user", "user"), ("x-roles", "role")];
+
+/// Where keys are looked for.
+const KEY: &str = "x-api-key";
+
+pub(super) fn guard(
+    service: &str,
+    number: usize,
+    fields: &mut Fields<'_>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Guard {
+    let ways = fields.get("auth").map(|node| {
+        let one = |node: &Node<'_>, sink: &mut Sink<'_>| way(node, sink);
+        let ways = if node.is_table() {
+            one(&node, sink).into_iter().map(|way| (way, node.span.clone())).collect()
+        } else {
+            node.list(sink, one)
+        };
+        if !node.is_table() && node.array(&mut Sink::new("")).is_some_and(|nodes| nodes.is_empty()) {
+            let remedy = "name one, such as { basic = { users = \"staff.users\" } }, or remove auth";
+            sink.error(&node.span, "auth names no way to say who one is", remedy);
+        }
+        twice(&ways, sink);
+        ways
+    });
+    let asks = ways.is_some();
+    let ways = ways.unwrap_or_default();
+    for (at, (_, span)) in ways.iter().enumerate() {
+        places.note(Thing::Way(service.to_owned(), number, at), span.clone());
+    }
+    for key in ["require", "identity", "forward_credentials"] {
+        if let Some(node) = fields.get(key).filter(|_| !asks) {
+            let message = format!("{key} is for routes that ask who one is, and this one does not");
+            sink.error(
+                &node.span,
+                message,
+                "add auth = { basic = { users = \"staff.users\" } }, or remove it",
+            );
+        }
+    }
+    let require = fields.read(sink, "require", require).unwrap_or_default();
+    let identity = fields.read(sink, "identity", |node, sink| Some(identity(node, sink)));
+    let default = || match asks {
+        true => TELLING.map(|(name, claim)| (name.to_owned(), claim.to_owned())).into(),
+        false => BTreeMap::new(),
+    };
+    let forward_credentials = fields.read(sink, "forward_credentials", Node::boolean).unwrap_or(false);
+    let (allow, deny) = firewall(fields, None, sink);
+    Guard {
+        ways: ways.into_iter().map(|(way, _)| way).collect(),
+        require,
+        allow,
+        deny,
+        identity: identity.unwrap_or_else(default),
+        forward_credentials,
+    }
+}
+
+/// `{ basic = { users, realm } }` or `{ key = { keys, header } }`.
+fn way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let (basic, key) = (fields.get("basic"), fields.get("key"));
+    fields.later(&[
+        ("jwt", "remove it; this version knows basic and key"),
+        ("forward", "remove it; this version knows basic and key"),
+        ("certificate", "remove it; this version knows basic and key"),
+    ]);
+    let span = fields.span.clone();
+    fields.finish(sink);
+    match (basic, key) {
+        (Some(node), None) => basic_way(&node, sink),
+        (None, Some(node)) => key_way(&node, sink),
+        (None, None) => {
+            let remedy =
+                "write { basic = { users = \"staff.users\" } } or { key = { keys = \"robots.keys\" } }";
+            sink.error(&span, "auth does not say how one says who one is", remedy);
+            None
+        }
+        (Some(_), Some(_)) => {
+            let remedy = "write a list of alternatives: auth = [{ basic = … }, { key = … }]";
+            sink.error(&span, "auth asks for a password and a key at once", remedy);
+            None
+        }
+    }
+}
+
+fn basic_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let users = fields.require(sink, "users", "\"staff.users\"").and_then(|node| file(&node, sink));
+    let realm = fields.read(sink, "realm", |node, sink| {
+        let text = node.string(sink)?;
+        let fits = !text.is_empty() && text.chars().all(|c| matches!(c, ' '..='~') && c != '"' && c != '\\');
+        if !fits {
+            node.refuse(sink, "write some words without quotes, such as \"staff\": browsers show them");
+        }
+        fits.then(|| text.to_owned())
+    });
+    fields.finish(sink);
+    Some(Way::Basic { users: users?, realm: realm.unwrap_or_else(|| "lobby".into()) })
+}
+
+fn key_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let keys = fields.require(sink, "keys", "\"robots.keys\"").and_then(|node| file(&node, sink));
+    let header = fields.read(sink, "header", |node, sink| {
+        let name = header_name(node.string(sink)?, &node.span, sink)?;
+        if headers::is_of_framing(&name) || name == "host" {
+            sink.error(&node.span, format!("{name} is no place for a key"), "write \"x-api-key\"");
+            return None;
+        }
+        Some(name)
+    });
+    fields.finish(sink);
+    Some(Way::Key { keys: keys?, header: header.unwrap_or_else(|| KEY.into()) })
+}
+
+fn file(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<PathBuf> {
+    let name = node.string(sink)?;
+    if name.is_empty() {
+        node.refuse(sink, "write the name of a file, which is beside the document, or a whole path");
+        return None;
+    }
+    Some(name.into())
+}
+
+fn twice(ways: &[(Way, Range<usize>)], sink: &mut Sink<'_>) {
+    for (number, (way, span)) in ways.iter().enumerate() {
+        let same = |(other, _): &(Way, _)| other.name() == way.name() && other.header() == way.header();
+        if ways[..number].iter().any(same) {
+            let message = format!("{} is asked for in {} twice", way.name(), way.header());
+            sink.error(span, message, "keep one of them; all who may come in can be in one file");
+        }
+    }
+}
+
+/// Claims, each with a value or several.
+fn require(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<BTreeMap<String, BTreeSet<String>>> {
+    let fields = node.table(sink)?;
+    let mut claims = BTreeMap::new();
+    for (name, _, node) in fields.named("claim") {
+        let one = |node: &Node<'_>, sink: &mut Sink<'_>| node.string(sink).map(str::to_owned);
+        let values: BTreeSet<String> = match node.value().is_str() {
+            true => one(&node, sink).into_iter().collect(),
+            false => node.list(sink, one).into_iter().map(|(value, _)| value).collect(),
+        };
+        if values.is_empty() && node.array(&mut Sink::new("")).is_some_and(|nodes| nodes.is_empty()) {
+            let message = format!("require names no value of {name}: nobody could come in");
+            sink.error(&node.span, message, "name those that may, or remove it");
+        }
+        claims.insert(name.to_owned(), values);
+    }
+    Some(claims)
+}
+
+/// Headers, each with its claim.
+fn identity(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeMap<String, String> {
+    let pairs = pairs(node, sink);
+    for name in pairs.keys() {
+        let other = ["host", "authorization", "cookie", "content-type"].contains(&name.as_str())
+            || name.starts_with("x-forwarded-")
+            || headers::is_of_framing(name);
+        if other {
+            let message = format!("{name} says something else to a server than who asks");
+            sink.error(&node.span, message, "write a name of its own, such as x-user");
+        }
+    }
+    pairs
+}

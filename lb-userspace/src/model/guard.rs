@@ -1,0 +1,109 @@
+//! Who may come in by a route of the reception desk, as a document says it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::Network;
+
+/// What is asked of who comes by a route; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// How to say who one is; one of them is enough. Empty: nobody is asked.
+    pub ways: Vec<Way>,
+    /// What must be true of them: for each of these claims, one of these values.
+    pub require: BTreeMap<String, BTreeSet<String>>,
+    /// Networks that may come in; empty: all that are not denied.
+    pub allow: Vec<Network>,
+    /// Networks that may not; the longest prefix decides.
+    pub deny: Vec<Network>,
+    /// Headers by which a backend is told who asks, with the claim that each has. Names are in lower case.
+    pub identity: BTreeMap<String, String>,
+    /// The backend gets what the desk was shown, too.
+    pub forward_credentials: bool,
+}
+
+/// How to say who one is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Way {
+    /// Name and password (RFC 7617).
+    Basic {
+        /// Who is known: lines of `name:hash` or `name:hash:roles`.
+        users: PathBuf,
+        /// What the browser says it asks for.
+        realm: String,
+    },
+    /// A key in a header.
+    Key {
+        /// Which are known: lines of `name:sha256` or `name:sha256:roles`.
+        keys: PathBuf,
+        /// The header, in lower case.
+        header: String,
+    },
+}
+
+impl Way {
+    /// The file that says who is known.
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } => file,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn file_mut(&mut self) -> &mut PathBuf {
+        match self {
+            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } => file,
+        }
+    }
+
+    /// What it is called in documents.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Basic { .. } => "basic",
+            Self::Key { .. } => "key",
+        }
+    }
+
+    /// The header that it looks at.
+    pub fn header(&self) -> &str {
+        match self {
+            Self::Basic { .. } => "authorization",
+            Self::Key { header, .. } => header,
+        }
+    }
+}
+
+impl Guard {
+    /// Whether it asks for anything.
+    pub fn is_open(&self) -> bool {
+        self.ways.is_empty() && self.allow.is_empty() && self.deny.is_empty()
+    }
+}
+
+impl fmt::Display for Guard {
+    /// `basic or key, role admin or staff, from 10.0.0.0/8`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list =
+            |networks: &[Network]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let mut parts = Vec::new();
+        if !self.ways.is_empty() {
+            parts.push(self.ways.iter().map(Way::name).collect::<Vec<_>>().join(" or "));
+        }
+        for (claim, values) in &self.require {
+            let values: Vec<&str> = values.iter().map(String::as_str).collect();
+            parts.push(format!("{claim} {}", values.join(" or ")));
+        }
+        if !self.allow.is_empty() {
+            parts.push(format!("from {}", list(&self.allow)));
+        }
+        if !self.deny.is_empty() {
+            parts.push(format!("not from {}", list(&self.deny)));
+        }
+        f.write_str(&parts.join(", "))
+    }
+}

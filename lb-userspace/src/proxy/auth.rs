@@ -1,0 +1,254 @@
+//! Who asks, and whether they may: from a request's headers and its source to an identity, or a refusal.
+//!
+//! What is decided here speaks of `http` types alone. A route has a [`Gate`]; several ways to say who one is are
+//! alternatives, tried in the order of the document. What the desk is shown does not go on to the backend, and
+//! what tells the backend who asks comes from the desk alone.
+
+pub mod basic;
+pub mod entries;
+pub mod key;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tracing::error;
+
+use self::{
+    basic::{Memory, Told, Users},
+    entries::EntryError,
+    key::Keys,
+};
+use super::orders::Files;
+use crate::model::{
+    Network,
+    guard::{Guard, Way},
+};
+
+/// Who asks: claims, each with its values. `user` is their name, `role` what they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity(BTreeMap<String, Vec<String>>);
+
+impl Identity {
+    fn known(name: &str, roles: BTreeSet<String>) -> Self {
+        let roles = roles.into_iter().collect();
+        Self([("user".to_owned(), vec![name.to_owned()]), ("role".to_owned(), roles)].into())
+    }
+
+    /// The values of a claim.
+    pub fn values(&self, claim: &str) -> &[String] {
+        self.0.get(claim).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first value of a claim.
+    pub fn first(&self, claim: &str) -> Option<&str> {
+        self.values(claim).first().map(String::as_str)
+    }
+}
+
+/// Why somebody does not come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nobody said who asks.
+    Missing(Challenges),
+    /// What was said is not right.
+    Wrong(Challenges),
+    /// Known, and may not: a claim that is required is not there.
+    Lacks,
+    /// Nobody may, from where they call.
+    Source,
+    /// Too many ask at the same time.
+    Busy,
+    /// What is needed to know them is not at hand.
+    Unavailable,
+}
+
+/// Values of `WWW-Authenticate` (RFC 9110 section 11.6.1).
+pub type Challenges = Vec<HeaderValue>;
+
+/// What comes by a request to be judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// Its headers.
+    pub headers: &'a HeaderMap,
+    /// Where it comes from.
+    pub source: IpAddr,
+}
+
+/// What a backend is told of who asks, and what it is not to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Passport {
+    /// Headers of the desk's own.
+    pub tells: Vec<(HeaderName, HeaderValue)>,
+    /// Headers of the client that do not go on.
+    pub withheld: Vec<HeaderName>,
+}
+
+/// What all gates share.
+pub struct Porter {
+    memory: Memory,
+}
+
+impl Porter {
+    /// Who remembers nobody yet.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn new() -> std::io::Result<Self> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(std::io::Error::other)?;
+        Ok(Self { memory: Memory::new(key) })
+    }
+}
+
+/// What a route asks of those who come by it.
+pub struct Gate {
+    guard: Guard,
+    ways: Vec<Known>,
+    withheld: Vec<HeaderName>,
+}
+
+/// Who is known by a way.
+enum Known {
+    Users(Users),
+    Keys(Keys, HeaderName),
+    /// Its file could not be used; nobody comes in by it.
+    Nobody,
+}
+
+impl Gate {
+    /// Of a route; `files` are those that it names.
+    pub fn new(guard: &Guard, files: &Files) -> Self {
+        let known = |way: &Way| {
+            let text = files.get(way.file()).map_or("", |text| text.expose());
+            known(way, text).unwrap_or_else(|why| {
+                // The daemon has tried it; if it is unfit all the same, nobody comes in.
+                error!("{} cannot be used: {why}", way.file().display());
+                Known::Nobody
+            })
+        };
+        let shown: BTreeSet<&str> = match guard.forward_credentials {
+            true => BTreeSet::new(),
+            false => guard.ways.iter().map(Way::header).collect(),
+        };
+        let withheld = shown.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
+        Self {
+            ways: guard.ways.iter().map(known).collect(),
+            withheld: withheld.collect(),
+            guard: guard.clone(),
+        }
+    }
+
+    /// Whether they may come in, and as whom; who is not asked is nobody.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn admit(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Passport, Refusal> {
+        if !Network::admits(&self.guard.allow, &self.guard.deny, caller.source) {
+            return Err(Refusal::Source);
+        }
+        let mut passport = Passport { tells: Vec::new(), withheld: self.withheld.clone() };
+        if self.ways.is_empty() {
+            return Ok(passport);
+        }
+        let identity = self.identify(caller, porter).await?;
+        let has = |(claim, wanted): (&String, &BTreeSet<String>)| {
+            identity.values(claim).iter().any(|value| wanted.contains(value))
+        };
+        if !self.guard.require.iter().all(has) {
+            return Err(Refusal::Lacks);
+        }
+        let tell = |(name, claim): (&String, &String)| {
+            // With a comma in it one value would be two to who reads the list.
+            let values = identity.values(claim).iter().filter(|value| !value.contains(','));
+            let value = values.map(String::as_str).collect::<Vec<_>>().join(",");
+            let value = HeaderValue::from_bytes(value.as_bytes()).ok().filter(|value| !value.is_empty());
+            Some((HeaderName::try_from(name).ok()?, value?))
+        };
+        passport.tells = self.guard.identity.iter().filter_map(tell).collect();
+        Ok(passport)
+    }
+
+    async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Identity, Refusal> {
+        let (mut shown, mut usable) = (false, false);
+        for way in &self.ways {
+            let found = match way {
+                Known::Nobody => continue,
+                Known::Users(users) => {
+                    usable = true;
+                    let Some(given) = only(caller.headers, &header::AUTHORIZATION) else { continue };
+                    if scheme(given, "basic").is_none() {
+                        continue;
+                    }
+                    match Told::of(given) {
+                        Some(told) => {
+                            users.find(&told, &porter.memory).await.map_err(|basic::Busy| Refusal::Busy)?
+                        }
+                        None => None,
+                    }
+                }
+                Known::Keys(keys, name) => {
+                    usable = true;
+                    let Some(given) = only(caller.headers, name) else { continue };
+                    keys.find(given).cloned()
+                }
+            };
+            if let Some(identity) = found {
+                return Ok(identity);
+            }
+            shown = true;
+        }
+        Err(match (usable, shown) {
+            (false, _) => Refusal::Unavailable,
+            (true, true) => Refusal::Wrong(self.challenges()),
+            (true, false) => Refusal::Missing(self.challenges()),
+        })
+    }
+
+    /// What could be shown. A key in a header has no scheme of its own in the register; one that no client knows
+    /// says at least to people what is asked for.
+    fn challenges(&self) -> Challenges {
+        let of = |way: &Way| match way {
+            Way::Basic { realm, .. } => format!("Basic realm=\"{realm}\", charset=\"UTF-8\""),
+            Way::Key { header, .. } => format!("ApiKey header=\"{header}\""),
+        };
+        self.guard.ways.iter().filter_map(|way| HeaderValue::try_from(of(way)).ok()).collect()
+    }
+}
+
+/// Who is known by a way, by the text of its file.
+fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
+    Ok(match way {
+        Way::Basic { .. } => Known::Users(Users::parse(text)?),
+        Way::Key { header, .. } => {
+            let problem = "its header has no name";
+            let name = HeaderName::try_from(header).map_err(|_| EntryError { line: 0, problem })?;
+            Known::Keys(Keys::parse(text)?, name)
+        }
+    })
+}
+
+/// Whether a file says who is known by a way.
+///
+/// # Errors
+/// Why not.
+pub fn check(way: &Way, text: &str) -> Result<(), EntryError> {
+    known(way, text).map(drop)
+}
+
+/// The one value of a header; of two, nobody can say which is meant.
+fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut all = headers.get_all(name).iter();
+    all.next().filter(|_| all.next().is_none())
+}
+
+/// What is behind the name of a scheme, which may be written in any case (RFC 9110 section 11.1).
+fn scheme<'h>(credentials: &'h HeaderValue, name: &str) -> Option<&'h str> {
+    let (scheme, rest) = credentials.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case(name).then_some(rest.trim())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! Gates: who comes in, who does not, and what a backend is told.
+
+use super::*;
+use crate::proxy::orders::Secret;
+
+fn guard(ways: Vec<Way>) -> Guard {
+    let identity = [("x-user", "user"), ("x-roles", "role")];
+    let identity = identity.map(|(name, claim)| (name.to_owned(), claim.to_owned())).into();
+    Guard { ways, identity, ..Guard::default() }
+}
+
+fn basic() -> Way {
+    Way::Basic { users: "users".into(), realm: "staff".into() }
+}
+
+fn by_key() -> Way {
+    Way::Key { keys: "keys".into(), header: "x-api-key".into() }
+}
+
+fn files() -> Files {
+    let users = format!("anna:{}:admin,staff\nbert:{0}", bcrypt::hash("friend", 4).unwrap());
+    let keys = format!("robot:{}:orders", key::hash("a key"));
+    Files::from([("users".into(), Secret::new(users)), ("keys".into(), Secret::new(keys))])
+}
+
+const ANNA: &str = "Basic YW5uYTpmcmllbmQ=";
+const BERT: &str = "Basic YmVydDpmcmllbmQ=";
+const WRONG: &str = "Basic YW5uYTplbmVteQ==";
+
+async fn admitted(guard: &Guard, headers: &[(&'static str, &str)]) -> Result<Passport, Refusal> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(*name, value.parse().unwrap());
+    }
+    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap() };
+    Gate::new(guard, &files()).admit(&caller, &Porter::new().unwrap()).await
+}
+
+/// The headers that a backend is told by, or in a word why there are none.
+async fn told(guard: &Guard, headers: &[(&'static str, &str)]) -> String {
+    match admitted(guard, headers).await {
+        Ok(passport) => {
+            let told =
+                passport.tells.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap()));
+            told.collect::<Vec<_>>().join(" ")
+        }
+        Err(refusal) => format!("{refusal:?}").chars().take_while(|c| c.is_alphanumeric()).collect(),
+    }
+}
+
+#[tokio::test]
+async fn one_of_several_ways_is_enough() {
+    let both = guard(vec![basic(), by_key()]);
+    for (headers, expected) in [
+        (&[("authorization", ANNA)][..], "x-roles=admin,staff x-user=anna"),
+        (&[("authorization", BERT)], "x-user=bert"),
+        (&[("x-api-key", "a key")], "x-roles=orders x-user=robot"),
+        (&[("authorization", WRONG), ("x-api-key", "a key")], "x-roles=orders x-user=robot"),
+        (&[("authorization", ANNA), ("x-api-key", "none")], "x-roles=admin,staff x-user=anna"),
+        (&[], "Missing"),
+        (&[("authorization", "Bearer x")], "Missing"),
+        (&[("authorization", WRONG)], "Wrong"),
+        (&[("authorization", "Basic !")], "Wrong"),
+        (&[("x-api-key", "none")], "Wrong"),
+        // Of two nobody can say which is meant.
+        (&[("authorization", ANNA), ("authorization", BERT)], "Missing"),
+        (&[("x-api-key", "a key"), ("x-api-key", "a key")], "Missing"),
+    ] {
+        assert_eq!(told(&both, headers).await, expected, "{headers:?}");
+    }
+    // What is no way of this route lets nobody in.
+    assert_eq!(told(&guard(vec![by_key()]), &[("authorization", ANNA)]).await, "Missing");
+    assert_eq!(told(&guard(vec![basic()]), &[("x-api-key", "a key")]).await, "Missing");
+}
+
+#[tokio::test]
+async fn who_is_known_may_still_lack_something() {
+    let require = |pairs: &[(&str, &[&str])]| {
+        let mut guard = guard(vec![basic(), by_key()]);
+        guard.require = pairs
+            .iter()
+            .map(|(claim, values)| ((*claim).to_owned(), values.iter().map(|&it| it.to_owned()).collect()))
+            .collect();
+        guard
+    };
+    let anna = &[("authorization", ANNA)];
+    for (guard, expected) in [
+        (require(&[("role", &["admin"])]), "x-roles=admin,staff x-user=anna"),
+        (require(&[("role", &["other", "staff"])]), "x-roles=admin,staff x-user=anna"),
+        (require(&[("role", &["staff"]), ("user", &["anna"])]), "x-roles=admin,staff x-user=anna"),
+        (require(&[("role", &["staff"]), ("user", &["bert"])]), "Lacks"),
+        (require(&[("role", &["other"])]), "Lacks"),
+        (require(&[("mail", &["anna"])]), "Lacks"),
+    ] {
+        assert_eq!(told(&guard, anna).await, expected, "{guard}");
+    }
+}
+
+#[tokio::test]
+async fn a_source_is_looked_at_first() {
+    let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let mut guard = guard(vec![basic()]);
+    guard.deny = networks(&["198.51.100.0/24"]);
+    assert_eq!(told(&guard, &[("authorization", ANNA)]).await, "Source");
+    guard.allow = networks(&["198.51.100.7/32"]);
+    assert_eq!(told(&guard, &[("authorization", BERT)]).await, "x-user=bert");
+    assert_eq!(told(&guard, &[]).await, "Missing");
+    // A route may ask nothing but where one comes from.
+    guard.ways.clear();
+    assert_eq!(told(&guard, &[]).await, "");
+}
+
+#[tokio::test]
+async fn what_was_shown_does_not_go_on() {
+    let mut both = guard(vec![basic(), by_key()]);
+    let anna = &[("authorization", ANNA)];
+    assert_eq!(admitted(&both, anna).await.unwrap().withheld, ["authorization", "x-api-key"]);
+    both.forward_credentials = true;
+    assert_eq!(admitted(&both, anna).await.unwrap().withheld, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_could_be_shown() {
+    let both = guard(vec![basic(), by_key()]);
+    let Err(Refusal::Missing(challenges)) = admitted(&both, &[]).await else { panic!("let in") };
+    assert_eq!(challenges, ["Basic realm=\"staff\", charset=\"UTF-8\"", "ApiKey header=\"x-api-key\""]);
+}
+
+#[tokio::test]
+async fn nobody_comes_in_by_a_file_that_is_not_there() {
+    let nowhere = Way::Basic { users: "nowhere".into(), realm: "staff".into() };
+    let caller = &[("authorization", ANNA)];
+    assert_eq!(told(&guard(vec![nowhere.clone()]), caller).await, "Unavailable");
+    assert_eq!(told(&guard(vec![nowhere, by_key()]), caller).await, "Missing");
+}
+
+#[tokio::test]
+async fn a_value_with_a_comma_cannot_pass_for_two() {
+    let identity = Identity([("group".to_owned(), vec!["a,admin".to_owned(), "b".to_owned()])].into());
+    assert_eq!(identity.values("group").len(), 2);
+    let users = format!("a,b:{}", bcrypt::hash("friend", 4).unwrap());
+    let files = Files::from([("users".into(), Secret::new(users))]);
+    let mut map = HeaderMap::new();
+    map.append("authorization", "Basic YSxiOmZyaWVuZA==".parse().unwrap());
+    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap() };
+    let gate = Gate::new(&guard(vec![basic()]), &files);
+    assert_eq!(gate.admit(&caller, &Porter::new().unwrap()).await.unwrap().tells, []);
+}
