@@ -16,7 +16,7 @@
 //! The guard word owns a flow. Who writes a new connection into it swaps the guard to BUSY, takes the record of
 //! the former one away, writes the rest, and stores LIVE with the next count of uses; only then the new record is
 //! written. Whoever looks a flow up checks the guard; whoever writes a record that names it, once more after that
-//! ([`check`]), so that none is left which names another connection's flow.
+//! (`check`), so that none is left which names another connection's flow.
 //!
 //! Nothing here takes a flow away from a live connection within its idle time-out.
 
