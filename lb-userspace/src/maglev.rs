@@ -1,6 +1,6 @@
 //! Rings: which slot leads to which backend.
 //!
-//! [`ring`] is Maglev (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
+//! [`ring()`] is Maglev (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
 //! NSDI 2016, section 3.4) with weights: each backend walks the slots in an order of its own and takes
 //! the next free one when it is its turn. Turns come as often as the weight says, and each backend stops
 //! at its share, so every share is exact to a slot. Orders come from the backends' addresses alone: the

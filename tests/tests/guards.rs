@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,6 +18,12 @@ use xtask::lab::{self, LabOptions};
 
 const PASSWORD: &str = "open sesame";
 const KEY: &str = "5e0f8a9d1b7c4f6e2d3a";
+
+/// What the issuer of tokens and the desk have in common.
+const SHARED: &str = "c0ffee5e0f8a9d1b7c4f6e2d3a90817263545362718";
+
+/// The same, later.
+const ANOTHER: &str = "decaf90817263545362718c0ffee5e0f8a9d1b7c4f6e2d3a";
 
 /// A line that `lb auth hash` prints for a secret.
 fn line(arguments: &[&str], secret: &str) -> Result<String> {
@@ -39,6 +46,7 @@ fn write_files(directory: &Path) -> Result<()> {
     let bert = "bert:$2y$05$KHlfFQ5WJ2Og4y3RMRV8QeMA6ftN2aqOyikjXhlTbdJYRYQanYsN6\n";
     std::fs::write(directory.join("staff.users"), anna + bert)?;
     std::fs::write(directory.join("robots.keys"), line(&["robot", "--key", "--role", "orders"], KEY)?)?;
+    std::fs::write(directory.join("issuer.secret"), format!("{SHARED}\n"))?;
     Ok(())
 }
 
@@ -69,15 +77,19 @@ pool = "web"
 path = "/elsewhere"
 allow = ["192.0.2.0/24"]
 pool = "web"
+[[services.{service}.routes]]
+path = "/pay"
+auth = {{ jwt = {{ secret_file = "{at}/issuer.secret", issuer = "https://id.example", audience = "shop" }} }}
+require = {{ role = "customer" }}
+pool = "web"
 "#
     )
 }
 
-/// Name and password, as a header.
-fn basic(pair: &str) -> String {
+fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
-    for three in pair.as_bytes().chunks(3) {
+    for three in bytes.chunks(3) {
         let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or(0));
         let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
         for at in 0..4 {
@@ -85,7 +97,30 @@ fn basic(pair: &str) -> String {
             text.push(if at <= three.len() { char::from(digit) } else { '=' });
         }
     }
-    format!("Authorization: Basic {text}\r\n")
+    text
+}
+
+/// Name and password, as a header.
+fn basic(pair: &str) -> String {
+    format!("Authorization: Basic {}\r\n", base64(pair.as_bytes()))
+}
+
+/// A token with these claims, signed with a secret.
+fn token(secret: &str, head: &str, claims: &str) -> String {
+    let part = |bytes: &[u8]| base64(bytes).trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let message = format!("{}.{}", part(head.as_bytes()), part(claims.as_bytes()));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
+    format!("{message}.{}", part(ring::hmac::sign(&key, message.as_bytes()).as_ref()))
+}
+
+const HEAD: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
+/// Claims of somebody who is let in until some seconds from now.
+fn claims(role: &str, audience: &str, seconds: i64) -> Result<String> {
+    let end = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().saturating_add_signed(seconds);
+    Ok(format!(
+        r#"{{"iss":"https://id.example","aud":"{audience}","sub":"dora","role":"{role}","exp":{end}}}"#
+    ))
 }
 
 struct Scene {
@@ -203,6 +238,61 @@ fn a_backend_is_told_who_asks_by_the_desk_alone() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_token_is_believed_by_its_signature_alone() -> Result<()> {
+    let scene = Scene::new()?;
+    let good = token(SHARED, HEAD, &claims("customer", "shop", 3600)?);
+    let header = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let unsigned = token("", r#"{"alg":"none"}"#, &claims("customer", "shop", 3600)?);
+    let unsigned = &unsigned[..=unsigned.rfind('.').context("a signature")?];
+    let guest = token(SHARED, HEAD, &claims("guest", "shop", 3600)?);
+    // The head and signature of one, the claims of another.
+    let (mut parts, others) = (good.split('.').collect::<Vec<_>>(), guest.split('.').collect::<Vec<_>>());
+    parts[1] = others[1];
+    let mixed = parts.join(".");
+    for (what, headers, status, why) in [
+        ("a good one", header(&good), 200, ""),
+        ("nothing", String::new(), 401, "bearer realm=\"lobby\"\r"),
+        ("a password", basic("bert:friend"), 401, "bearer realm=\"lobby\"\r"),
+        ("two", format!("{0}{0}", header(&good)), 401, "bearer realm=\"lobby\"\r"),
+        ("a guest", header(&guest), 403, ""),
+        ("not signed", header(unsigned), 401, "the token's algorithm is not taken"),
+        ("changed", header(&mixed), 401, "the token's signature is not right"),
+        (
+            "another's signature",
+            header(&token("another's", HEAD, &claims("customer", "shop", 3600)?)),
+            401,
+            "the token's signature is not right",
+        ),
+        (
+            "old",
+            header(&token(SHARED, HEAD, &claims("customer", "shop", -3600)?)),
+            401,
+            "error=\"invalid_token\", error_description=\"the token has expired\"",
+        ),
+        (
+            "for somebody else",
+            header(&token(SHARED, HEAD, &claims("customer", "lab", 3600)?)),
+            401,
+            "the token is for another audience",
+        ),
+    ] {
+        scene.recorder.take();
+        let answer = scene.ask("/pay", &headers)?;
+        assert_eq!(answer.status, status, "{what}: {}", answer.body);
+        let head = format!("{}\r\n", answer.head).to_lowercase();
+        assert!(head.contains(why), "{what}: {head}");
+        assert_eq!(head.contains("www-authenticate: bearer"), status == 401, "{what}: {head}");
+        let got = scene.recorder.take();
+        assert_eq!(got.len(), usize::from(status == 200), "{what}");
+        if let Some(got) = got.first() {
+            assert_eq!((got.header("x-user"), got.header("x-roles")), (vec!["dora"], vec!["customer"]));
+            assert!(got.header("authorization").is_empty(), "{}", got.head);
+        }
+    }
+    Ok(())
+}
+
 /// The same behind the program, with curl; files that change, and files that cannot be used.
 #[test]
 fn curl_is_asked_who_it_is() -> Result<()> {
@@ -261,10 +351,26 @@ fn curl_is_asked_who_it_is() -> Result<()> {
     std::fs::write(&path, before)?;
     stage.until("anna comes in again", |stage| Ok(curl(stage, &["--user", &user, url])? == "a page\n"))?;
 
+    // So it is with what tokens are signed with.
+    let pay = "http://203.0.113.10/pay";
+    std::fs::write(stage.directory().join("pay"), "thanks\n")?;
+    let claims = claims("customer", "shop", 3600)?;
+    let [old, new] = [SHARED, ANOTHER].map(|secret| token(secret, HEAD, &claims));
+    let bearer = |token: &str| format!("Authorization: Bearer {token}");
+    assert_eq!(curl(&stage, &["-H", &bearer(&old), pay])?, "thanks\n");
+    std::fs::write(stage.directory().join("issuer.secret"), ANOTHER)?;
+    stage.until("the new token is taken", |stage| {
+        Ok(curl(stage, &["-H", &bearer(&new), pay])? == "thanks\n")
+    })?;
+    let refused = curl(&stage, &["--include", "-H", &bearer(&old), pay])?;
+    assert!(refused.contains("error_description=\"the token's signature is not right\""), "{refused}");
+
     let listed = stage.json(&["route", "list"])?.to_string();
     assert!(listed.contains("\"asks\":\"basic, role admin\""), "{listed}");
     let explained = stage.json(&["route", "explain", "http://203.0.113.10/orders"])?.to_string();
     assert!(explained.contains("\"asks\":\"basic or key\""), "{explained}");
+    let paid = stage.json(&["route", "explain", pay])?.to_string();
+    assert!(paid.contains("\"asks\":\"jwt of https://id.example for shop, role customer\""), "{paid}");
     let metrics = curl_metrics(&stage)?;
     let wanted = "lobby_desk_denied_total{service=\"shop\",route=\"*/staff/*\",status=\"401\",reason=\"wrong_credentials\"}";
     assert!(metrics.contains(wanted), "{metrics}");
@@ -273,6 +379,7 @@ fn curl_is_asked_who_it_is() -> Result<()> {
     let hashes =
         std::fs::read_to_string(&path)? + &std::fs::read_to_string(stage.directory().join("robots.keys"))?;
     let mut secrets = vec![PASSWORD.to_owned(), KEY.to_owned(), "hunter2".to_owned(), "friend".to_owned()];
+    secrets.extend([SHARED.to_owned(), ANOTHER.to_owned(), old, new]);
     secrets.push(basic(&user).trim_end().rsplit(' ').next().context("base64")?.to_owned());
     secrets.extend(hashes.lines().filter_map(|line| line.split(':').nth(1).map(str::to_owned)));
     let status = stage.json(&["status"])?.to_string() + &stage.json(&["desk", "status"])?.to_string();

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::PathBuf,
+    time::Duration,
 };
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     services::firewall,
 };
 use crate::{
-    model::guard::{Guard, Way},
+    model::guard::{Guard, KeyForm, TokenRule, Way},
     proxy::headers,
 };
 
@@ -22,6 +23,15 @@ const TELLING: [(&str, &str); 2] = [("x-user", "user"), ("x-roles", "role")];
 
 /// Where keys are looked for.
 const KEY: &str = "x-api-key";
+
+/// What clients are told that they are asked by.
+const REALM: &str = "lobby";
+
+/// By how much clocks may differ, for tokens.
+const LEEWAY: Duration = Duration::from_secs(30);
+
+/// The same at most.
+const MOST_LEEWAY: Duration = Duration::from_secs(300);
 
 pub(super) fn guard(
     service: &str,
@@ -77,29 +87,29 @@ pub(super) fn guard(
     }
 }
 
-/// `{ basic = { users, realm } }` or `{ key = { keys, header } }`.
+/// `{ basic = { users, realm } }`, `{ key = { keys, header } }` or `{ jwt = { jwks_file, … } }`.
 fn way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
-    let (basic, key) = (fields.get("basic"), fields.get("key"));
+    let found = ["basic", "key", "jwt"].map(|name| fields.get(name));
     fields.later(&[
-        ("jwt", "remove it; this version knows basic and key"),
-        ("forward", "remove it; this version knows basic and key"),
-        ("certificate", "remove it; this version knows basic and key"),
+        ("forward", "remove it; this version knows basic, key and jwt"),
+        ("certificate", "remove it; this version knows basic, key and jwt"),
     ]);
     let span = fields.span.clone();
     fields.finish(sink);
-    match (basic, key) {
-        (Some(node), None) => basic_way(&node, sink),
-        (None, Some(node)) => key_way(&node, sink),
-        (None, None) => {
-            let remedy =
-                "write { basic = { users = \"staff.users\" } } or { key = { keys = \"robots.keys\" } }";
+    match found {
+        [Some(node), None, None] => basic_way(&node, sink),
+        [None, Some(node), None] => key_way(&node, sink),
+        [None, None, Some(node)] => jwt_way(&node, sink),
+        [None, None, None] => {
+            let remedy = "write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } } or \
+                          { jwt = { jwks_file = \"keys.json\" } }";
             sink.error(&span, "auth does not say how one says who one is", remedy);
             None
         }
-        (Some(_), Some(_)) => {
+        _ => {
             let remedy = "write a list of alternatives: auth = [{ basic = … }, { key = … }]";
-            sink.error(&span, "auth asks for a password and a key at once", remedy);
+            sink.error(&span, "auth asks for several things at once", remedy);
             None
         }
     }
@@ -108,16 +118,18 @@ fn way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
 fn basic_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
     let users = fields.require(sink, "users", "\"staff.users\"").and_then(|node| file(&node, sink));
-    let realm = fields.read(sink, "realm", |node, sink| {
-        let text = node.string(sink)?;
-        let fits = !text.is_empty() && text.chars().all(|c| matches!(c, ' '..='~') && c != '"' && c != '\\');
-        if !fits {
-            node.refuse(sink, "write some words without quotes, such as \"staff\": browsers show them");
-        }
-        fits.then(|| text.to_owned())
-    });
+    let realm = fields.read(sink, "realm", realm);
     fields.finish(sink);
-    Some(Way::Basic { users: users?, realm: realm.unwrap_or_else(|| "lobby".into()) })
+    Some(Way::Basic { users: users?, realm: realm.unwrap_or_else(|| REALM.into()) })
+}
+
+fn realm(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<String> {
+    let text = node.string(sink)?;
+    let fits = !text.is_empty() && text.chars().all(|c| matches!(c, ' '..='~') && c != '"' && c != '\\');
+    if !fits {
+        node.refuse(sink, "write some words without quotes, such as \"staff\": browsers show them");
+    }
+    fits.then(|| text.to_owned())
 }
 
 fn key_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
@@ -133,6 +145,67 @@ fn key_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     });
     fields.finish(sink);
     Some(Way::Key { keys: keys?, header: header.unwrap_or_else(|| KEY.into()) })
+}
+
+fn jwt_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let span = fields.span.clone();
+    let mut files = Vec::new();
+    for (key, form) in
+        [("jwks_file", KeyForm::Jwks), ("public_key_file", KeyForm::Pem), ("secret_file", KeyForm::Secret)]
+    {
+        files.extend(fields.get(key).map(|node| (file(&node, sink), form)));
+    }
+    let issuer = fields.read(sink, "issuer", |node, sink| Some(names(node, sink))).unwrap_or_default();
+    let audience = fields.read(sink, "audience", |node, sink| Some(names(node, sink))).unwrap_or_default();
+    let leeway = fields.read(sink, "leeway", |node, sink| {
+        let leeway = node.duration(sink)?;
+        if leeway > MOST_LEEWAY {
+            sink.error(&node.span, "leeway is longer than 5m", "set the clocks, and write \"30s\"");
+        }
+        Some(leeway)
+    });
+    let mut claim = |key: &'static str, default: &str| {
+        let name = fields.read(sink, key, |node, sink| {
+            let name = node.string(sink)?;
+            if name.is_empty() {
+                node.refuse(sink, "write the name of a claim; with dots, of one within another");
+            }
+            Some(name.to_owned())
+        });
+        name.unwrap_or_else(|| default.to_owned())
+    };
+    let (user, role) = (claim("user", "sub"), claim("role", "role"));
+    let realm = fields.read(sink, "realm", realm).unwrap_or_else(|| REALM.into());
+    fields.finish(sink);
+    let rule = TokenRule { issuer, audience, leeway: leeway.unwrap_or(LEEWAY), user, role };
+    if files.is_empty() {
+        let remedy = "add jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file";
+        sink.error(&span, "jwt does not say by which keys tokens are known", remedy);
+    }
+    if files.len() > 1 {
+        sink.error(&span, "jwt names several files of keys", "keep one; a set of keys can hold them all");
+    }
+    let (keys, form) = files.into_iter().next()?;
+    Some(Way::Jwt { keys: keys?, form, rule, realm })
+}
+
+/// A name or several.
+fn names(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeSet<String> {
+    let one = |node: &Node<'_>, sink: &mut Sink<'_>| {
+        let name = node.string(sink)?;
+        if name.is_empty() {
+            node.refuse(sink, "write it as it stands in the tokens, or remove it");
+        }
+        Some(name.to_owned())
+    };
+    if node.value().is_str() {
+        return one(node, sink).into_iter().collect();
+    }
+    if node.array(&mut Sink::new("")).is_some_and(|nodes| nodes.is_empty()) {
+        node.refuse(sink, "name those that may stand in tokens, or remove it");
+    }
+    node.list(sink, one).into_iter().map(|(name, _)| name).collect()
 }
 
 fn file(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<PathBuf> {

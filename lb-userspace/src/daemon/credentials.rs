@@ -9,7 +9,10 @@ use std::{
 
 use crate::{
     config::{Complaint, Document},
-    model::{Config, guard::Way},
+    model::{
+        Config,
+        guard::{KeyForm, Way},
+    },
     proxy::{
         auth::{self, entries::EntryError},
         orders::{Files, Secret},
@@ -38,14 +41,25 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    fn remedy(&self) -> &'static str {
+    fn remedy(&self, way: &Way) -> &'static str {
         match self {
             Self::File { .. } => {
                 "name a file that is there, by its whole path or beside the document, and that the daemon may read"
             }
-            Self::Entry { .. } => {
-                "write a line for each, name:hash or name:hash:role,role; `lb auth hash` prints one"
-            }
+            Self::Entry { .. } => match way {
+                Way::Jwt { form: KeyForm::Jwks, .. } => {
+                    "put the issuer's set of public keys there, as its jwks_uri gives it"
+                }
+                Way::Jwt { form: KeyForm::Pem, .. } => {
+                    "put the issuer's public key there, RSA, P-256, P-384 or Ed25519, from BEGIN PUBLIC KEY to END"
+                }
+                Way::Jwt { form: KeyForm::Secret, .. } => {
+                    "put a secret made by chance there, such as `openssl rand -base64 48` prints, and tell the issuer"
+                }
+                Way::Basic { .. } | Way::Key { .. } => {
+                    "write a line for each, name:hash or name:hash:role,role; `lb auth hash` prints one"
+                }
+            },
         }
     }
 }
@@ -66,7 +80,7 @@ pub fn complaints(document: &Document) -> Vec<Complaint> {
             for (at, way) in route.guard.ways.iter().enumerate() {
                 if let Err(error) = read(way) {
                     let place = document.places.way(name, number, at);
-                    complaints.push(place.error(error.to_string(), error.remedy()));
+                    complaints.push(place.error(error.to_string(), error.remedy(way)));
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -44,20 +45,61 @@ pub enum Way {
         /// The header, in lower case.
         header: String,
     },
+    /// A token that somebody else has signed (RFC 7519), as `Authorization: Bearer`.
+    Jwt {
+        /// The keys that it may be signed with.
+        keys: PathBuf,
+        /// What is in that file.
+        form: KeyForm,
+        /// What else must be true of it.
+        rule: TokenRule,
+        /// What a client is told that it asks for.
+        realm: String,
+    },
+}
+
+/// What a file of keys for tokens is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyForm {
+    /// A set of keys (RFC 7517 section 5).
+    Jwks,
+    /// One public key in PEM form.
+    Pem,
+    /// A secret that both sides know.
+    Secret,
+}
+
+/// What must be true of a token besides its signature, and what is read from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRule {
+    /// Who may have made it; empty: whoever has the key.
+    pub issuer: BTreeSet<String>,
+    /// For whom it may be; empty: only for nobody in particular.
+    pub audience: BTreeSet<String>,
+    /// By how much clocks may differ.
+    pub leeway: Duration,
+    /// The claim that says who somebody is; with dots: a claim within another.
+    pub user: String,
+    /// The claim that says what somebody is.
+    pub role: String,
 }
 
 impl Way {
     /// The file that says who is known.
     pub fn file(&self) -> &Path {
         match self {
-            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } => file,
+            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
+                file
+            }
         }
     }
 
     /// The same, to be changed.
     pub fn file_mut(&mut self) -> &mut PathBuf {
         match self {
-            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } => file,
+            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
+                file
+            }
         }
     }
 
@@ -66,15 +108,30 @@ impl Way {
         match self {
             Self::Basic { .. } => "basic",
             Self::Key { .. } => "key",
+            Self::Jwt { .. } => "jwt",
         }
     }
 
     /// The header that it looks at.
     pub fn header(&self) -> &str {
         match self {
-            Self::Basic { .. } => "authorization",
+            Self::Basic { .. } | Self::Jwt { .. } => "authorization",
             Self::Key { header, .. } => header,
         }
+    }
+}
+
+impl fmt::Display for Way {
+    /// `basic`, `jwt of https://id.example for shop`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        let Self::Jwt { rule, .. } = self else { return Ok(()) };
+        for (word, names) in [("of", &rule.issuer), ("for", &rule.audience)] {
+            if !names.is_empty() {
+                write!(f, " {word} {}", names.iter().map(String::as_str).collect::<Vec<_>>().join(" and "))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -92,7 +149,7 @@ impl fmt::Display for Guard {
             |networks: &[Network]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         let mut parts = Vec::new();
         if !self.ways.is_empty() {
-            parts.push(self.ways.iter().map(Way::name).collect::<Vec<_>>().join(" or "));
+            parts.push(self.ways.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "));
         }
         for (claim, values) in &self.require {
             let values: Vec<&str> = values.iter().map(String::as_str).collect();

@@ -6,6 +6,7 @@
 
 pub mod basic;
 pub mod entries;
+mod jwt;
 pub mod key;
 
 use std::{
@@ -19,12 +20,13 @@ use tracing::error;
 use self::{
     basic::{Memory, Told, Users},
     entries::EntryError,
+    jwt::TokenError,
     key::Keys,
 };
 use super::orders::Files;
 use crate::model::{
     Network,
-    guard::{Guard, Way},
+    guard::{Guard, TokenRule, Way},
 };
 
 /// Who asks: claims, each with its values. `user` is their name, `role` what they are.
@@ -75,6 +77,8 @@ pub struct Caller<'a> {
     pub headers: &'a HeaderMap,
     /// Where it comes from.
     pub source: IpAddr,
+    /// When it came, in seconds since the epoch.
+    pub now: u64,
 }
 
 /// What a backend is told of who asks, and what it is not to see.
@@ -114,6 +118,7 @@ pub struct Gate {
 enum Known {
     Users(Users),
     Keys(Keys, HeaderName),
+    Tokens(jwt::Keys, TokenRule),
     /// Its file could not be used; nobody comes in by it.
     Nobody,
 }
@@ -173,6 +178,7 @@ impl Gate {
 
     async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Identity, Refusal> {
         let (mut shown, mut usable) = (false, false);
+        let mut problem = None;
         for way in &self.ways {
             let found = match way {
                 Known::Nobody => continue,
@@ -194,6 +200,12 @@ impl Gate {
                     let Some(given) = only(caller.headers, name) else { continue };
                     keys.find(given).cloned()
                 }
+                Known::Tokens(keys, rule) => {
+                    usable = true;
+                    let Some(given) = only(caller.headers, &header::AUTHORIZATION) else { continue };
+                    let Some(token) = scheme(given, "bearer") else { continue };
+                    keys.verify(rule, token, caller.now).map_err(|why| problem = Some(why)).ok()
+                }
             };
             if let Some(identity) = found {
                 return Ok(identity);
@@ -202,17 +214,24 @@ impl Gate {
         }
         Err(match (usable, shown) {
             (false, _) => Refusal::Unavailable,
-            (true, true) => Refusal::Wrong(self.challenges()),
-            (true, false) => Refusal::Missing(self.challenges()),
+            (true, true) => Refusal::Wrong(self.challenges(problem)),
+            (true, false) => Refusal::Missing(self.challenges(None)),
         })
     }
 
     /// What could be shown. A key in a header has no scheme of its own in the register; one that no client knows
-    /// says at least to people what is asked for.
-    fn challenges(&self) -> Challenges {
+    /// says at least to people what is asked for. Who showed a token is told what is wrong with it (RFC 6750
+    /// section 3).
+    fn challenges(&self, problem: Option<TokenError>) -> Challenges {
         let of = |way: &Way| match way {
             Way::Basic { realm, .. } => format!("Basic realm=\"{realm}\", charset=\"UTF-8\""),
             Way::Key { header, .. } => format!("ApiKey header=\"{header}\""),
+            Way::Jwt { realm, .. } => match problem {
+                None => format!("Bearer realm=\"{realm}\""),
+                Some(why) => {
+                    format!("Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{why}\"")
+                }
+            },
         };
         self.guard.ways.iter().filter_map(|way| HeaderValue::try_from(of(way)).ok()).collect()
     }
@@ -227,6 +246,7 @@ fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
             let name = HeaderName::try_from(header).map_err(|_| EntryError { line: 0, problem })?;
             Known::Keys(Keys::parse(text)?, name)
         }
+        Way::Jwt { form, rule, .. } => Known::Tokens(jwt::Keys::parse(*form, text)?, rule.clone()),
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Instant,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -173,7 +173,7 @@ impl Visit {
             Found::NoHost => return Err(Trouble::NoHost),
         };
         case.line.route = route.condition.to_string();
-        let caller = Caller { headers: &parts.headers, source: self.client };
+        let caller = Caller { headers: &parts.headers, source: self.client, now: now() };
         let passport = service.admit(number, &caller, &self.shared.porter).await?;
         let mut response = match &route.action {
             Action::Redirect { status, to } => redirect(*status, to, &target)?,
@@ -286,6 +286,11 @@ fn outgoing(
     }
     headers::edit(&mut parts.headers, edits);
     Ok(parts)
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn redirect(status: u16, to: &Elsewhere, target: &Target) -> Result<Response<Body>, Trouble> {

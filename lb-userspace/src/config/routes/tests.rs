@@ -146,7 +146,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "strip_prefix = true",
             "auth = {}",
-            "20: auth does not say how one says who one is (write { basic = { users = \"staff.users\" } } or { key = { keys = \"robots.keys\" } })",
+            "20: auth does not say how one says who one is (write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } } or { jwt = { jwks_file = \"keys.json\" } })",
         ),
         (
             "strip_prefix = true",
@@ -156,7 +156,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "strip_prefix = true",
             "auth = { basic = {}, key = {} }",
-            "20: auth asks for a password and a key at once (write a list of alternatives: auth = [{ basic = … }, { key = … }])",
+            "20: auth asks for several things at once (write a list of alternatives: auth = [{ basic = … }, { key = … }])",
         ),
         (
             "strip_prefix = true",
@@ -180,8 +180,33 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         ),
         (
             "strip_prefix = true",
-            "auth = { jwt = {} }",
-            "20: jwt is not in this version of Lobby (remove it; this version knows basic and key)",
+            "auth = { forward = {} }",
+            "20: forward is not in this version of Lobby (remove it; this version knows basic, key and jwt)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { issuer = \"https://id.example\" } }",
+            "20: jwt does not say by which keys tokens are known (add jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_file = \"a\", secret_file = \"b\" } }",
+            "20: jwt names several files of keys (keep one; a set of keys can hold them all)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_file = \"a\", leeway = \"1h\" } }",
+            "20: leeway is longer than 5m (set the clocks, and write \"30s\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_file = \"a\", audience = [] } }",
+            "20: audience is not understood (name those that may stand in tokens, or remove it)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_file = \"a\", isuer = \"b\" } }",
+            "20: jwt has no key isuer (did you mean \"issuer\"?)",
         ),
         (
             "strip_prefix = true",

@@ -13,7 +13,7 @@ pub(super) struct Entry<'t> {
 
 /// A file is not as it should be. No text of the file is said, since it may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {problem}")]
+#[error("{}{problem}", if *.line == 0 { String::new() } else { format!("line {line}: ") })]
 pub struct EntryError {
     /// Which line, from 1; 0: none in particular.
     pub line: usize,

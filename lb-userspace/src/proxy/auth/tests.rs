@@ -1,7 +1,9 @@
 //! Gates: who comes in, who does not, and what a backend is told.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+
 use super::*;
-use crate::proxy::orders::Secret;
+use crate::{model::guard::KeyForm, proxy::orders::Secret};
 
 fn guard(ways: Vec<Way>) -> Guard {
     let identity = [("x-user", "user"), ("x-roles", "role")];
@@ -17,10 +19,39 @@ fn by_key() -> Way {
     Way::Key { keys: "keys".into(), header: "x-api-key".into() }
 }
 
+const NOW: u64 = 1_800_000_000;
+
+const SECRET: &str = "a secret that is long enough for a hash";
+
+fn by_token() -> Way {
+    let rule = TokenRule {
+        issuer: BTreeSet::new(),
+        audience: BTreeSet::new(),
+        leeway: std::time::Duration::from_secs(30),
+        user: "sub".into(),
+        role: "role".into(),
+    };
+    Way::Jwt { keys: "secret".into(), form: KeyForm::Secret, rule, realm: "shop".into() }
+}
+
+/// A token of Carl's, who is a guest, as a header.
+fn bearer(end: u64) -> String {
+    let coded = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let claims = format!("{{\"sub\":\"carl\",\"role\":\"guest\",\"exp\":{end}}}");
+    let message = format!("{}.{}", coded(b"{\"alg\":\"HS256\"}"), coded(claims.as_bytes()));
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+    let signature = ring::hmac::sign(&key, message.as_bytes());
+    format!("Bearer {message}.{}", coded(signature.as_ref()))
+}
+
 fn files() -> Files {
     let users = format!("anna:{}:admin,staff\nbert:{0}", bcrypt::hash("friend", 4).unwrap());
     let keys = format!("robot:{}:orders", key::hash("a key"));
-    Files::from([("users".into(), Secret::new(users)), ("keys".into(), Secret::new(keys))])
+    Files::from([
+        ("users".into(), Secret::new(users)),
+        ("keys".into(), Secret::new(keys)),
+        ("secret".into(), Secret::new(SECRET.into())),
+    ])
 }
 
 const ANNA: &str = "Basic YW5uYTpmcmllbmQ=";
@@ -32,7 +63,7 @@ async fn admitted(guard: &Guard, headers: &[(&'static str, &str)]) -> Result<Pas
     for (name, value) in headers {
         map.append(*name, value.parse().unwrap());
     }
-    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap() };
+    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), now: NOW };
     Gate::new(guard, &files()).admit(&caller, &Porter::new().unwrap()).await
 }
 
@@ -127,6 +158,34 @@ async fn a_refusal_says_what_could_be_shown() {
 }
 
 #[tokio::test]
+async fn a_token_is_one_of_the_ways() {
+    let (good, old) = (bearer(NOW + 60), bearer(NOW - 60));
+    let lower = good.replacen("Bearer", "bearer", 1);
+    let guard = guard(vec![basic(), by_token()]);
+    for (headers, expected) in [
+        (&[("authorization", good.as_str())][..], "x-roles=guest x-user=carl"),
+        (&[("authorization", &lower)], "x-roles=guest x-user=carl"),
+        (&[("authorization", ANNA)], "x-roles=admin,staff x-user=anna"),
+        (&[("authorization", &old)], "Wrong"),
+        (&[("authorization", WRONG)], "Wrong"),
+        (&[("authorization", &good), ("authorization", &good)], "Missing"),
+        (&[("authorization", &good), ("authorization", ANNA)], "Missing"),
+        (&[("authorization", &good["Bearer ".len()..])], "Missing"),
+    ] {
+        assert_eq!(told(&guard, headers).await, expected, "{headers:?}");
+    }
+    let basic = "Basic realm=\"staff\", charset=\"UTF-8\"";
+    let Err(Refusal::Missing(challenges)) = admitted(&guard, &[]).await else { panic!("let in") };
+    assert_eq!(challenges, [basic, "Bearer realm=\"shop\""]);
+    let Err(Refusal::Wrong(challenges)) = admitted(&guard, &[("authorization", &old)]).await else {
+        panic!("let in")
+    };
+    let bearer =
+        "Bearer realm=\"shop\", error=\"invalid_token\", error_description=\"the token has expired\"";
+    assert_eq!(challenges, [basic, bearer]);
+}
+
+#[tokio::test]
 async fn nobody_comes_in_by_a_file_that_is_not_there() {
     let nowhere = Way::Basic { users: "nowhere".into(), realm: "staff".into() };
     let caller = &[("authorization", ANNA)];
@@ -142,7 +201,7 @@ async fn a_value_with_a_comma_cannot_pass_for_two() {
     let files = Files::from([("users".into(), Secret::new(users))]);
     let mut map = HeaderMap::new();
     map.append("authorization", "Basic YSxiOmZyaWVuZA==".parse().unwrap());
-    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap() };
+    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), now: NOW };
     let gate = Gate::new(&guard(vec![basic()]), &files);
     assert_eq!(gate.admit(&caller, &Porter::new().unwrap()).await.unwrap().tells, []);
 }
