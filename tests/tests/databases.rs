@@ -13,7 +13,10 @@ use tests::{
 };
 use xtask::{
     demo::bank::Bank,
-    lab::{self, LabOptions, Postgres, postgres::psql},
+    lab::{
+        self, LabOptions, Postgres,
+        postgres::{self, psql},
+    },
 };
 
 #[test]
@@ -60,19 +63,9 @@ fn writes_follow_a_promotion_and_never_go_back() -> Result<()> {
     stage.checksums_were_right()
 }
 
-/// Promotes the second or the third server, whichever has more of the log, and makes the other follow it.
-/// Which one it was.
+/// Fails over to a replica, and waits for the first COMMIT there. Which one it was.
 fn fail_over(servers: &mut [Postgres], bank: &Bank) -> Result<usize> {
-    let received = |server: &Postgres| -> Result<u64> {
-        Ok(server.sql("SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint")?.parse()?)
-    };
-    let (new, other) = if received(&servers[1])? >= received(&servers[2])? { (1, 2) } else { (2, 1) };
-    servers[new].promote()?;
-    let promoted = Instant::now();
-    let address = servers[new].address();
-    servers[other].stop()?;
-    servers[other].follow(address);
-    servers[other].start()?;
+    let (new, promoted) = postgres::fail_over(servers)?;
     let following = promoted.elapsed();
     bank.pays(1, PATIENCE)?;
     println!(

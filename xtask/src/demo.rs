@@ -20,7 +20,7 @@ use std::{
     process::{ExitCode, Stdio},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     lab::{Namespace, Proc},
@@ -79,6 +79,12 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
         println!("ledgers, document and log are in {}", directory.keep().display());
     }
     Ok(if good? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes what came of a stage to a file, if it is wanted.
+fn write_summary(json: Option<&Path>, summary: &impl serde::Serialize) -> Result<()> {
+    let Some(file) = json else { return Ok(()) };
+    std::fs::write(file, serde_json::to_string_pretty(summary)?).with_context(|| file.display().to_string())
 }
 
 fn stage(text: &str) -> Result<u8, String> {

@@ -3,7 +3,6 @@
 mod picture;
 
 use std::{
-    fs,
     net::SocketAddr,
     path::Path,
     time::{Duration, Instant},
@@ -16,9 +15,9 @@ use super::{
     balancer::Balancer,
     bank::{Account, Bank},
     display::Display,
-    start_server,
+    start_server, write_summary,
 };
-use crate::lab::{Lab, LabOptions, Postgres, VIP, link};
+use crate::lab::{Lab, LabOptions, Postgres, VIP, link, postgres};
 use picture::{Cluster, Picture};
 
 /// The last byte of the first database server's address in the example, and how many there are.
@@ -91,10 +90,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     for line in in_words(&summary) {
         println!("{line}");
     }
-    if let Some(file) = json {
-        fs::write(file, serde_json::to_string_pretty(&summary)?)
-            .with_context(|| file.display().to_string())?;
-    }
+    write_summary(json, &summary)?;
     Ok(summary.good)
 }
 
@@ -142,14 +138,8 @@ fn tell(
     servers[0].kill()?;
     until("nobody to write to", &|cluster| cluster.primary.is_none())?;
     display.say("Nobody is the primary: writes are refused, reads go on. The replica with more of the log is promoted.");
-    let (new, other) = if received(&servers[1])? >= received(&servers[2])? { (1, 2) } else { (2, 1) };
-    servers[new].promote()?;
-    let promoted = Instant::now();
+    let (new, promoted) = postgres::fail_over(servers)?;
     let address = servers[new].address();
-    // COMMITs wait for a replica that follows the new primary.
-    servers[other].stop()?;
-    servers[other].follow(address);
-    servers[other].start()?;
     bank.pays(1, PATIENCE)?;
     let promotion_to_write = promoted.elapsed();
     display.say(&format!(
@@ -204,11 +194,6 @@ fn servers(lab: &Lab, directory: &Path) -> Result<Vec<Postgres>> {
     }
     servers[0].sql("CREATE ROLE lb LOGIN")?;
     Ok(servers)
-}
-
-/// How much of the log a replica has, in bytes.
-fn received(server: &Postgres) -> Result<u64> {
-    Ok(server.sql("SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint")?.parse()?)
 }
 
 fn in_words(summary: &Summary) -> Vec<String> {

@@ -17,7 +17,7 @@ use super::{
     display::{Display, Payments, Scene, Server, State},
     ledger::{self, Judgement, Kill, ServerLedger},
     server::{Report, until_next_round},
-    start_server,
+    start_server, write_summary,
 };
 use crate::lab::{Lab, LabOptions, Proc, VIP};
 
@@ -78,10 +78,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     for line in in_words(&summary, told.drained, told.killed) {
         println!("{line}");
     }
-    if let Some(file) = json {
-        fs::write(file, serde_json::to_string_pretty(&summary)?)
-            .with_context(|| file.display().to_string())?;
-    }
+    write_summary(json, &summary)?;
     Ok(summary.good)
 }
 

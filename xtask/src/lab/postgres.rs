@@ -278,6 +278,25 @@ impl Postgres {
     }
 }
 
+/// Promotes the second or the third server, whichever has more of the log, and makes the other follow it: COMMITs
+/// may wait for one that does. Which one it was, and since when it is the primary.
+///
+/// # Errors
+/// A server does not do it.
+pub fn fail_over(servers: &mut [Postgres]) -> Result<(usize, Instant)> {
+    let received = |server: &Postgres| -> Result<u64> {
+        Ok(server.sql("SELECT (pg_last_wal_receive_lsn() - '0/0')::bigint")?.parse()?)
+    };
+    let (new, other) = if received(&servers[1])? >= received(&servers[2])? { (1, 2) } else { (2, 1) };
+    servers[new].promote()?;
+    let promoted = Instant::now();
+    let address = servers[new].address();
+    servers[other].stop()?;
+    servers[other].follow(address);
+    servers[other].start()?;
+    Ok((new, promoted))
+}
+
 /// Runs SQL by psql from anywhere in the lab; what the server answers, a row a line, columns separated by `|`.
 ///
 /// # Errors
