@@ -303,7 +303,9 @@ impl SideEntry {
     /// Of a slot that was `before`'s and begins to move.
     pub const fn moving(before: u32, now: Tick) -> Self {
         let standing = Standing { before, fading: false, since: now };
-        Self { standing, unsettled_since: now, last_elsewhere: now, lost_at: now }
+        // Nothing is lost yet; what is lost in this tick can be told from it.
+        let lost_at = Tick(now.0.wrapping_sub(1));
+        Self { standing, unsettled_since: now, last_elsewhere: now, lost_at }
     }
 }
 

@@ -11,7 +11,7 @@
 //! |---|---|---|---|---|
 //! | any | SYN | open, its backend lives | the record's | seen; half open: the new sequence number |
 //! | moving | SYN | none, or over | before, if the change or a loss is fresh and it lives; else the slot's | half open |
-//! | moving | SYN | there is no room | before; if that is dead, the slot's | a loss; if dead: the slot fades |
+//! | moving | SYN | there is no room | before; if that is dead, the slot's | a loss; if dead: *before* is the slot's own |
 //! | fading | SYN | none, or over | the slot's | removes the record |
 //! | any | other | valid, not half open | the record's | seen; FIN, RST: closed |
 //! | any | other | half open, its first | the record's | established |
@@ -25,6 +25,10 @@
 //! was seen since the slot was last settled, and its backend is not gone. A loss is remembered with its
 //! time: the slot must go on moving for as long as that connection may live. A SYN that stays with *before*
 //! for want of room is one too, else the slot could fade before the connection's next packet.
+//!
+//! Where *before* is dead and there is no room, the slot becomes one that moves from its own backend. Were it to
+//! fade, it would name nobody, and if the daemon gave it to a third backend at that moment, what went to its own
+//! would be the third's.
 
 use super::{
     Context,
@@ -288,10 +292,19 @@ impl<T: Tables> Case<'_, T> {
             // The slot has others' connections as well, whose backends may live.
             return own;
         }
-        // Nobody is left whom the slot would have to go on moving for.
-        let fading = Standing { fading: true, since: self.now, ..self.standing };
-        self.tables.swap(&self.side.standing, standing_word, fading.to_word());
-        own
+        if self.standing.before == own {
+            return own;
+        }
+        // Nobody is left whom the slot would have to go on moving for, and this connection is its own backend's
+        // though it is not written down. First the loss: a plan that ends the moving has not seen this.
+        store(&self.side.lost_at, self.now);
+        let moving = Standing { before: own, fading: false, since: self.now };
+        if self.tables.swap(&self.side.standing, standing_word, moving.to_word()) {
+            return own;
+        }
+        // Somebody was faster, perhaps with the ring of before: the connection is whose its next packet will be.
+        let standing = Standing::from_word(self.side.standing.get());
+        if standing.fading { own } else { standing.before }
     }
 
     /// Writes down that a connection is a backend's.

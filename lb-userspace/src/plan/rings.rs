@@ -250,7 +250,8 @@ fn forget_old_ring(placed: &Placed<'_>, steps: &mut Steps) {
 /// ones must not see.
 fn write_sides(first_side: Option<u32>, turns: &[Turn], quiet: u32, steps: &mut Steps) {
     let Some(first_side) = first_side else { return };
-    let (mut sides, mut earlier, mut later, mut ends) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut sides, mut earlier, mut later) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ends, mut overs) = (Vec::new(), Vec::new());
     for (number, turn) in (0..).zip(turns) {
         match turn.write {
             Write::Nothing => {}
@@ -258,6 +259,7 @@ fn write_sides(first_side: Option<u32>, turns: &[Turn], quiet: u32, steps: &mut 
             Write::Before(standing) => earlier.push((number, standing)),
             Write::After(standing) => later.push((number, standing)),
             Write::End(standing) => ends.push((number, standing)),
+            Write::Over(standing) => overs.push((number, standing)),
         }
     }
     if !sides.is_empty() {
@@ -268,8 +270,11 @@ fn write_sides(first_side: Option<u32>, turns: &[Turn], quiet: u32, steps: &mut 
             steps.add(stage, Op::SetStandings { first_side, standings: standings.into() });
         }
     }
-    if !ends.is_empty() {
-        steps.add(Stage::Fade, Op::EndMoving { first_side, standings: ends.into(), quiet });
+    // Of a loss in the tick of the plan nobody knows whether the plan has seen it.
+    for (standings, quiet) in [(ends, quiet), (overs, 1)] {
+        if !standings.is_empty() {
+            steps.add(Stage::Fade, Op::EndMoving { first_side, standings: standings.into(), quiet });
+        }
     }
 }
 

@@ -51,6 +51,9 @@ pub(super) enum Write {
     After(Standing),
     /// The same, unless a connection has been lost by then.
     End(Standing),
+    /// The same, unless one has been lost since the plan looked: a packet may have given the slot to its own
+    /// backend.
+    Over(Standing),
 }
 
 impl Rules<'_> {
@@ -88,10 +91,10 @@ impl Rules<'_> {
         let nobodys = before == NO_BACKEND || (before != Standing::BY_OLD_RING && (self.gone)(before));
         if nobodys || before == wanted {
             if self.always && before == wanted && before != NO_BACKEND {
-                // A packet may let it fade, which nobody hears of.
+                // A packet may give it to its own backend, which nobody hears of.
                 return self.turned(wanted, Write::Nothing, Some(self.now.after(self.quiet)));
             }
-            return self.over(wanted);
+            return self.unless_lost(self.over(wanted), Write::Over);
         }
         if before == own {
             // It rested, or a change was interrupted: this one begins now.
@@ -100,12 +103,15 @@ impl Rules<'_> {
         }
         let since = later(side.standing.since, side.lost_at);
         if self.now.since(since) >= self.quiet {
-            let turn = self.over(wanted);
-            let Write::After(standing) = turn.write else { return turn };
-            // Whether it was the end shows only then.
-            return Turn { write: Write::End(standing), due: Some(self.now.after(1)), ..turn };
+            return self.unless_lost(self.over(wanted), Write::End);
         }
         self.turned(wanted, Write::Nothing, Some(since.after(self.quiet)))
+    }
+
+    /// The same, if no packet speaks against it. Whether it was the end shows only then.
+    fn unless_lost(&self, turn: Turn, write: fn(Standing) -> Write) -> Turn {
+        let Write::After(standing) = turn.write else { return turn };
+        Turn { write: write(standing), due: Some(self.now.after(1)), ..turn }
     }
 
     /// The slot has moved: what is not written down is its own from now on.
@@ -191,6 +197,7 @@ mod tests {
 
     const FADES: fn(Tick) -> Write =
         |since| Write::After(Standing { before: NO_BACKEND, fading: true, since });
+    const OVER: fn(Tick) -> Write = |since| Write::Over(Standing { before: NO_BACKEND, fading: true, since });
     const ENDS: fn(Tick) -> Write = |since| Write::End(Standing { before: NO_BACKEND, fading: true, since });
 
     #[test]
@@ -209,7 +216,7 @@ mod tests {
             assert_eq!(turn, Turn { slot: Slot::settled(B), write: Write::Nothing, due: None });
         }
         let turn = rules(NOW).turn(Slot::unsettled(B), moving(LOST), B);
-        assert_eq!(unsettled(turn), (B, FADES(NOW)));
+        assert_eq!((unsettled(turn), turn.due), ((B, OVER(NOW)), Some(NOW.after(1))));
     }
 
     #[test]
@@ -229,7 +236,16 @@ mod tests {
     #[test]
     fn a_slot_that_comes_back_fades() {
         let later = NOW.after(7);
-        assert_eq!(unsettled(rules(later).turn(Slot::unsettled(B), moving(A), A)), (A, FADES(later)));
+        assert_eq!(unsettled(rules(later).turn(Slot::unsettled(B), moving(A), A)), (A, OVER(later)));
+    }
+
+    #[test]
+    fn a_slot_that_a_packet_gave_to_its_own_backend_moves_from_there() {
+        let later = NOW.after(7);
+        let turn = rules(later).turn(Slot::unsettled(B), moving(B), C);
+        let Write::Before(standing) = turn.write else { panic!("{turn:?}") };
+        assert_eq!((turn.slot.backend(), standing.before), (C, B));
+        assert_eq!(unsettled(rules(later).turn(Slot::unsettled(B), moving(B), B)), (B, OVER(later)));
     }
 
     #[test]
@@ -292,7 +308,7 @@ mod tests {
     #[test]
     fn a_slot_that_is_tracked_no_more_fades() {
         let late = NOW.after(QUIET * 9);
-        assert_eq!(unsettled(rules(late).turn(Slot::unsettled(A), moving(A), A)), (A, FADES(late)));
+        assert_eq!(unsettled(rules(late).turn(Slot::unsettled(A), moving(A), A)), (A, OVER(late)));
     }
 
     #[test]

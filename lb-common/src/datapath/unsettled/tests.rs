@@ -70,6 +70,30 @@ impl World {
         choose(&self.tables, at, hash, asked, sequence, now.0) as u32
     }
 
+    /// The same, of a slot that is another backend's by now.
+    fn send_to(&self, own: u32, flags: u8, sequence: u32, now: Tick) -> u32 {
+        let asked = Asked { own, flags, udp: false }.to_word();
+        let at = At { slot: 0, first_side: 0, service: 0 }.to_word();
+        choose(&self.tables, at, HASH, asked, sequence, now.0) as u32
+    }
+
+    /// Where a SYN goes that has seen the slot as it was.
+    fn first_having_seen(&self, word: u64, own: u32) -> u32 {
+        let standing = Standing::from_word(word);
+        let case = Case {
+            tables: &self.tables,
+            side: self.side(),
+            lines: self.lines(),
+            service: 0,
+            asked: Asked { own, flags: SYN, udp: false },
+            standing,
+            before: standing.before,
+            sequence: 500,
+            now: LATER,
+        };
+        case.choose(Record::key(HASH), word)
+    }
+
     fn datagram(&self, now: Tick) -> u32 {
         let asked = Asked { own: OWN, flags: 0, udp: true }.to_word();
         choose(&self.tables, At { slot: 0, first_side: 0, service: 0 }.to_word(), HASH, asked, 0, now.0)
@@ -164,11 +188,26 @@ fn a_syn_that_is_sent_again_and_finds_room_goes_where_it_went_without() {
 }
 
 #[test]
-fn with_no_room_and_nobody_alive_before_the_slot_fades() {
+fn with_no_room_and_nobody_alive_before_the_slot_moves_from_its_own_backend() {
     let world = World::moving().full().flagged(BEFORE, Backend::DEAD);
     assert_eq!(world.send(SYN, 500, LATER), OWN);
-    let standing = Standing { before: BEFORE, fading: true, since: LATER };
+    let standing = Standing { before: OWN, fading: false, since: LATER };
     assert_eq!(Standing::from_word(world.side().standing.get()), standing);
+    assert_eq!(world.side().lost_at.get(), LATER, "or a plan from before could let it fade");
+    // The ring is switched to a third backend by a plan that had looked before.
+    assert_eq!(world.send_to(OTHER, ACK, 501, LATER), OWN);
+    assert_eq!(world.send_to(OTHER, SYN, 500, LATER), OWN);
+}
+
+#[test]
+fn whoever_says_first_whose_such_a_slot_is_is_followed() {
+    let world = World::moving().full().flagged(BEFORE, Backend::DEAD);
+    let seen = world.side().standing.get();
+    // Two packets have seen the same, one of them the ring of before.
+    assert_eq!(world.first_having_seen(seen, OWN), OWN);
+    assert_eq!(world.first_having_seen(seen, OTHER), OWN);
+    world.side().standing.set(Standing { before: NO_BACKEND, fading: true, since: LATER }.to_word());
+    assert_eq!(world.first_having_seen(seen, OTHER), OTHER);
 }
 
 #[test]
