@@ -139,6 +139,9 @@ pub struct Tables {
     pub limits: Limits,
     /// What holds for all packets; `None` until first written.
     pub globals: Option<Globals>,
+    /// The time-outs have changed, and what translated connections were written down with may mean the former
+    /// ones.
+    pub recount: bool,
     /// Services by index.
     pub services: BTreeMap<u32, ServiceEntry>,
     /// Which service's index each listener leads to. Listeners on all ports are in `vips`, not here.

@@ -182,6 +182,8 @@ enum Stage {
     Unserve,
     /// Packets that saw what was before have gone.
     Settle,
+    /// No packet counts by the time-outs of before.
+    Count,
     /// Slots fade: no packet sees them as they were led before.
     Fade,
     /// No slot leads to these backends: now their flows may be cut.
@@ -225,6 +227,7 @@ impl Steps {
         }
         // Stable: within a stage the order of adding stays.
         self.ops.sort_by_key(|(stage, _)| *stage);
+        self.ops.dedup_by(|next, op| (&next.1, &op.1) == (&Op::CountAnew, &Op::CountAnew));
         self.ops.into_iter().map(|(_, op)| op).collect()
     }
 }
@@ -238,8 +241,12 @@ fn everywhere(desired: &Desired<'_>, before: &Tables, steps: &mut Steps) {
         same_interface_tx: desired.same_interface_tx,
     }
     .in_ticks();
-    if before.globals.as_ref() != Some(&globals) {
+    let (idle, known) = (globals.idle, before.globals.as_ref());
+    if known != Some(&globals) || before.recount {
         steps.add(Stage::Everywhere, Op::SetGlobals(globals));
+    }
+    if before.recount || known.is_some_and(|known| known.idle != idle) {
+        steps.add(Stage::Count, Op::CountAnew);
     }
     for (&index, &mac) in desired.interfaces {
         if before.interfaces.get(&index) != Some(&mac) {

@@ -96,6 +96,7 @@ fn changes() -> Vec<(&'static str, Vec<String>)> {
         ("and back again", vec![base(), document(&more, &ALL, ""), base()]),
         ("connections written down always", vec![base(), document(&ALL, &ALL, "track = \"always\"")]),
         ("rules", vec![base(), document(&ALL, &ALL, "allow = [\"198.51.100.0/28\", \"192.0.2.0/24\"]")]),
+        ("other time-outs", vec![base(), base().replace("\"60s\"", "\"600s\"")]),
         ("a second service", vec![document(&[], &ALL, ""), base()]),
         ("a service less", vec![base(), document(&ALL, &[], "")]),
         ("the end", vec![base(), nothing]),
@@ -293,7 +294,7 @@ impl Shape {
             keys: tables.keys.keys().copied().collect(),
             vips: tables.vips.keys().copied().collect(),
             sources: tables.sources.values().map(|source| source.address).collect(),
-            rest: format!("{:?} {:?}", tables.globals, tables.interfaces),
+            rest: format!("{:?} {:?} {:?}", tables.globals, tables.recount, tables.interfaces),
         }
     }
 }

@@ -298,6 +298,24 @@ fn a_clients_packet_that_says_nothing_new_does_not_look_at_the_flow() {
 }
 
 #[test]
+fn longer_time_outs_hold_for_whoever_is_connected_already() {
+    if !xtask::lab::possible("longer_time_outs_hold_for_whoever_is_connected_already") {
+        return;
+    }
+    let host = Host::new();
+    let first = host.call(flag::SYN, 1000);
+    host.answer(&first, flag::SYN | flag::ACK, 1000);
+    host.call(flag::ACK, 1000);
+    let idle = &host.0.config.idle;
+    idle.established.set(12_000);
+    idle.set_steps();
+    idle.count_anew(host.0.records.iter(), Tick(1001));
+    // In the same step still, which is now 256 ticks long.
+    assert_eq!(host.call(flag::ACK, 1002).source, first.source);
+    assert_eq!(host.flow().expires.get(), Tick(1002 + 12_000 + 256));
+}
+
+#[test]
 fn an_answer_tells_the_record_that_the_connection_lives_and_what_becomes_of_it() {
     if !xtask::lab::possible("an_answer_tells_the_record_that_the_connection_lives_and_what_becomes_of_it") {
         return;

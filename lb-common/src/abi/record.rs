@@ -283,44 +283,70 @@ impl Idle {
     /// have been silent for too long.
     pub const CHANGING: u32 = 1 << 31;
 
-    /// Sets the length of the steps in which translated connections say when they were seen: as short as seven
-    /// bits allow that must count twice the idle time-out. If it changes, what `records` say is made to mean
-    /// now: none is over before its time, some last longer.
+    /// The length of the steps in which translated connections say when they were seen: as short as seven bits
+    /// allow that must count twice the idle time-out.
     #[cfg(any(test, feature = "user", feature = "sim"))]
-    pub fn set_steps<'a>(&self, records: impl Iterator<Item = &'a Records>, now: Tick) {
+    fn needed_steps(&self) -> u32 {
         let states = [State::Datagrams, State::HalfOpen, State::Established, State::Closed];
-        let steps = states.into_iter().fold(0, |steps, state| {
+        states.into_iter().fold(0, |steps, state| {
             let (all, span) = (u64::from(Record::TIME) + 1, u64::from(state.span(self)));
             let step = (0..31).find(|step| all << step >= 2 * span).unwrap_or(31);
             steps | step << (8 * state as u32)
-        });
-        if steps == self.steps.get() {
-            return;
+        })
+    }
+
+    /// Whether records count in the steps that these time-outs need.
+    #[cfg(any(test, feature = "user", feature = "sim"))]
+    pub fn is_counted(&self) -> bool {
+        self.steps.get() == self.needed_steps()
+    }
+
+    /// Sets the length of the steps to what the time-outs need. If that changes it, it goes on changing, and
+    /// nothing is over, until [`Idle::count_anew`].
+    #[cfg(any(test, feature = "user", feature = "sim"))]
+    pub fn set_steps(&self) {
+        if !self.is_counted() {
+            self.steps.set(self.needed_steps() | Self::CHANGING);
         }
-        self.steps.set(steps | Self::CHANGING);
+    }
+
+    /// Makes what records of translated connections say mean now, and ends the change of the steps: none is over
+    /// before its time, some last longer. The next packet of each client has a look at its flow, as if it came by
+    /// another hop: the flow, too, was told when it ends by the time-outs of before.
+    ///
+    /// Nobody may be left who tells the time by the steps of before (an RCU grace period after
+    /// [`Idle::set_steps`]). Done again after half of it, it comes to the same.
+    #[cfg(any(test, feature = "user", feature = "sim"))]
+    pub fn count_anew<'a>(&self, records: impl Iterator<Item = &'a Records>, now: Tick) {
+        let steps = self.needed_steps();
         for way in records.flat_map(|line| &line.ways) {
             let (key, record) = (way.key.get(), Record(way.value.get()));
             if key > Record::BUSY && record.is_translated() && record != Record::GONE {
                 let state = record.state();
-                // Who comes between tells it by the new steps.
-                way.value.swap(record.0, record.told(state, state.time(now, steps)).0);
+                // Who comes between has looked at the flow just now.
+                way.value.swap(record.0, record.told(state, state.time(now, steps)).by(Hop::NOBODY).0);
             }
         }
         self.steps.set(steps);
     }
 }
 
-/// By whom a client's packets come, as six bits: enough to notice most changes.
+/// By whom a client's packets come, as six bits: enough to notice most changes. Of two hops one in 63 pairs
+/// looks alike; then the flow learns of the change in the next step of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop(u8);
 
 impl Hop {
+    /// No packet comes by it.
+    pub const NOBODY: Self = Self(0);
+
     /// Of the word that [`Flow::client_hop`](super::Flow::client_hop) is, and the interface.
     #[inline(always)]
     pub const fn of(hop: u64, interface: u32) -> Self {
         // Of the golden ratio, as in Fibonacci hashing (Knuth, volume 3, section 6.4).
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
-        Self(((hop ^ (interface as u64) << 20).wrapping_mul(SPREAD) >> 58) as u8)
+        let six = ((hop ^ (interface as u64) << 20).wrapping_mul(SPREAD) >> 58) as u8;
+        if six == Self::NOBODY.0 { Self(1) } else { Self(six) }
     }
 }
 
@@ -389,7 +415,10 @@ mod tests {
             idle.udp.set(udp >> 2);
             idle.half_open.set(half_open);
             idle.established.set(established >> 2);
-            idle.set_steps([].iter(), Tick(0));
+            idle.set_steps();
+            prop_assert!(!idle.is_counted() && idle.steps.get() & Idle::CHANGING != 0);
+            idle.count_anew([].iter(), Tick(0));
+            prop_assert!(idle.is_counted());
             let steps = idle.steps.get();
             for state in [State::Datagrams, State::HalfOpen, State::Established] {
                 let span = state.span(&idle);

@@ -229,7 +229,7 @@ mod tests {
         tables.config.idle.established.set(1000);
         tables.config.idle.half_open.set(100);
         tables.config.idle.closed.set(10);
-        tables.config.idle.set_steps(tables.records.iter(), NOW);
+        tables.config.idle.count_anew(tables.records.iter(), NOW);
         tables
     }
 
@@ -301,7 +301,9 @@ mod tests {
         fill(&tables, |_| translated(&tables, State::Established, 900));
         for established in [70_000, 500, u32::MAX / 4, 1000] {
             tables.config.idle.established.set(established);
-            tables.config.idle.set_steps(tables.records.iter(), NOW);
+            tables.config.idle.set_steps();
+            assert_eq!(taken(&tables, Worth::HalfOpen), None, "{established}, not yet counted anew");
+            tables.config.idle.count_anew(tables.records.iter(), NOW);
             assert_eq!(taken(&tables, Worth::HalfOpen), None, "{established}");
         }
         // While it is being changed nobody is either.

@@ -73,6 +73,7 @@ pub fn write(cells: &impl Cells, op: &Op, now: Tick) -> Result<bool, DataplaneEr
     let backend_at = |index| entry(cells.backends(), index, "backend");
     match *op {
         Op::SetGlobals(ref globals) => set_globals(cells, globals, now),
+        Op::CountAnew => cells.config().idle.count_anew(cells.records().iter(), now),
         Op::WriteBackend { index, ref backend } => write_backend(backend_at(index)?, backend),
         Op::RemoveBackend { index } => backend_at(index)?.flags.set(0),
         Op::WritePages { first_page, ref slots } => write_pages(cells.pages(), first_page, slots)?,
@@ -155,7 +156,13 @@ fn set_globals(cells: &impl Cells, globals: &Globals, now: Tick) {
     put(&config.idle.closed, ticks_in(idle.closed));
     put(&config.idle.udp, ticks_in(idle.udp));
     fault::point();
-    config.idle.set_steps(cells.records().iter(), now);
+    if config.flags.get() & Config::WRITTEN == 0 {
+        // There are no records yet.
+        config.idle.count_anew([].iter(), now);
+    } else {
+        config.idle.set_steps();
+    }
+    fault::point();
     put(&config.port_rest, ticks_in(idle.port_rest));
     put(&config.resets_per_second, *resets_per_second);
     put(&config.flags, with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));

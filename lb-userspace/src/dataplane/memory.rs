@@ -290,7 +290,19 @@ impl Dataplane for MemoryDataplane {
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
         let tables = &mut self.tables;
         match *op {
-            Op::SetGlobals(ref globals) => tables.globals = Some(globals.clone()),
+            Op::SetGlobals(ref globals) => {
+                let former = tables.globals.replace(globals.clone());
+                if former.is_some_and(|former| former.idle != globals.idle) {
+                    tables.recount = true;
+                    self.unsettled = true;
+                }
+            }
+            Op::CountAnew => {
+                if self.unsettled {
+                    return Err(misfit("some packets may still go by the time-outs of before".into()));
+                }
+                tables.recount = false;
+            }
             Op::SetInterface { index, mac } => {
                 tables.interfaces.insert(index, mac);
             }

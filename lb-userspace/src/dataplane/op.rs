@@ -15,6 +15,9 @@ use crate::model::Listen;
 pub enum Op {
     /// What holds for all packets.
     SetGlobals(Globals),
+    /// What translated connections were written down with is made to mean now, after a change of the time-outs or
+    /// of a source that no packet sees any more as it was ([`Tables::recount`](super::Tables::recount)).
+    CountAnew,
     /// Our MAC address on an interface.
     SetInterface {
         /// Interface index.
@@ -171,6 +174,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetGlobals(_) => f.write_str("write what holds for all packets"),
+            Self::CountAnew => f.write_str("count the times of translated connections by the new time-outs"),
             Self::SetInterface { index, .. } => write!(f, "write our MAC address on interface {index}"),
             Self::RemoveInterface { index } => write!(f, "forget our MAC address on interface {index}"),
             Self::WriteSource { index, source } => {

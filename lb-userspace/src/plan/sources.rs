@@ -52,6 +52,10 @@ pub(super) fn lay_out(desired: &Desired<'_>, before: &Tables, steps: &mut Steps)
         let entry = layout.entries.get(&index).map(|&address| SourceEntry { address, ports });
         if let Some(source) = entry.filter(|entry| before.sources.get(&index) != Some(entry)) {
             steps.add(Stage::Sources, Op::WriteSource { index, source });
+            if before.sources.get(&index).is_some_and(|former| former.address != source.address) {
+                // A connection that was sent from the former address must have a look at its flow.
+                steps.add(Stage::Count, Op::CountAnew);
+            }
         }
     }
     let run = |(&address, list): (&IpAddr, &Vec<IpAddr>)| Some((address, *runs.get(list)?));

@@ -398,6 +398,22 @@ fn a_first_plan_goes_from_the_ground_up() {
 }
 
 #[test]
+fn other_time_outs_are_counted_by_when_nobody_goes_by_the_former_ones() {
+    let mut world = World::with_backends(1);
+    let mut memory = MemoryDataplane::new(ROOMY);
+    applied(&mut memory, &world);
+    world.config.settings.idle.established *= 2;
+    for (done, left) in [(0, 3), (1, 3), (2, 3), (3, 0)] {
+        let mut memory = memory.clone();
+        let ops = apply(&mut memory, &world, done).ops;
+        assert!(matches!(ops.as_slice(), [Op::SetGlobals(_), Op::Settle, Op::CountAnew]), "{ops:?}");
+        // Whoever died in between: the next one does it all.
+        assert_eq!(apply(&mut memory, &world, usize::MAX).ops.len(), left, "after {done}");
+        assert!(!memory.held().recount);
+    }
+}
+
+#[test]
 fn a_drain_changes_the_ring_and_nothing_of_the_backend() {
     let mut memory = MemoryDataplane::new(ROOMY);
     let mut world = World::with_backends(3);

@@ -27,7 +27,9 @@ use crate::{
 
 impl KernelDataplane {
     pub(super) fn read_tables(&self) -> Result<Tables, DataplaneError> {
-        let mut tables = Tables { limits: self.limits, globals: self.read_globals(), ..Tables::default() };
+        let globals = self.read_globals();
+        let recount = globals.is_some() && !self.config().idle.is_counted();
+        let mut tables = Tables { limits: self.limits, globals, recount, ..Tables::default() };
         for (index, service) in (0..).zip(self.services.iter()) {
             if service.flags.get() & Service::IN_USE != 0 {
                 tables.services.insert(index, self.read_service(service)?);

@@ -46,6 +46,7 @@ impl KernelDataplane {
             })?,
             // Written above.
             Op::SetGlobals(_)
+            | Op::CountAnew
             | Op::WriteBackend { .. }
             | Op::RemoveBackend { .. }
             | Op::WritePages { .. }
