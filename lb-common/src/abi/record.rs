@@ -286,7 +286,7 @@ impl Idle {
     /// The length of the steps in which translated connections say when they were seen: as short as seven bits
     /// allow that must count twice the idle time-out.
     #[cfg(any(test, feature = "user", feature = "sim"))]
-    fn needed_steps(&self) -> u32 {
+    pub fn needed_steps(&self) -> u32 {
         let states = [State::Datagrams, State::HalfOpen, State::Established, State::Closed];
         states.into_iter().fold(0, |steps, state| {
             let (all, span) = (u64::from(Record::TIME) + 1, u64::from(state.span(self)));

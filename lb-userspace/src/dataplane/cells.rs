@@ -20,7 +20,7 @@ use lb_common::{
 use super::{
     BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, Ring, SideEntry, fault, ticks_in,
 };
-use crate::model::Listen;
+use crate::model::{Idle, Listen};
 
 /// The arrays that operations write to.
 pub trait Cells {
@@ -150,11 +150,7 @@ fn set_globals(cells: &impl Cells, globals: &Globals, now: Tick) {
     let config = cells.config();
     let Globals { hash_key, idle, resets_per_second, same_interface_tx } = globals;
     hash::set_key(config, *hash_key);
-    put(&config.idle.half_open, ticks_in(idle.half_open));
-    put(&config.idle.established, ticks_in(idle.established));
-    put(&config.idle.closing, ticks_in(idle.closing));
-    put(&config.idle.closed, ticks_in(idle.closed));
-    put(&config.idle.udp, ticks_in(idle.udp));
+    write_time_outs(&config.idle, idle);
     fault::point();
     if config.flags.get() & Config::WRITTEN == 0 {
         // There are no records yet.
@@ -167,6 +163,21 @@ fn set_globals(cells: &impl Cells, globals: &Globals, now: Tick) {
     put(&config.resets_per_second, *resets_per_second);
     put(&config.flags, with(config.flags.get(), Config::SAME_INTERFACE_TX, *same_interface_tx));
     put(&config.flags, config.flags.get() | Config::WRITTEN);
+}
+
+fn write_time_outs(cell: &abi::Idle, idle: &Idle) {
+    put(&cell.half_open, ticks_in(idle.half_open));
+    put(&cell.established, ticks_in(idle.established));
+    put(&cell.closing, ticks_in(idle.closing));
+    put(&cell.closed, ticks_in(idle.closed));
+    put(&cell.udp, ticks_in(idle.udp));
+}
+
+/// The length of the steps that these time-outs need ([`abi::Idle::needed_steps`]).
+pub(super) fn steps(idle: &Idle) -> u32 {
+    let cell = abi::Idle::default();
+    write_time_outs(&cell, idle);
+    cell.needed_steps()
 }
 
 fn write_pages(pages: &[Page], first_page: u32, slots: &[Slot]) -> Result<(), DataplaneError> {

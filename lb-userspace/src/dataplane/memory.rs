@@ -12,7 +12,7 @@ use lb_common::{
 
 use super::{
     BackendEntry, Dataplane, DataplaneError, Firewall, FlowEntry, MAX_SOURCES, Op, RecordEntry, Ring,
-    ServiceEntry, SideEntry, Tables, VipEntry, pages_for,
+    ServiceEntry, SideEntry, Tables, VipEntry, cells, pages_for,
 };
 use crate::model::{Limits, Listen, Protocol};
 
@@ -292,7 +292,7 @@ impl Dataplane for MemoryDataplane {
         match *op {
             Op::SetGlobals(ref globals) => {
                 let former = tables.globals.replace(globals.clone());
-                if former.is_some_and(|former| former.idle != globals.idle) {
+                if former.is_some_and(|former| cells::steps(&former.idle) != cells::steps(&globals.idle)) {
                     tables.recount = true;
                     self.unsettled = true;
                 }
