@@ -468,6 +468,11 @@ backends = [{ address = "10.0.0.21" }]
                 r#"error at shop: service "shop" has no listen (add listen = "203.0.113.10:80/tcp")"#,
             ),
             (
+                "health = { udp = { send = { hex = \"00ff\" }, expect = \"ok\" }, port = 53 }",
+                "slow_start = \"10s\"",
+                r#"error at "10s": pool "dns" starts slowly, and has no health check to tell when a server comes back (add health = { tcp = true }, or remove slow_start)"#,
+            ),
+            (
                 "[services.shop]",
                 "[services.\"my shop\"]",
                 r#"error at "my shop": "my shop" is no name (use 1 to 63 letters, digits, "-", "_" and ".", not beginning with "-")"#,

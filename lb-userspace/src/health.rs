@@ -86,13 +86,23 @@ pub struct Verdict {
     pub dead: bool,
     /// What becomes of its connections.
     pub flows: FlowsOf,
+    /// Tenths of its weight that count: fewer than [`Verdict::WHOLE`] while it starts slowly.
+    pub share: u16,
 }
 
 impl Verdict {
+    /// All of the weight.
+    pub const WHOLE: u16 = 10;
+
     /// It gets new connections.
-    pub const USABLE: Self = Self { usable: true, dead: false, flows: FlowsOf::Keep };
+    pub const USABLE: Self = Self { usable: true, dead: false, flows: FlowsOf::Keep, share: Self::WHOLE };
     /// It gets no new connections and keeps those it has.
-    pub const RESTING: Self = Self { usable: false, dead: false, flows: FlowsOf::Keep };
+    pub const RESTING: Self = Self { usable: false, ..Self::USABLE };
+
+    /// A backend's weight as it counts now, in tenths.
+    pub const fn weigh(self, weight: u16) -> u16 {
+        weight.saturating_mul(self.share)
+    }
 }
 
 /// How a backend is.
@@ -234,11 +244,8 @@ pub fn remembered(config: &Config, tables: &Tables) -> Verdicts {
             };
             if let Some((number, entry)) = entries.get(&identity) {
                 let usable = led.contains(number);
-                of_pool.entry(backend.address).or_insert(Verdict {
-                    usable,
-                    dead: entry.dead,
-                    flows: entry.flows,
-                });
+                let verdict = Verdict { usable, dead: entry.dead, flows: entry.flows, ..Verdict::USABLE };
+                of_pool.entry(backend.address).or_insert(verdict);
             }
         }
     }

@@ -308,7 +308,7 @@ mod tests {
                 "traffic": {traffic}}}],
             "pools": [],
             "backends": [{{"pool": "web", "address": "10.0.0.11:80", "state": "healthy", "usable": true,
-                "weight": 1, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
+                "weight": 1, "share_percent": 100, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
                 "no_next_hop": null, "traffic": {traffic}}}],
             "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
                 "records": [{{"name": "record_adopted", "times": 8}}]}},

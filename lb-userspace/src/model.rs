@@ -207,6 +207,9 @@ pub struct Pool {
     pub replica_fallback: ReplicaFallback,
     /// What becomes of readers' connections to a server that is not fit any more.
     pub on_unfit: OnUnfit,
+    /// For how long a server that has come back, or is new among others, gets less than its share; it grows in ten
+    /// steps. `None`: it gets all of it at once.
+    pub slow_start: Option<Duration>,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.

@@ -183,9 +183,9 @@ fn rolled(dice: &mut Dice) -> Config {
 
 fn verdicts(config: &Config, dice: &mut Dice) -> Verdicts {
     let mut verdict = || match dice.below(8) {
-        0 => Verdict { usable: false, dead: true, flows: FlowsOf::Keep },
-        1 => Verdict { usable: false, dead: true, flows: FlowsOf::Forget },
-        2 => Verdict { usable: false, dead: false, flows: FlowsOf::Cut },
+        0 => Verdict { dead: true, flows: FlowsOf::Keep, ..Verdict::RESTING },
+        1 => Verdict { dead: true, flows: FlowsOf::Forget, ..Verdict::RESTING },
+        2 => Verdict { flows: FlowsOf::Cut, ..Verdict::RESTING },
         3 => Verdict::RESTING,
         _ => Verdict::USABLE,
     };

@@ -221,6 +221,8 @@ pub struct Backend {
     pub usable: bool,
     /// Its share.
     pub weight: u16,
+    /// How much of that counts while it starts slowly; else 100.
+    pub share_percent: u16,
     /// When a drain ends by force, seconds since the epoch.
     pub deadline: Option<u64>,
     /// What its last probe said, if it failed.

@@ -222,7 +222,10 @@ pub(super) fn backends(backends: &[Backend]) -> String {
             Cell::text(&backend.pool),
             Cell::text(&backend.address),
             Cell::text(&backend.state).tone(tone),
-            Cell::number(backend.weight),
+            match backend.share_percent {
+                100 => Cell::number(backend.weight),
+                percent => Cell::number(format!("{percent} % of {}", backend.weight)).tone(Tone::Odd),
+            },
             Cell::number(backend.traffic.flows),
             Cell::number(bytes(backend.traffic.bytes_in)),
             Cell::number(bytes(backend.traffic.bytes_out)),

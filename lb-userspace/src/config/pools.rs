@@ -42,6 +42,14 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     let on_unfit = fields.read(sink, "on_unfit", |node, sink| {
         node.choice(sink, &[("keep", OnUnfit::Keep), ("cut", OnUnfit::Cut)])
     });
+    let slow_start = fields.get("slow_start");
+    if let Some(node) = slow_start.as_ref().filter(|_| health.is_none()) {
+        let problem = format!(
+            "pool \"{name}\" starts slowly, and has no health check to tell when a server comes back"
+        );
+        sink.error(&node.span, problem, "add health = { tcp = true }, or remove slow_start");
+    }
+    let slow_start = slow_start.and_then(|node| node.duration(sink));
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",
@@ -65,6 +73,7 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         panic: panic.unwrap_or_default(),
         replica_fallback: replica_fallback.unwrap_or_default(),
         on_unfit: on_unfit.unwrap_or_default(),
+        slow_start,
     })
 }
 

@@ -30,7 +30,7 @@ use crate::{
         Dataplane, DataplaneError, FlowsOf, NextHop, Op, Tables, duration_of, memory::MemoryDataplane,
         ticks_in,
     },
-    health::{self, Event, Health, Key, Now, State, Verdicts},
+    health::{self, Event, Health, Key, Now, State, Verdict, Verdicts},
     model::{BackendAddress, Config, HealthCheck, Listen},
     netlink::surroundings::Surroundings,
     plan::{Desired, Plan, PlanError, Rings, plan_again, plan_verdicts},
@@ -117,8 +117,6 @@ pub struct Core<D> {
     unattached: Option<String>,
     /// Somebody waits for flows to end; found out whenever tables or health change.
     wants_census: bool,
-    /// The second for which time was last passed on.
-    passed: u64,
     /// When slots are to be looked at again, though nothing happens.
     due: Option<Tick>,
     /// Backends in the tables whose connections have been cut, and may not know.
@@ -158,7 +156,6 @@ impl<D: Dataplane> Core<D> {
             unsettled: None,
             unattached: None,
             wants_census: false,
-            passed: 0,
             due: None,
         })
     }
@@ -362,13 +359,8 @@ impl<D: Dataplane> Core<D> {
         self.health.take_due(now)
     }
 
-    /// Time has passed: deadlines of drains may have. Says whether the tables must change.
+    /// Time has passed: deadlines of drains may have, and shares may grow. Says whether the tables must change.
     pub fn pass_time(&mut self, now: Now) -> bool {
-        // Deadlines are whole seconds: once for each is enough.
-        if self.passed == now.epoch {
-            return false;
-        }
-        self.passed = now.epoch;
         let events = self.health.pass_time(now);
         self.hear(events)
     }
@@ -376,10 +368,8 @@ impl<D: Dataplane> Core<D> {
     /// How long until there is something to do without an input: a tick exact where slots are due.
     pub fn wait(&self, now: Now) -> Option<Duration> {
         let probe = self.health.next_probe().map(|due| due.saturating_sub(now.uptime));
-        let deadline =
-            self.health.next_deadline(now).map(|due| Duration::from_secs(due.saturating_sub(now.epoch)));
         let due = self.due.map(|due| self.plane.now().map_or(RETRY, |tick| duration_of(due.since(tick))));
-        probe.into_iter().chain(deadline).chain(due).min()
+        probe.into_iter().chain(self.health.wait(now)).chain(due).min()
     }
 
     /// Whether slots are to be looked at by now: [`Core::settle`] does.
@@ -467,11 +457,11 @@ impl<D: Dataplane> Core<D> {
         self.reports.get(&Key { pool: pool.to_owned(), backend })
     }
 
-    /// How a backend is, and whether it gets new connections.
-    pub fn state(&self, pool: &str, backend: BackendAddress) -> (State, bool) {
+    /// How a backend is, and what is to be done with it.
+    pub fn state(&self, pool: &str, backend: BackendAddress) -> (State, Verdict) {
         let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.any.get(&backend));
         let state = self.health.state(&Key { pool: pool.to_owned(), backend }).unwrap_or(State::Starting);
-        (state, verdict.is_some_and(|verdict| verdict.usable))
+        (state, verdict.copied().unwrap_or(Verdict::RESTING))
     }
 
     /// Whether all backends of a pool fail and the last set is kept in use.

@@ -26,7 +26,7 @@ pub use self::process::Status;
 use self::process::{Event, Supervisor};
 use crate::{
     api::view,
-    health::State as HealthState,
+    health::{State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen},
     proxy::{
         orders::{self, Files, FromDesk, Orders, Pem, ServiceOrder, ToDesk},
@@ -213,17 +213,21 @@ pub fn services<'p>(
     config.at_desk().filter_map(order).collect()
 }
 
-/// The pools that the desk's routes name; `state` says how a backend is and whether it gets requests.
-pub fn pools(config: &Config, state: impl Fn(&str, BackendAddress) -> (HealthState, bool)) -> Vec<PoolOrder> {
+/// The pools that the desk's routes name; `state` says how a backend is and what is to be done with it.
+pub fn pools(
+    config: &Config,
+    state: impl Fn(&str, BackendAddress) -> (HealthState, Verdict),
+) -> Vec<PoolOrder> {
     let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
     let names: BTreeSet<&str> = routes.filter_map(|route| route.pool()).collect();
     let order = |name: &str| {
         let pool = config.pools.get(name)?;
         let backends = pool.backends.iter().filter_map(|backend| {
             let BackendAddress::Remote(address, port) = backend.address else { return None };
-            let (state, usable) = state(name, backend.address);
+            let (state, verdict) = state(name, backend.address);
             let draining = matches!(state, HealthState::Draining | HealthState::Drained);
-            Some(BackendOrder { address, port, weight: backend.weight, usable, draining })
+            let (weight, usable) = (verdict.weigh(backend.weight), verdict.usable);
+            Some(BackendOrder { address, port, weight, usable, draining })
         });
         Some(PoolOrder { name: name.to_owned(), backends: backends.collect() })
     };

@@ -11,7 +11,7 @@ use super::core::Core;
 use crate::{
     api::view,
     dataplane::{BackendEntry, Dataplane, DataplaneError, FlowEntry, ServiceEntry, Tables, duration_of},
-    health::Now,
+    health::{Now, Verdict},
     model::{self, Admin, BackendAddress, Config, HealthCheck, Probe},
 };
 
@@ -236,7 +236,7 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
                 None => (None, None),
             };
             let report = core.report(name, backend.address);
-            let (state, usable) = core.state(name, backend.address);
+            let (state, verdict) = core.state(name, backend.address);
             let listens = config.services.values().filter(|service| service.pool == *name);
             let mut sum = view::Traffic::default();
             for service in listens {
@@ -246,8 +246,9 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
                 pool: name.clone(),
                 address: backend.address.to_string(),
                 state: state.to_string(),
-                usable,
+                usable: verdict.usable,
                 weight: backend.weight,
+                share_percent: verdict.share * 100 / Verdict::WHOLE,
                 deadline: match backend.admin {
                     Admin::Drain { deadline } => deadline,
                     _ => None,

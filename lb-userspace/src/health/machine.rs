@@ -20,8 +20,10 @@ pub struct Health {
     pools: BTreeMap<String, Pool>,
     verdicts: Verdicts,
     schedule: Schedule,
-    /// Deadlines of drains, seconds since the epoch, and whose pool's: all that time alone changes.
+    /// Deadlines of drains, seconds since the epoch, and whose pool's.
     deadlines: BTreeSet<(u64, String)>,
+    /// When a server's share grows, and whose pool's.
+    growth: BTreeSet<(Duration, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +33,7 @@ struct Pool {
     panic: Panic,
     replica_fallback: ReplicaFallback,
     on_unfit: OnUnfit,
+    slow_start: Option<Duration>,
     backends: BTreeMap<BackendAddress, Backend>,
     /// All have failed: those that stay in use.
     all_failed: Option<BTreeSet<BackendAddress>>,
@@ -46,6 +49,10 @@ struct Backend {
     against: u32,
     /// When `probed` last changed.
     since: Duration,
+    /// Others were there before it: it may start slowly when it is first found good.
+    is_new: bool,
+    /// When it began to start slowly, if ever.
+    started: Option<Duration>,
     /// A drain is done: no connection was left.
     empty: bool,
     /// As last announced.
@@ -64,7 +71,8 @@ impl Health {
     /// Of nobody yet. The seed spreads the times of probes.
     pub fn new(seed: u64) -> Self {
         let (pools, verdicts) = (BTreeMap::new(), Verdicts::new());
-        Self { pools, verdicts, schedule: Schedule::new(seed), deadlines: BTreeSet::new() }
+        let (deadlines, growth) = (BTreeSet::new(), BTreeSet::new());
+        Self { pools, verdicts, schedule: Schedule::new(seed), deadlines, growth }
     }
 
     /// Takes over a document. Who is known stays as it is; who is new counts as what `remembered` says
@@ -76,12 +84,16 @@ impl Health {
         for (name, pool) in &config.pools {
             let mut old = before.remove(name);
             let unchecked = old.as_ref().is_some_and(|old| old.check.is_none());
+            let is_new = old.is_some();
             let backends = pool.backends.iter().map(|backend| {
                 let known = old.as_mut().and_then(|old| old.backends.remove(&backend.address));
                 let earlier = remembered.get(name).into_iter().flat_map(|pool| pool.on(backend.address));
                 let state = match known {
                     Some(known) => known.taken_over(backend.admin, unchecked && pool.health.is_some()),
-                    None => Backend::new(backend.admin, &earlier.copied().collect::<Vec<_>>(), now),
+                    None => {
+                        let earlier: Vec<_> = earlier.copied().collect();
+                        Backend { is_new, ..Backend::new(backend.admin, &earlier, now) }
+                    }
                 };
                 (backend.address, state)
             });
@@ -101,6 +113,7 @@ impl Health {
                 panic: pool.panic,
                 replica_fallback: pool.replica_fallback,
                 on_unfit: pool.on_unfit,
+                slow_start: pool.slow_start,
                 backends,
                 cluster,
                 // Who must not stay in use any more is let go at once.
@@ -213,19 +226,26 @@ impl Health {
         self.refresh(&key.pool, now)
     }
 
-    /// Time has passed: deadlines of drains may have.
+    /// Time has passed: deadlines of drains may have, and shares may grow.
     pub fn pass_time(&mut self, now: Now) -> Vec<Event> {
         let mut events = Vec::new();
         while self.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now.epoch) {
             let Some((_, name)) = self.deadlines.pop_first() else { break };
             events.extend(self.refresh(&name, now));
         }
+        while self.growth.first().is_some_and(|(due, _)| *due <= now.uptime) {
+            let Some((_, name)) = self.growth.pop_first() else { break };
+            events.extend(self.refresh(&name, now));
+        }
         events
     }
 
-    /// The next deadline of a drain, seconds since the epoch: the time for [`Health::pass_time`].
-    pub fn next_deadline(&self, now: Now) -> Option<u64> {
-        self.deadlines.iter().map(|(deadline, _)| *deadline).find(|deadline| *deadline > now.epoch)
+    /// How long until [`Health::pass_time`] has something to do.
+    pub fn wait(&self, now: Now) -> Option<Duration> {
+        let deadline =
+            self.deadlines.first().map(|(at, _)| Duration::from_secs(at.saturating_sub(now.epoch)));
+        let growth = self.growth.first().map(|(due, _)| due.saturating_sub(now.uptime));
+        deadline.into_iter().chain(growth).min()
     }
 
     /// When the next probe is due.
@@ -288,6 +308,9 @@ impl Health {
                 backend.state = Some(state);
             }
         }
+        if let Some(due) = pool.next_growth(now) {
+            self.growth.insert((due, name.to_owned()));
+        }
         let verdicts = pool.verdicts(now);
         if self.verdicts.get(name) != Some(&verdicts) {
             self.verdicts.insert(name.to_owned(), verdicts);
@@ -311,6 +334,15 @@ impl Pool {
             Admin::Drain { deadline } => deadline,
             Admin::Enabled | Admin::Disabled => None,
         })
+    }
+
+    /// When the share of one of them grows next.
+    fn next_growth(&self, now: Now) -> Option<Duration> {
+        let slow = self.slow_start?;
+        let started = self.backends.values().filter_map(|backend| backend.started);
+        let steps =
+            |started: Duration| (1..Verdict::WHOLE).map(move |step| started + slow * step.into() / 10);
+        started.flat_map(steps).filter(|due| *due > now.uptime).min()
     }
 
     /// When nobody is left, those stay in use that turned bad together with the last one: an outage is
@@ -394,7 +426,9 @@ impl Pool {
             (Admin::Drain { deadline: Some(deadline) }, _) if deadline <= now.epoch => cut,
             (Admin::Drain { .. }, _) => Verdict::RESTING,
             (Admin::Enabled, _) if self.check.is_none() || kept => Verdict::USABLE,
-            (Admin::Enabled, Probed::Good) => Verdict::USABLE,
+            (Admin::Enabled, Probed::Good) => {
+                Verdict { share: backend.share(self.slow_start, now.uptime), ..Verdict::USABLE }
+            }
             (Admin::Enabled, Probed::Unknown) => Verdict::RESTING,
             (Admin::Enabled, Probed::Bad) => Verdict {
                 dead: true,
@@ -419,7 +453,8 @@ impl Backend {
         } else {
             Probed::Unknown
         };
-        Self { admin, probed, against: 0, since: now.uptime, empty: false, state: None }
+        let since = now.uptime;
+        Self { admin, probed, against: 0, since, is_new: false, started: None, empty: false, state: None }
     }
 
     /// With what the operator wants now. `checked_now`: a health check has been added, and what worked
@@ -431,6 +466,7 @@ impl Backend {
         if self.admin == Admin::Disabled && admin != Admin::Disabled {
             // Nobody has asked it meanwhile.
             self.probed = Probed::Unknown;
+            self.is_new = true;
         }
         if !matches!((self.admin, admin), (Admin::Drain { .. }, Admin::Drain { .. })) {
             self.empty = false;
@@ -455,10 +491,20 @@ impl Backend {
         if self.against < needed {
             return false;
         }
+        if turned == Probed::Good {
+            self.started = (self.probed == Probed::Bad || self.is_new).then_some(now);
+        }
         self.probed = turned;
         self.against = 0;
         self.since = now;
         true
+    }
+
+    /// Tenths of its weight that count: one at first, and one more with each tenth of the time.
+    fn share(&self, slow_start: Option<Duration>, now: Duration) -> u16 {
+        let Some((slow, started)) = slow_start.zip(self.started) else { return Verdict::WHOLE };
+        let passed = (1..Verdict::WHOLE).filter(|&step| now >= started + slow * step.into() / 10).count();
+        1 + u16::try_from(passed).unwrap_or(Verdict::WHOLE)
     }
 
     fn state_at(&self, checked: bool, epoch: u64) -> State {

@@ -303,7 +303,9 @@ fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe
     let pool = desired.config.pools.get(&service.pool);
     let verdicts = desired.verdicts_for(service);
     let member = |backend: &Backend| {
-        let weight = if takes_part(verdict_on(verdicts, backend)) { backend.weight } else { 0 };
+        let verdict = verdict_on(verdicts, backend);
+        // Rings depend on how weights compare alone, so all may be in tenths.
+        let weight = if takes_part(verdict) { verdict.weigh(backend.weight) } else { 0 };
         Member { address: backend.address, weight }
     };
     Recipe {

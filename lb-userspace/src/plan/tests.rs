@@ -2,6 +2,7 @@
 //! whole, and after the last one they say what was desired.
 
 mod roles;
+mod weights;
 mod world;
 
 use lb_common::abi::{NO_BACKEND, Slot, Standing};
@@ -307,8 +308,10 @@ proptest! {
         }
         world.spent.clear();
         // What waited for slots to come to rest is done by the plans after.
-        for _ in 0..3 {
-            apply(&mut memory, &world, usize::MAX);
+        let mut plans = 0;
+        while !apply(&mut memory, &world, usize::MAX).ops.is_empty() {
+            plans += 1;
+            prop_assert!(plans < 10, "it comes to an end");
         }
         let mut rings = Rings::default();
         for _ in 0..4 {
@@ -320,7 +323,8 @@ proptest! {
                     }
                     let flows = dice.pick(&[FlowsOf::Keep, FlowsOf::Keep, FlowsOf::Forget, FlowsOf::Cut]);
                     let usable = dice.chance(60);
-                    *verdict = Verdict { usable, dead: !usable && dice.chance(50), flows };
+                    let (dead, share) = (!usable && dice.chance(50), dice.pick(&[1, 5, 10, 10]));
+                    *verdict = Verdict { usable, dead, flows, share };
                     turned.insert(pool.clone());
                 }
                 verdicts.primary.clone_from(&verdicts.any);

@@ -112,7 +112,7 @@ pub struct Script {
 }
 
 const DRAINED: Verdict = Verdict::RESTING;
-const DEAD: Verdict = Verdict { usable: false, dead: true, flows: FlowsOf::Keep };
+const DEAD: Verdict = Verdict { dead: true, flows: FlowsOf::Keep, ..Verdict::RESTING };
 /// Fewest servers in use.
 const FEWEST: usize = 8;
 /// Sizes of rings, all prime.

@@ -285,8 +285,11 @@ fn a_new_daemon_finds_everything_as_it_was() {
     let mut second = Core::new(plane, "/etc/lb.toml".into(), [8, 9], 10).unwrap();
     load(&mut second, DOCUMENT, at(0)).unwrap();
     assert_eq!(second.plane().tables().unwrap(), before);
-    assert_eq!(second.state("web", "10.0.0.11:80".parse().unwrap()), (State::Healthy, true));
-    assert_eq!(second.state("web", "10.0.0.12:80".parse().unwrap()), (State::Unhealthy, false));
+    assert_eq!(second.state("web", "10.0.0.11:80".parse().unwrap()), (State::Healthy, Verdict::USABLE));
+    assert_eq!(
+        second.state("web", "10.0.0.12:80".parse().unwrap()),
+        (State::Unhealthy, Verdict { dead: true, ..Verdict::RESTING })
+    );
 }
 
 #[test]

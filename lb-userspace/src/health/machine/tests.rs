@@ -93,7 +93,7 @@ fn what_becomes_of_connections_is_the_documents_to_say() {
         let text = DOCUMENT.replace("[services", &format!("on_unhealthy = \"{word}\"\n[services"));
         let mut health = healthy(&text);
         fail(&mut health, 2, at(2));
-        assert_eq!(verdict(&health, 2), Verdict { usable: false, dead: true, flows });
+        assert_eq!(verdict(&health, 2), Verdict { dead: true, flows, ..Verdict::RESTING });
         assert_eq!(verdict(&health, 1), Verdict::USABLE);
     }
 }
@@ -139,6 +139,49 @@ fn the_document_may_want_none_to_stay_in_use() {
 }
 
 #[test]
+fn who_comes_back_or_is_new_starts_slowly() {
+    let text = DOCUMENT.replace("[services", "slow_start = \"10s\"\n[services");
+    let mut health = healthy(&text);
+    let share = |health: &Health, number| verdict(health, number).share;
+    assert_eq!([1, 2, 3].map(|number| share(&health, number)), [Verdict::WHOLE; 3], "all begin together");
+    assert_eq!(health.wait(at(1)), None);
+
+    fail(&mut health, 2, at(1000));
+    assert_eq!(health.wait(at(1000)), None);
+    health.report(&key(2), true, at(2000));
+    health.report(&key(2), true, at(3000));
+    assert_eq!((share(&health, 2), share(&health, 1)), (1, Verdict::WHOLE));
+    for tenth in 1..10 {
+        let due = 3000 + 1000 * u64::from(tenth);
+        assert_eq!(health.wait(at(due - 1)), Some(Duration::from_millis(1)));
+        assert_eq!(health.pass_time(at(due - 1)), []);
+        assert_eq!(health.pass_time(at(due)), [Event::Verdicts { pool: "web".to_owned() }]);
+        assert_eq!(share(&health, 2), tenth + 1);
+    }
+    assert_eq!((share(&health, 2), health.wait(at(12_000))), (Verdict::WHOLE, None));
+
+    // A new one, but for those that the tables knew; one that was disabled.
+    let more = text.replace("{ address = \"10.0.0.3:80\" }", "{ address = \"10.0.0.4:80\" }");
+    health.configure(&config(&more), &Verdicts::new(), at(20_000));
+    health.report(&key(4), true, at(21_000));
+    assert_eq!(share(&health, 4), 1);
+    // It fails, which ends it; it comes back, and time has passed unseen.
+    fail(&mut health, 4, at(22_000));
+    health.report(&key(4), true, at(23_000));
+    health.report(&key(4), true, at(24_000));
+    health.pass_time(at(26_500));
+    assert_eq!(share(&health, 4), 3);
+    let disabled = more.replace("10.0.0.1:80\"", "10.0.0.1:80\", disabled = true");
+    health.configure(&config(&disabled), &Verdicts::new(), at(30_000));
+    health.configure(&config(&more), &Verdicts::new(), at(31_000));
+    health.report(&key(1), true, at(32_000));
+    assert_eq!(share(&health, 1), 1);
+    // Without the key it gets all at once.
+    health.configure(&config(&more.replace("slow_start = \"10s\"", "")), &Verdicts::new(), at(33_000));
+    assert_eq!(share(&health, 1), Verdict::WHOLE);
+}
+
+#[test]
 fn a_drain_ends_with_the_last_connection_or_at_its_deadline() {
     let mut health = healthy(DOCUMENT);
     let draining =
@@ -149,7 +192,7 @@ fn a_drain_ends_with_the_last_connection_or_at_its_deadline() {
     assert_eq!(health.note_connections(&key(2), 5, at(3000)), []);
     health.note_connections(&key(2), 0, at(4000));
     assert_eq!(health.state(&key(2)), Some(State::Drained));
-    assert_eq!(health.next_deadline(at(4000)), None);
+    assert_eq!(health.wait(at(4000)), None);
 
     // Resumed, it is used at once: it has been asked all the time.
     health.configure(&config(DOCUMENT), &Verdicts::new(), at(5000));
@@ -158,7 +201,7 @@ fn a_drain_ends_with_the_last_connection_or_at_its_deadline() {
     // 1970-01-01T00:17:00Z is second 1020.
     health.configure(&draining("1970-01-01T00:17:00Z"), &Verdicts::new(), at(6000));
     assert_eq!((health.state(&key(2)), verdict(&health, 2)), (Some(State::Draining), Verdict::RESTING));
-    assert_eq!(health.next_deadline(at(6000)), Some(1020));
+    assert_eq!(health.wait(at(6000)), Some(Duration::from_secs(14)));
     assert_eq!(health.pass_time(at(19_999)), []);
     let events = health.pass_time(at(20_000));
     assert!(events.contains(&Event::Verdicts { pool: "web".to_owned() }), "{events:?}");
@@ -171,7 +214,7 @@ fn who_is_disabled_is_cut_and_not_asked_and_starts_anew() {
     let mut health = healthy(DOCUMENT);
     let disabled = config(&DOCUMENT.replace("10.0.0.2:80\"", "10.0.0.2:80\", disabled = true"));
     health.configure(&disabled, &Verdicts::new(), at(2000));
-    assert_eq!(verdict(&health, 2), Verdict { usable: false, dead: false, flows: FlowsOf::Cut });
+    assert_eq!(verdict(&health, 2), Verdict { flows: FlowsOf::Cut, ..Verdict::RESTING });
     assert_eq!(health.report(&key(2), true, at(3000)), []);
     let asked: BTreeSet<Key> =
         (0..100).flat_map(|n| health.take_due(at(3000 + n * 100))).map(|(key, _)| key).collect();
@@ -195,7 +238,7 @@ fn without_a_check_all_are_healthy_and_a_new_check_changes_nothing_at_first() {
 
 #[test]
 fn after_a_restart_all_is_as_before() {
-    let dead = Verdict { usable: false, dead: true, flows: FlowsOf::Keep };
+    let dead = Verdict { dead: true, flows: FlowsOf::Keep, ..Verdict::RESTING };
     let pool = [(key(1).backend, Verdict::USABLE), (key(2).backend, dead)];
     let remembered = Verdicts::from([("web".to_owned(), pool.into_iter().collect())]);
     let mut health = Health::new(9);
@@ -214,7 +257,7 @@ fn what_is_remembered_is_what_the_tables_say() {
     use crate::dataplane::{Dataplane, Tables, memory::MemoryDataplane};
     use crate::plan::{Desired, plan};
     let config = config(DOCUMENT);
-    let dead = Verdict { usable: false, dead: true, flows: FlowsOf::Forget };
+    let dead = Verdict { dead: true, flows: FlowsOf::Forget, ..Verdict::RESTING };
     let pool =
         [(key(1).backend, Verdict::USABLE), (key(2).backend, dead), (key(3).backend, Verdict::RESTING)];
     let verdicts = Verdicts::from([("web".to_owned(), pool.into_iter().collect())]);

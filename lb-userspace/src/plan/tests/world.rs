@@ -123,9 +123,8 @@ impl World {
                         FlowsOf::Cut,
                     ]);
                     let usable = dice.chance(70);
-                    verdicts
-                        .any
-                        .insert(backend.address, Verdict { usable, dead: !usable && dice.chance(50), flows });
+                    let (dead, share) = (!usable && dice.chance(50), dice.pick(&[1, 5, 10, 10]));
+                    verdicts.any.insert(backend.address, Verdict { usable, dead, flows, share });
                 }
             }
             verdicts.primary.clone_from(&verdicts.any);
@@ -216,7 +215,8 @@ impl World {
             .map(|backend| {
                 let on =
                     verdict(backend).is_some_and(|verdict| verdict.usable && verdict.flows == FlowsOf::Keep);
-                Member { address: backend.address, weight: if on { backend.weight } else { 0 } }
+                let share = verdict(backend).map_or(0, |verdict| verdict.share);
+                Member { address: backend.address, weight: if on { backend.weight * share } else { 0 } }
             })
             .collect();
         let positions = match service.scheduler {
