@@ -199,7 +199,8 @@ pub struct Service {
     pub ring: Shared<u64>,
     /// The firewall: rule set (zero: none) in the upper 32 bits, [`Service::DENY_OTHERS`] in the lower.
     pub firewall: Shared<u64>,
-    /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`], [`Service::DIRECT`].
+    /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`], [`Service::DIRECT`],
+    /// [`Service::HOLDS`].
     pub flags: Shared<u32>,
     /// [`TCP`] or [`UDP`].
     pub protocol: Shared<u8>,
@@ -224,6 +225,8 @@ impl Service {
     pub const IN_USE: u32 = 4;
     /// Packets are not translated: the backend has the service's address, and answers the client itself.
     pub const DIRECT: u32 = 8;
+    /// While no backend is usable, new connections get no answer instead of a reset: clients ask again.
+    pub const HOLDS: u32 = 16;
     /// Sources that no rule matches are denied.
     pub const DENY_OTHERS: u32 = 1;
 }

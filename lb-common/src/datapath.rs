@@ -189,8 +189,11 @@ fn lead<V: Family, T: Tables, C: Clock>(
         }
     }
     let Some((index, backend)) = select::entry(call.index, index, tables)? else {
-        let reason = if packet.is_first() { ResetReason::NoBackend } else { ResetReason::UnknownFlow };
-        return Err(refuse(frame, packet, reason, setting.now()));
+        return Err(if packet.is_first() {
+            turn_away(frame, packet, call.service, setting.now())
+        } else {
+            refuse(frame, packet, ResetReason::UnknownFlow, setting.now())
+        });
     };
     let flags = backend.flags.get();
     if flags & Backend::CUT != 0 {
@@ -238,7 +241,7 @@ fn welcome<V: Family, T: Tables>(
         return Err(verdict(|| stray(frame, packet, call, context)));
     }
     let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
-        return Err(refuse(frame, packet, ResetReason::NoBackend, &context));
+        return Err(turn_away(frame, packet, call.service, &context));
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
     flow::open(packet, link.source_hop(), (index, backend), (place, call.written), context)?;
@@ -333,6 +336,20 @@ fn to_client<V: Family, T: Tables>(
         .tables
         .count_traffic(known.index, Traffic { packets_out: 1, bytes_out: bytes, ..Traffic::default() });
     Ok(Verdict::ToClient { interface })
+}
+
+/// A new connection, and no backend for it.
+#[inline(always)]
+fn turn_away<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    service: &Service,
+    context: &Context<'_, T>,
+) -> Verdict {
+    if service.flags.get() & Service::HOLDS != 0 {
+        return DropReason::NoBackend.into();
+    }
+    refuse(frame, packet, ResetReason::NoBackend, context)
 }
 
 /// A packet that nobody is to have: TCP is told why, UDP has no way to tell.

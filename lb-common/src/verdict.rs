@@ -126,7 +126,7 @@ reasons! {
         UnknownProtocol = "drop_unknown_protocol",
         /// The service's firewall says no.
         Denied = "drop_denied",
-        /// UDP, and no backend is usable.
+        /// No backend is usable: UDP, or TCP where clients are to ask again rather than be refused.
         NoBackend = "drop_no_backend",
         /// A reset was due, but this second's share is used up.
         ResetLimit = "drop_reset_limit",

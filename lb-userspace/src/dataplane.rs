@@ -253,6 +253,8 @@ pub struct Mode {
     pub round_robin: bool,
     /// Packets are not translated.
     pub direct: bool,
+    /// While no backend is usable, new connections get no answer instead of a reset.
+    pub holds: bool,
 }
 
 /// A ring and where it is.

@@ -41,6 +41,8 @@ pub struct PoolVerdicts {
     pub primary: BackendVerdicts,
     /// For services that want replicas; empty where nobody knows roles.
     pub replica: BackendVerdicts,
+    /// Clients that want the primary while there is none are to wait, rather than be told so.
+    pub holds: bool,
 }
 
 /// Verdicts on backends.

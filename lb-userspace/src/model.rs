@@ -18,7 +18,7 @@ use std::{
 
 use desk::Desk;
 pub use network::{Network, NetworkError};
-pub use roles::{OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
+pub use roles::{OnNoPrimary, OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
 
 /// A whole document.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,6 +210,8 @@ pub struct Pool {
     /// For how long a server that has come back, or is new among others, gets less than its share; it grows in ten
     /// steps. `None`: it gets all of it at once.
     pub slow_start: Option<Duration>,
+    /// What becomes of clients that want the primary while there is none.
+    pub on_no_primary: OnNoPrimary,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.

@@ -132,7 +132,7 @@ pub fn plan(desired: &Desired<'_>, before: &Tables) -> Result<Plan, PlanError> {
 pub fn plan_again(desired: &Desired<'_>, before: &Tables, rings: &mut Rings) -> Result<Plan, PlanError> {
     let mut steps = Steps::default();
     everywhere(desired, before, &mut steps);
-    let services = services::assign(desired.config, before, &mut steps)?;
+    let services = services::assign(desired, before, &mut steps)?;
     let sources = sources::lay_out(desired, before, &mut steps)?;
     let backends = backends::assign(desired, before, &services, &sources, &mut steps)?;
     rules::write(&services, before, &mut steps)?;

@@ -75,6 +75,8 @@ pub mod port {
     pub const CHANGING: u16 = 91;
     /// A ring that leads to another service's backend, TCP.
     pub const ASTRAY: u16 = 92;
+    /// No backend, and clients are to ask again; translated over IPv4, not over IPv6. TCP.
+    pub const HELD: u16 = 93;
 }
 
 /// Source ports of most backends.
@@ -182,7 +184,10 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
         let turns = builder.service(listen(vip, port::TURNS, Protocol::Tcp), three)?;
         builder
             .plane
-            .apply(&Op::SwitchMode { service: turns, mode: Mode { round_robin: true, direct: false } })?;
+            .apply(&Op::SwitchMode { service: turns, mode: Mode { round_robin: true, ..Mode::default() } })?;
+        let held = builder.service(listen(vip, port::HELD, Protocol::Tcp), &[])?;
+        let mode = Mode { holds: true, direct: vip == v6, ..Mode::default() };
+        builder.plane.apply(&Op::SwitchMode { service: held, mode })?;
         let local = BackendEntry { address: None, port: None, next_hop: None, ..three[0].clone() };
         builder.service(listen(vip, port::LOCAL, Protocol::Tcp), &[local])?;
         let unreachable = BackendEntry { next_hop: None, ..three[0].clone() };
@@ -370,7 +375,7 @@ impl<D: Dataplane> Builder<'_, D> {
     ) -> Result<u32, DataplaneError> {
         let first = self.backends;
         let service = self.service(listen, backends)?;
-        self.plane.apply(&Op::SwitchMode { service, mode: Mode { round_robin: false, direct: true } })?;
+        self.plane.apply(&Op::SwitchMode { service, mode: Mode { direct: true, ..Mode::default() } })?;
         if let Some(side) = side {
             let first_side = side as u32;
             let leads = |slot: u32| match slot {

@@ -114,7 +114,7 @@ fn fill(plane: &mut KernelDataplane) -> Result<()> {
         (2, CROWD, |_| Slot::unsettled(5)),
     ] {
         let listen = Listen { address: VIP, port: Some(port), protocol: Protocol::Tcp };
-        let mode = Mode { round_robin: false, direct: service != 1 };
+        let mode = Mode { direct: service != 1, ..Mode::default() };
         plane.apply(&Op::WriteService { index: service, listen, mode })?;
         plane.apply(&Op::WritePages { first_page: service, slots: (0..SLOTS).map(slot).collect() })?;
         let first_side = [Some(0), None, Some(1)][service as usize];

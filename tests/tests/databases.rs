@@ -158,6 +158,47 @@ fn a_daemon_killed_in_the_middle_of_a_failover_is_followed_by_one_that_finishes_
 }
 
 #[test]
+fn a_client_that_calls_while_there_is_no_primary_waits_for_the_next_one() -> Result<()> {
+    if !lab::possible("a_client_that_calls_while_there_is_no_primary_waits_for_the_next_one") {
+        return Ok(());
+    }
+    let (stage, mut servers) = cluster("on_no_primary = { hold = \"1h\" }", &[])?;
+    let waits = |wanted: bool| {
+        move |stage: &Stage| {
+            let cluster = &stage.json(&["pool", "show", "accounts"])?["cluster"];
+            Ok(cluster["primary"].is_null() && cluster["holds"] == wanted)
+        }
+    };
+    servers[0].kill()?;
+    stage.until("nobody, and clients wait", waits(true))?;
+    assert!(stage.lb(&["pool", "show", "accounts"])?.contains("nobody, clients wait"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let place = stage.lab.client.clone();
+    let caller = std::thread::spawn(move || -> Result<String> {
+        let call =
+            async { anyhow::Ok(session().await?.query_one("SELECT host(inet_server_addr())", &[]).await?) };
+        Ok(place.run(|| runtime.block_on(call))??.get(0))
+    });
+    stage.until("a call without an answer", |stage| {
+        let output = stage.lab.client.command("ss").args(["-Htn", "state", "syn-sent"]).output()?;
+        Ok(!output.stdout.is_empty())
+    })?;
+    ensure!(!caller.is_finished(), "it was answered");
+    servers[1].promote()?;
+    let answer = caller.join().map_err(|_| anyhow::anyhow!("the caller has panicked"))?;
+    assert_eq!(answer?, "10.2.0.11");
+
+    // For a time.
+    let text = std::fs::read_to_string(stage.document())?;
+    stage.write(&text.replace("1h", "2s"))?;
+    servers[1].kill()?;
+    stage.until("nobody, and clients wait no more", waits(false))?;
+    let refused = psql(&stage.lab.client, WRITE, "postgres", "SELECT 1").expect_err("nobody is there");
+    assert!(refused.to_string().contains("refused"), "{refused:#}");
+    stage.checksums_were_right()
+}
+
+#[test]
 fn who_cannot_be_asked_has_no_role_and_says_why() -> Result<()> {
     if !lab::possible("who_cannot_be_asked_has_no_role_and_says_why") {
         return Ok(());

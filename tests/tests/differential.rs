@@ -69,6 +69,7 @@ impl Maker {
             port::EMPTY,
             port::EMPTY,
             port::EMPTY,
+            port::HELD,
             port::LOCAL,
             port::FIREWALL,
             port::FIREWALL,

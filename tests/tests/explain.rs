@@ -17,7 +17,7 @@ use tests::{
 };
 
 /// Ports of services of every kind, and one of none.
-const PORTS: [u16; 14] = [
+const PORTS: [u16; 15] = [
     port::WEB,
     port::CUT,
     port::FEW_PORTS,
@@ -26,6 +26,7 @@ const PORTS: [u16; 14] = [
     port::ASTRAY,
     port::CHANGING,
     port::EMPTY,
+    port::HELD,
     port::LOCAL,
     port::FIREWALL,
     port::UNREACHABLE,

@@ -36,7 +36,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 22] = [
+const WAYS: [(&str, Way); 23] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -50,6 +50,7 @@ const WAYS: [(&str, Way); 22] = [
     ("cargo xtask bench", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --control", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --desk", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
+    ("cargo xtask bench --database", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo build --release --package lb-userspace", Way::Desk),
     ("sudo install target/release/lb /usr/local/bin/", Way::Host),
     ("lb check /etc/lobby/lb.toml", Way::Host),
@@ -69,7 +70,7 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 19] = [
+const IN_SENTENCES: [(&str, Way); 20] = [
     ("cargo xtask demo 4", Way::Elsewhere("see above")),
     ("lb auth hash anna --role admin < password", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
     ("lb auth hash robot --key < key", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
@@ -86,6 +87,7 @@ const IN_SENTENCES: [(&str, Way); 19] = [
     ("lb apply FILE", Way::Host),
     ("lb plan FILE", Way::Host),
     ("lb service show shop", Way::Host),
+    ("lb connections --service accounts-write", Way::Elsewhere("tests/tests/clients.rs has sessions for it")),
     ("lb pool promote", Way::Elsewhere("see below")),
     (
         "sudo lb pool promote accounts 10.0.0.21:5432",

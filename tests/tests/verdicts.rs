@@ -278,6 +278,13 @@ fn dropped_for_want(bench: &mut Bench) {
         &Spec::udp(CLIENT, to(port::EMPTY)).build(),
         DropReason::NoBackend.into(),
     );
+    // Each try is for nobody, and none is told so; who is in the middle of a connection is.
+    for (name, held) in [("held back", to(port::HELD)), ("held back, IPv6", to_v6(port::HELD))] {
+        bench.expect(name, &syn(held).build(), DropReason::NoBackend.into());
+        bench.expect(name, &syn(held).build(), DropReason::NoBackend.into());
+        let middle = Spec::tcp(syn(held).source, held, flag::ACK);
+        bench.expect_reset(name, &middle, ResetReason::UnknownFlow);
+    }
     bench.expect("a ring without pages", &syn(to(port::BROKEN)).build(), DropReason::Tables.into());
     bench.expect("another's backend", &syn(to(port::ASTRAY)).build(), DropReason::Tables.into());
     // Four ports: four associations, and no fifth.

@@ -61,6 +61,21 @@ pub fn desk(arguments: &[String]) -> Result<()> {
     in_namespaces("desk", arguments)
 }
 
+/// Measures a database through Lobby's ports beside the same server without Lobby, which is written to
+/// `target/bench/database.json`.
+///
+/// # Errors
+///
+/// Something could not be had, or the benchmark failed.
+pub fn database(arguments: &[String]) -> Result<()> {
+    setup::everything()?;
+    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
+    if !crate::cargo().args(release).status()?.success() {
+        bail!("the benchmark of databases did not build");
+    }
+    in_namespaces("database", arguments)
+}
+
 /// Runs a benchmark, built for release, that makes a lab.
 fn in_namespaces(name: &str, arguments: &[String]) -> Result<()> {
     let program = crate::target_directory().join("release").join(name);

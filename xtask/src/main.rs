@@ -65,6 +65,9 @@ enum Command {
         /// Instead, measure the reception desk beside nginx and HAProxy
         #[arg(long)]
         desk: bool,
+        /// Instead, measure a PostgreSQL server through Lobby's ports beside the same without Lobby
+        #[arg(long, conflicts_with_all = ["control", "desk"])]
+        database: bool,
         /// For the benchmark itself; `-- --help` tells them
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -147,6 +150,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Lab(lab) => self::lab(lab)?,
         Command::Bench { control: true, .. } => bench::control()?,
+        Command::Bench { database: true, arguments, .. } => bench::database(&arguments)?,
         Command::Bench { desk: true, arguments, .. } => bench::desk(&arguments)?,
         Command::Bench { arguments, .. } => bench::packets(&arguments)?,
     }

@@ -101,7 +101,7 @@ impl Scene {
         plane.apply(&Op::WriteService {
             index: 0,
             listen,
-            mode: dataplane::Mode { round_robin: false, direct: mode != Mode::Nat },
+            mode: dataplane::Mode { direct: mode != Mode::Nat, ..Default::default() },
         })?;
         for backend in 0..BACKENDS {
             let address = inside(kind.v6, 256 + backend);

@@ -173,6 +173,9 @@ pub struct Cluster {
     pub since_seconds: u64,
     /// How often it has changed since the daemon started.
     pub changes: u64,
+    /// Clients that call while nobody gets writes have to wait, rather than be refused.
+    #[serde(default)]
+    pub holds: bool,
     /// The whole decision.
     pub why: String,
     /// What speaks against there being one primary.

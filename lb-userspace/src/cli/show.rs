@@ -189,9 +189,10 @@ fn cluster(cluster: &Cluster) -> String {
         ]);
     }
     let doubt = cluster.doubt.as_ref().map(|doubt| format!("alarm         {doubt}\n")).unwrap_or_default();
+    let nobody = if cluster.holds { "nobody, clients wait" } else { "nobody" };
     format!(
         "writes go to  {}, since {}\nwhy           {}\n{doubt}\n{}",
-        cluster.primary.as_deref().unwrap_or("nobody"),
+        cluster.primary.as_deref().unwrap_or(nobody),
         duration(Duration::from_secs(cluster.since_seconds)),
         cluster.why,
         table.render(colours())

@@ -10,10 +10,7 @@ use super::{
     roles,
     settings::check_unicast,
 };
-use crate::model::{
-    Admin, Backend, BackendAddress, HealthCheck, OnUnfit, OnUnhealthy, Panic, Pool, Probe, ReplicaFallback,
-    Via,
-};
+use crate::model::{Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,12 +33,6 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     });
     let panic = fields
         .read(sink, "panic", |node, sink| node.choice(sink, &[("keep", Panic::Keep), ("fail", Panic::Fail)]));
-    let replica_fallback = fields.read(sink, "replica_fallback", |node, sink| {
-        node.choice(sink, &[("primary", ReplicaFallback::Primary), ("none", ReplicaFallback::None)])
-    });
-    let on_unfit = fields.read(sink, "on_unfit", |node, sink| {
-        node.choice(sink, &[("keep", OnUnfit::Keep), ("cut", OnUnfit::Cut)])
-    });
     let slow_start = fields.get("slow_start");
     if let Some(node) = slow_start.as_ref().filter(|_| health.is_none()) {
         let problem = format!(
@@ -50,6 +41,8 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         sink.error(&node.span, problem, "add health = { tcp = true }, or remove slow_start");
     }
     let slow_start = slow_start.and_then(|node| node.duration(sink));
+    let tells = health.as_ref().is_none_or(|health| health.probe.tells_roles());
+    let (replica_fallback, on_unfit, on_no_primary) = roles::wishes(&mut fields, tells, sink);
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",
@@ -71,9 +64,10 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         backends,
         on_unhealthy: on_unhealthy.unwrap_or_default(),
         panic: panic.unwrap_or_default(),
-        replica_fallback: replica_fallback.unwrap_or_default(),
-        on_unfit: on_unfit.unwrap_or_default(),
         slow_start,
+        replica_fallback,
+        on_unfit,
+        on_no_primary,
     })
 }
 

@@ -4,7 +4,10 @@ use super::{
     complaint::Places,
     read::{Fields, Node, Sink},
 };
-use crate::model::{Forward, Listen, Password, Pool, Postgres, PostgresTls, Probe, Protocol, Role, Service};
+use crate::model::{
+    Forward, Listen, OnNoPrimary, OnUnfit, Password, Pool, Postgres, PostgresTls, Probe, Protocol,
+    ReplicaFallback, Role, Service,
+};
 
 /// `postgres = { user = "lb", database = "postgres", password_file = "/etc/lobby/lb.password", max_lag = "5s" }`.
 pub(super) fn postgres(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Probe> {
@@ -82,6 +85,37 @@ fn text(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<String> {
         node.refuse(sink, "write a name");
     }
     Some(text.to_owned())
+}
+
+/// What a pool wants where nobody has the role that is asked for. `tells`: its check tells roles, as far as it
+/// can be read.
+pub(super) fn wishes(
+    fields: &mut Fields<'_>,
+    tells: bool,
+    sink: &mut Sink<'_>,
+) -> (ReplicaFallback, OnUnfit, OnNoPrimary) {
+    for key in ["replica_fallback", "on_unfit", "on_no_primary"] {
+        if let Some(node) = fields.get(key).filter(|_| !tells) {
+            let message = format!("{key} is for pools whose health check tells who is the primary");
+            sink.error(&node.span, message, "remove it, or write health = { postgres = { user = \"lb\" } }");
+        }
+    }
+    let fallback = fields.read(sink, "replica_fallback", |node, sink| {
+        node.choice(sink, &[("primary", ReplicaFallback::Primary), ("none", ReplicaFallback::None)])
+    });
+    let unfit = fields.read(sink, "on_unfit", |node, sink| {
+        node.choice(sink, &[("keep", OnUnfit::Keep), ("cut", OnUnfit::Cut)])
+    });
+    let no_primary = fields.read(sink, "on_no_primary", |node, sink| {
+        if !node.is_table() {
+            return node.choice(sink, &[("reset", OnNoPrimary::Reset)]);
+        }
+        let mut fields = node.table(sink)?;
+        let longest = fields.require(sink, "hold", "\"10s\"").and_then(|node| node.duration(sink));
+        fields.finish(sink);
+        longest.map(OnNoPrimary::Hold)
+    });
+    (fallback.unwrap_or_default(), unfit.unwrap_or_default(), no_primary.unwrap_or_default())
 }
 
 /// Which of the pool's backends a service wants.
@@ -174,6 +208,10 @@ role = "primary"
         });
         assert_eq!(document.config.pools["accounts"].health.as_ref().unwrap().probe, wanted);
         assert_eq!(document.config.services["accounts-write"].role, Some(Role::Primary));
+        assert_eq!(document.config.pools["accounts"].on_no_primary, OnNoPrimary::Reset);
+        let held = DOCUMENT.replace("backends", "on_no_primary = { hold = \"10s\" }\nbackends");
+        let hold = OnNoPrimary::Hold(Duration::from_secs(10));
+        assert_eq!(Document::parse(&held).unwrap().config.pools["accounts"].on_no_primary, hold);
     }
 
     #[test]
@@ -196,6 +234,14 @@ role = "primary"
             ("role = \"primary\"", "role = \"replica\"\nfence = \"none\"", "fence is for"),
             ("role = \"primary\"", "role = \"primary\"\nfence = \"none\"", "fence is for"),
             ("role = \"primary\"", "role = \"master\"", "choose one of"),
+            ("backends", "on_no_primary = \"wait\"\nbackends", "cannot be \"wait\""),
+            ("backends", "on_no_primary = { hold = 10 }\nbackends", "has no unit"),
+            ("backends", "on_no_primary = { wait = \"10s\" }\nbackends", "hold"),
+            (
+                "postgres = { user = \"lb\", password_file = \"/etc/lb.password\", max_lag = \"5s\" }",
+                "tcp = true }\non_no_primary = { hold = \"10s\" }\non_unfit = \"cut\"\nrest = {",
+                "on_no_primary is for pools whose health check tells",
+            ),
         ];
         for (from, to, wanted) in cases {
             let said = said(from, to);

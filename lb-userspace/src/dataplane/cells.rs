@@ -247,7 +247,9 @@ fn called(listen: Listen) -> Called {
 }
 
 fn with_mode(flags: u32, mode: Mode) -> u32 {
-    with(with(flags, Service::ROUND_ROBIN, mode.round_robin), Service::DIRECT, mode.direct)
+    let Mode { round_robin, direct, holds } = mode;
+    let said = [(Service::ROUND_ROBIN, round_robin), (Service::DIRECT, direct), (Service::HOLDS, holds)];
+    said.into_iter().fold(flags, |flags, (flag, set)| with(flags, flag, set))
 }
 
 pub(super) fn store_words(cells: &[Shared<u64>; 2], address: abi::Address) {

@@ -54,7 +54,7 @@ pub enum OpenError {
     Load(String),
     /// The process may not.
     #[error(
-        "{0}: this needs root's rights, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; run it with sudo"
+        "{0}: this needs root's rights, or the capabilities CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW and CAP_PERFMON; run it with sudo"
     )]
     Rights(String),
     /// The object lacks something: another build.

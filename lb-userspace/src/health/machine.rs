@@ -11,7 +11,9 @@ use super::{
 };
 use crate::{
     dataplane::FlowsOf,
-    model::{Admin, BackendAddress, Config, HealthCheck, OnUnfit, OnUnhealthy, Panic, ReplicaFallback},
+    model::{
+        Admin, BackendAddress, Config, HealthCheck, OnNoPrimary, OnUnfit, OnUnhealthy, Panic, ReplicaFallback,
+    },
 };
 
 /// The health of every backend of a document.
@@ -22,7 +24,7 @@ pub struct Health {
     schedule: Schedule,
     /// Deadlines of drains, seconds since the epoch, and whose pool's.
     deadlines: BTreeSet<(u64, String)>,
-    /// When a server's share grows, and whose pool's.
+    /// When a server's share grows, or clients have waited long enough, and whose pool's.
     growth: BTreeSet<(Duration, String)>,
 }
 
@@ -34,6 +36,7 @@ struct Pool {
     replica_fallback: ReplicaFallback,
     on_unfit: OnUnfit,
     slow_start: Option<Duration>,
+    on_no_primary: OnNoPrimary,
     backends: BTreeMap<BackendAddress, Backend>,
     /// All have failed: those that stay in use.
     all_failed: Option<BTreeSet<BackendAddress>>,
@@ -114,6 +117,7 @@ impl Health {
                 replica_fallback: pool.replica_fallback,
                 on_unfit: pool.on_unfit,
                 slow_start: pool.slow_start,
+                on_no_primary: pool.on_no_primary,
                 backends,
                 cluster,
                 // Who must not stay in use any more is let go at once.
@@ -226,7 +230,7 @@ impl Health {
         self.refresh(&key.pool, now)
     }
 
-    /// Time has passed: deadlines of drains may have, and shares may grow.
+    /// Time has passed: deadlines may have, and shares may grow.
     pub fn pass_time(&mut self, now: Now) -> Vec<Event> {
         let mut events = Vec::new();
         while self.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now.epoch) {
@@ -308,7 +312,7 @@ impl Health {
                 backend.state = Some(state);
             }
         }
-        if let Some(due) = pool.next_growth(now) {
+        for due in pool.next_growth(now).into_iter().chain(pool.holds_until(now.uptime)) {
             self.growth.insert((due, name.to_owned()));
         }
         let verdicts = pool.verdicts(now);
@@ -399,7 +403,20 @@ impl Pool {
                 _ => verdict,
             }
         });
-        PoolVerdicts { any, primary, replica }
+        let holds = match self.on_no_primary {
+            OnNoPrimary::Reset => false,
+            // While there is a primary too: no client meets an empty ring and is refused.
+            OnNoPrimary::Hold(_) => cluster.primary().is_some() || self.holds_until(now.uptime).is_some(),
+        };
+        PoolVerdicts { any, primary, replica, holds }
+    }
+
+    /// Until when clients that want the primary are to wait; `None`: there is one, or they are not to wait now.
+    fn holds_until(&self, now: Duration) -> Option<Duration> {
+        let OnNoPrimary::Hold(longest) = self.on_no_primary else { return None };
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.primary().is_none())?;
+        let (since, _) = cluster.turned();
+        Some(since + longest).filter(|until| *until > now)
     }
 
     /// What is to be done with a backend where writes go. Liveness has no say: whether it is the primary is

@@ -37,6 +37,16 @@ pub enum ReplicaFallback {
     None,
 }
 
+/// What becomes of clients that want the primary while there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnNoPrimary {
+    /// They are refused at once.
+    #[default]
+    Reset,
+    /// They get no answer, and so ask again, until there has been none for this long.
+    Hold(Duration),
+}
+
 /// What becomes of the connections of readers to a server that is not fit to be read from any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnUnfit {

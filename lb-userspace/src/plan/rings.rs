@@ -87,7 +87,7 @@ pub(super) fn write(
             }
         };
         // After the ring: in no mode does the ring of the other mean anything.
-        let mode = mode(placed.service);
+        let mode = mode(desired, placed.service);
         if placed.before.is_some_and(|entry| entry.mode != mode) {
             steps.add(Stage::Rings, Op::SwitchMode { service: placed.index, mode });
         }

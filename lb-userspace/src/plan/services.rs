@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Desired, PlanError, Stage, Steps};
 use crate::{
     dataplane::{Mode, Op, ServiceEntry, Tables, VipEntry},
-    model::{Config, Forward, Listen, Protocol, Scheduler, Service},
+    model::{Forward, Listen, Protocol, Role, Scheduler, Service},
 };
 
 /// A service of the document and its place in the tables.
@@ -17,8 +17,13 @@ pub(super) struct Placed<'a> {
 }
 
 /// How packets of a service get to its backends.
-pub(super) fn mode(service: &Service) -> Mode {
-    Mode { round_robin: service.scheduler == Scheduler::RoundRobin, direct: service.forward != Forward::Nat }
+pub(super) fn mode(desired: &Desired<'_>, service: &Service) -> Mode {
+    Mode {
+        round_robin: service.scheduler == Scheduler::RoundRobin,
+        direct: service.forward != Forward::Nat,
+        holds: service.role == Some(Role::Primary)
+            && desired.verdicts.get(&service.pool).is_some_and(|pool| pool.holds),
+    }
 }
 
 /// Gives each service its index: the one it has, else a free one.
@@ -26,10 +31,11 @@ pub(super) fn mode(service: &Service) -> Mode {
 /// An index is not free as long as a backend entry names it, since flows of that entry would then be
 /// taken for the new service's; when no other is left, such entries are freed first.
 pub(super) fn assign<'a>(
-    config: &'a Config,
+    desired: &Desired<'a>,
     before: &'a Tables,
     steps: &mut Steps,
 ) -> Result<Vec<Placed<'a>>, PlanError> {
+    let config = desired.config;
     let known: HashMap<Listen, u32> =
         before.services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
     let named: BTreeSet<u32> = before.backends.values().map(|backend| backend.service).collect();
@@ -51,7 +57,7 @@ pub(super) fn assign<'a>(
         for (&backend, _) in before.backends.iter().filter(|(_, entry)| entry.service == index) {
             steps.add(Stage::Clear, Op::RemoveBackend { index: backend });
         }
-        let op = Op::WriteService { index, listen: service.listen, mode: mode(service) };
+        let op = Op::WriteService { index, listen: service.listen, mode: mode(desired, service) };
         steps.add(Stage::Services, op);
         placed.push(Placed { service, index, before: None });
     }

@@ -104,7 +104,7 @@ fn check_done(now: &Tables, before: &Tables, world: &World) {
         } else {
             assert_eq!(is, wanted);
         }
-        assert_eq!(entry.mode, services::mode(service));
+        assert_eq!(entry.mode, services::mode(&world.desired(), service));
         let of_service = |(_, entry): &(&u32, &BackendEntry)| entry.service == *index;
         for backend in &world.config.pools[&service.pool].backends {
             let mut found =

@@ -79,6 +79,7 @@ impl<D: Dataplane> Core<D> {
             timeline: cluster.followed().1,
             since_seconds: ago(since),
             changes: cluster.changes(),
+            holds: cluster.primary().is_none() && verdicts.is_some_and(|pool| pool.holds),
             why: why.to_owned(),
             doubt: cluster.doubt().map(ToString::to_string),
             servers: servers.collect(),

@@ -196,6 +196,7 @@ impl KernelDataplane {
             mode: Mode {
                 round_robin: flags & Service::ROUND_ROBIN != 0,
                 direct: flags & Service::DIRECT != 0,
+                holds: flags & Service::HOLDS != 0,
             },
             ring: ring(service.ring.get())?,
             old_ring: ring(service.old_ring.get())?,

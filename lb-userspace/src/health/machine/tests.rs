@@ -417,3 +417,29 @@ fn who_may_not_be_written_to_is_the_operators_word_too() {
     health.configure(&with("disabled = true"), &Verdicts::new(), at(3));
     assert_eq!(roles(&health)[0], "xxx");
 }
+
+#[test]
+fn clients_wait_for_a_primary_for_as_long_as_the_document_says() {
+    let text = DATABASE.replace("[services", "on_no_primary = { hold = \"10s\" }\n[services");
+    let mut health = cluster(&text);
+    let holds = |health: &Health| health.verdicts()["web"].holds;
+    // From before on, so that nobody is refused in between.
+    assert!(holds(&health));
+    health.observe(&key(1), said(Says::Replica, 1), at(2_500));
+    assert_eq!(roles(&health)[0], "xxx");
+    assert!(holds(&health));
+    // Ten seconds after 2.5, and not before.
+    for ms in [3_000, 12_499] {
+        assert_eq!(health.pass_time(at(ms)), []);
+    }
+    assert!(holds(&health));
+    assert_eq!(health.wait(at(12_499)), Some(Duration::from_millis(1)));
+    assert_eq!(health.pass_time(at(12_500)), [Event::Verdicts { pool: "web".to_owned() }]);
+    assert!(!holds(&health) && health.wait(at(12_500)).is_none());
+    // The next time anew.
+    health.observe(&key(2), said(Says::Primary, 2), at(20_000));
+    assert!(holds(&health) && roles(&health)[0] == "x+x");
+    // What the document says now holds now.
+    health.configure(&config(DATABASE), &Verdicts::new(), at(21_000));
+    assert!(!holds(&health));
+}

@@ -84,3 +84,31 @@ fn without_a_primary_nothing_is_led_anywhere() {
     let ops = apply(&mut memory, &world, usize::MAX).ops;
     assert!(matches!(ops.as_slice(), [Op::WriteBackend { index: 0, .. }, Op::Settle]), "{ops:?}");
 }
+
+#[test]
+fn while_clients_are_to_wait_there_is_no_moment_at_which_they_are_refused() {
+    let mut memory = MemoryDataplane::new(ROOMY);
+    let mut world = led_by(0);
+    world.verdicts.get_mut("web").unwrap().holds = true;
+    let tables = applied(&mut memory, &world);
+    assert!(tables.services[&0].mode.holds, "while there is a primary too");
+    let silent = world.config.pools["web"].backends[0].address;
+    world.verdicts.get_mut("web").unwrap().primary.insert(silent, Verdict::RESTING);
+    let tables = applied(&mut memory, &world);
+    assert!(tables.services[&0].ring.slots.is_empty() && tables.services[&0].mode.holds);
+    // The time is over: they are told.
+    world.verdicts.get_mut("web").unwrap().holds = false;
+    let mut short = memory.clone();
+    let ops = apply(&mut memory, &world, usize::MAX).ops;
+    let refuses = |op: &Op| matches!(op, Op::SwitchMode { service: 0, mode } if !mode.holds);
+    assert!(matches!(ops.as_slice(), [op] if refuses(op)), "{ops:?}");
+    let pools = BTreeSet::from(["web".to_owned()]);
+    let plan = plan_verdicts(&world.desired(), &short.tables().unwrap(), &pools, &mut Rings::default());
+    assert_eq!(plan.unwrap().expect("nothing but verdicts has changed").ops, ops);
+    short.apply(&ops[0]).unwrap();
+    assert!(!short.tables().unwrap().services[&0].mode.holds);
+    // Those that do not ask for the primary are refused at once, as ever.
+    world.verdicts.get_mut("web").unwrap().holds = true;
+    world.config.services.get_mut("shop").unwrap().role = Some(Role::Replica);
+    assert!(!applied(&mut memory, &world).services[&0].mode.holds);
+}

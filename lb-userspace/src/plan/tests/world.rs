@@ -128,6 +128,7 @@ impl World {
                 }
             }
             verdicts.primary.clone_from(&verdicts.any);
+            verdicts.holds = dice.chance(50);
             world.config.pools.insert(name.to_owned(), pool(backends));
         }
         let pools: Vec<String> = world.config.pools.keys().cloned().collect();
