@@ -29,6 +29,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nginx", package: "nginx", use_: "the tests" },
     Tool { program: "iperf3", package: "iperf3", use_: "the tests" },
     Tool { program: "tcpdump", package: "tcpdump", use_: "looking at packets in the lab" },
+    Tool { program: "nft", package: "nftables", use_: "firewalls in the tests" },
     Tool { program: SERVER, package: "postgresql", use_: "the tests of databases, and the demo of one" },
 ];
 
