@@ -4,7 +4,8 @@
 //! side is sent a SYN as if it were the other's. In the middle of a connection an acknowledgment is the answer to
 //! that, whatever its sequence number (the "challenge ACK" of RFC 5961 section 4, RFC 9293 section 3.10.7.4), and
 //! that is a packet which the program resets, by the numbers that are in it. So nobody has to know them, nothing
-//! of it is on the way of packets, and firewalls that follow connections let it by.
+//! of it is on the way of packets. Firewalls that follow connections let such a SYN by where the connection came in; where it
+//! went out it is invalid to them (Linux' `nf_conntrack_proto_tcp`), and a client's must allow it.
 //!
 //! A call that is lost is made again. Who has heard takes the next one for a new connection: a client answers it with a reset,
 //! which is dropped, and a server with a SYN-ACK, which is reset.
