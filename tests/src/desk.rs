@@ -128,6 +128,14 @@ impl Desk {
         }
     }
 
+    /// Tells it to end, as when another has taken over; its connections may take so long.
+    ///
+    /// # Errors
+    /// When it does not hear.
+    pub fn drain(&self, milliseconds: u64) -> Result<()> {
+        Ok(orders::send(&self.control, &ToDesk::Drain { milliseconds, at_once: false }, &[])?)
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

@@ -14,7 +14,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use http::{header, request::Parts};
+use http::{Version, header, request::Parts};
 use serde::Serialize;
 
 /// Lines that wait to be written; beyond that they are lost, and counted: a reader that does not read holds
@@ -32,6 +32,7 @@ pub struct Line {
     pub route: String,
     client: IpAddr,
     tls: bool,
+    protocol: &'static str,
     method: String,
     host: String,
     /// Normalised where it could be.
@@ -60,8 +61,15 @@ impl Line {
             route: String::new(),
             client: client.to_canonical(),
             tls,
+            protocol: match parts.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
             method: parts.method.to_string(),
-            host: text(header::HOST).unwrap_or_default(),
+            host: text(header::HOST)
+                .or_else(|| parts.uri.authority().map(ToString::to_string))
+                .unwrap_or_default(),
             path: parts.uri.path().to_owned(),
             status: 0,
             bytes: 0,

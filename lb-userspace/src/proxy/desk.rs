@@ -10,10 +10,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -64,7 +61,8 @@ pub(super) struct Shared {
     pub(super) log: AccessLog,
     /// Tells connections to end after the answer that they are at.
     pub(super) closing: CancellationToken,
-    draining: AtomicBool,
+    /// Answers are to be the last of their connections.
+    pub(super) draining: CancellationToken,
     sources: Mutex<HashMap<IpAddr, u32>>,
 }
 
@@ -78,14 +76,9 @@ impl Shared {
             figures: Figures::default(),
             log: AccessLog::to(io::stdout()),
             closing: CancellationToken::new(),
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             sources: Mutex::default(),
         })
-    }
-
-    /// Whether answers are to be the last of their connections.
-    pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
     }
 
     /// Counts a connection of a source; `None`: it has enough.
@@ -318,7 +311,7 @@ impl Desk {
         self.accepting.values().for_each(JoinHandle::abort);
         self.accepting.clear();
         self.sockets.clear();
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.draining.cancel();
         if how.at_once {
             self.shared.closing.cancel();
         }

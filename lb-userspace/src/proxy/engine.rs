@@ -1,11 +1,11 @@
-//! The engine: HTTP/1.1 on a client's connection, by hyper. This module and those below it are all that knows
+//! The engine: HTTP/1.1 and HTTP/2 on a client's connection, by hyper. This module and those below it are all that knows
 //! of hyper; what is decided, and by what rules, is in their siblings and speaks of `http` types alone.
 
 mod body;
+mod converse;
 mod upstream;
 
 use std::{
-    convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -14,16 +14,15 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-use self::body::{Body, Upload, Watched};
 pub use self::upstream::Upstream;
+use self::{
+    body::{Body, Upload, Watched},
+    converse::{Pulse, Spoken, converse},
+};
 use super::{
     access::Line,
     auth::Caller,
@@ -33,12 +32,10 @@ use super::{
     request::{Target, target},
     route::{Asked, Found},
     state::Service,
+    tls,
     voice::{Form, Trouble},
 };
 use crate::model::desk::{Action, Elsewhere, HeaderEdits, PathPattern};
-
-/// Most that a request's line and headers may take.
-const HEAD_LIMIT: usize = 64 << 10;
 
 /// A client's connection.
 struct Visit {
@@ -55,12 +52,17 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
     let visit = |tls| Visit { shared: Arc::clone(&shared), called, client: client.ip(), tls };
+    let patience = service.order.timeouts.header;
     match &service.tls {
-        None => converse(visit(false), stream, &service).await,
+        None => converse(visit(false), stream, Spoken::Unsaid, patience).await,
         Some(config) => {
             let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
-            match tokio::time::timeout(service.order.timeouts.header, handshake).await {
-                Ok(Ok(stream)) => converse(visit(true), stream, &service).await,
+            match tokio::time::timeout(patience, handshake).await {
+                Ok(Ok(stream)) => {
+                    let agreed = stream.get_ref().1.alpn_protocol();
+                    let spoken = if agreed == Some(tls::H2) { Spoken::Http2 } else { Spoken::Http1 };
+                    converse(visit(true), stream, spoken, patience).await;
+                }
                 Ok(Err(_)) => shared.figures.refused("tls"),
                 Err(_) => shared.figures.refused("tls_slow"),
             }
@@ -68,49 +70,28 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     }
 }
 
-/// One request after the other.
-async fn converse<S>(visit: Visit, stream: S, service: &Service)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let shared = Arc::clone(&visit.shared);
-    let visit = Arc::new(visit);
-    let answer = service_fn(move |request| {
-        let visit = Arc::clone(&visit);
-        async move { Ok::<_, Infallible>(visit.answer(request).await) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(service.order.timeouts.header)
-        .max_buf_size(HEAD_LIMIT)
-        .half_close(false)
-        .serve_connection(TokioIo::new(stream), answer);
-    tokio::pin!(connection);
-    // What breaks a connection is the client's affair; what is wrong with a request has been answered.
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        () = shared.closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            _ = connection.await;
-        }
-    }
-}
-
 /// What is known of a request for its answer, its line and the figures.
 struct Case {
     id: String,
+    /// There is no connection of its own that could be closed after it.
+    is_http2: bool,
     form: Form,
     line: Line,
 }
 
 impl Visit {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: Request<Incoming>, pulse: &Arc<Pulse>) -> Response<Body> {
         let began = Instant::now();
+        let errand = pulse.begin(request.version());
         let id = format!("{:016x}", self.shared.chance.next());
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-        let mut case =
-            Case { form: Form::of(accept), line: Line::of(&parts, self.client, self.tls, &id), id };
+        let mut case = Case {
+            form: Form::of(accept),
+            line: Line::of(&parts, self.client, self.tls, &id),
+            is_http2: parts.version == Version::HTTP_2,
+            id,
+        };
         let Some(service) = self.shared.state.load().service(self.called) else {
             // It has gone while the client was connected.
             return self.trouble(&Trouble::Closed, &case);
@@ -129,7 +110,7 @@ impl Visit {
             }
         };
         headers::number(response.headers_mut(), &case.id);
-        if self.shared.is_draining() {
+        if self.shared.draining.is_cancelled() && !case.is_http2 {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status().as_u16();
@@ -138,7 +119,10 @@ impl Visit {
         let line = service.order.access_log.then_some((case.line, began));
         let log = self.shared.log.clone();
         response.map(|body| {
-            body::counted(body, move |bytes| {
+            body::counted(body, move |bytes, ended| {
+                if ended {
+                    errand.done();
+                }
                 if let Some((mut line, began)) = line {
                     line.bytes = bytes;
                     line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
@@ -255,7 +239,11 @@ impl Visit {
             | Trouble::TooLarge
             | Trouble::Stalled
             | Trouble::Unsupported(_)
-            | Trouble::Expectation => insert(&mut response, header::CONNECTION, "close"),
+            | Trouble::Expectation
+                if !case.is_http2 =>
+            {
+                insert(&mut response, header::CONNECTION, "close");
+            }
             _ => {}
         }
         response
@@ -278,6 +266,7 @@ fn outgoing(
     parts.uri = Uri::try_from(whole).map_err(|_| Trouble::Wrong("its path is none"))?;
     parts.version = Version::HTTP_11;
     headers::remove_hop_by_hop(&mut parts.headers);
+    headers::join_cookies(&mut parts.headers);
     // The desk has said it already, or will.
     parts.headers.remove(header::EXPECT);
     headers::forward(&mut parts.headers, asker);

@@ -48,6 +48,20 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Makes one line of several `Cookie`s, as HTTP/2 may send them; a server of HTTP/1.1 may look at the first
+/// alone (RFC 9113 section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut all = headers.get_all(header::COOKIE).iter();
+    if all.next().is_none() || all.next().is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // What has come as values is one when it is put together.
+    if let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, one);
+    }
+}
+
 /// The items of a list, in lower case.
 fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
     let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
@@ -170,6 +184,16 @@ mod tests {
         let mut headers = map(&[("te", "gzip;q=0.5, Trailers")]);
         remove_hop_by_hop(&mut headers);
         assert_eq!(lines(&headers), ["connection: te", "te: trailers"]);
+    }
+
+    #[test]
+    fn cookies_are_one_line() {
+        let mut headers = map(&[("cookie", "a=1; b=2"), ("accept", "*/*"), ("cookie", "c=3")]);
+        join_cookies(&mut headers);
+        assert_eq!(lines(&headers), ["accept: */*", "cookie: a=1; b=2; c=3"]);
+        let mut headers = map(&[("cookie", "a=1")]);
+        join_cookies(&mut headers);
+        assert_eq!(lines(&headers), ["cookie: a=1"]);
     }
 
     #[test]

@@ -53,12 +53,15 @@ pub fn target(parts: &Parts) -> Result<Target, Trouble> {
     Ok(Target { host, authority, path, query })
 }
 
-/// RFC 9112 section 3.2: one `Host`, and the same as in the target where that names one too.
+/// RFC 9112 section 3.2: one `Host`, and the same as in the target where that names one too (of HTTP/2
+/// `:authority`, which stands for it).
 fn authority(parts: &Parts) -> Result<String, Trouble> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => Some(host.to_str().map_err(|_| Trouble::Wrong("its Host is no name"))?),
-        (None, _) if parts.version == Version::HTTP_10 || parts.version == Version::HTTP_2 => None,
+        (None, _) if parts.version == Version::HTTP_10 => None,
+        // RFC 9113 section 8.3.1.
+        (None, _) if parts.version == Version::HTTP_2 && parts.uri.authority().is_some() => None,
         (None, _) => return Err(Trouble::Wrong("it has no Host")),
         (Some(_), Some(_)) => return Err(Trouble::Wrong("it has more than one Host")),
     };
@@ -146,6 +149,24 @@ mod tests {
         );
         let found = asked("GET", "http://shop.example/b", &[("host", "SHOP.example")]).unwrap();
         assert_eq!((found.host.as_str(), found.path.as_str()), ("shop.example", "/b"));
+    }
+
+    #[test]
+    fn of_http2_the_authority_stands_for_the_host() {
+        let asked = |uri: &str, headers: &[(&str, &str)]| {
+            let mut request = http::Request::builder().uri(uri).version(Version::HTTP_2);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            target(&request.body(()).unwrap().into_parts().0).map(|target| target.authority)
+        };
+        assert_eq!(asked("https://shop.example/", &[]), Ok("shop.example".into()));
+        assert_eq!(asked("/", &[("host", "shop.example")]), Ok("shop.example".into()));
+        assert!(matches!(asked("/", &[]), Err(Trouble::Wrong(_))));
+        assert!(matches!(
+            asked("https://shop.example/", &[("host", "other.example")]),
+            Err(Trouble::Wrong(_))
+        ));
     }
 
     #[test]

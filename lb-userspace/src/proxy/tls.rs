@@ -30,8 +30,11 @@ pub enum CertificateError {
     Unfit(String),
 }
 
-/// What TLS offers: HTTP/1.1 alone.
-const ALPN: &[u8] = b"http/1.1";
+/// HTTP/2, as TLS calls it (RFC 7301 section 6).
+pub const H2: &[u8] = b"h2";
+
+/// HTTP/1.1, as TLS calls it.
+const HTTP1: &[u8] = b"http/1.1";
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -69,7 +72,7 @@ pub fn server(certificates: &[Pem]) -> Result<Option<Arc<ServerConfig>>, Certifi
         .map_err(|error| CertificateError::Unfit(error.to_string()))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(ByName(certified)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![H2.to_vec(), HTTP1.to_vec()];
     Ok(Some(Arc::new(config)))
 }
 

@@ -150,18 +150,20 @@ impl HttpBody for Watched {
     }
 }
 
-/// A body of which somebody is told how long it was, when it has ended or is given up.
-pub(super) fn counted(body: Body, told: impl FnOnce(u64) + Send + Unpin + 'static) -> Body {
-    Counted { body, bytes: 0, told: Some(told) }.boxed_unsync()
+/// A body of which somebody is told how long it was, and whether it came to an end of its own, be it by breaking
+/// off, or was given up by who should have got it.
+pub(super) fn counted(body: Body, told: impl FnOnce(u64, bool) + Send + Unpin + 'static) -> Body {
+    Counted { body, bytes: 0, has_ended: false, told: Some(told) }.boxed_unsync()
 }
 
-struct Counted<F: FnOnce(u64)> {
+struct Counted<F: FnOnce(u64, bool)> {
     body: Body,
     bytes: u64,
+    has_ended: bool,
     told: Option<F>,
 }
 
-impl<F: FnOnce(u64) + Unpin> HttpBody for Counted<F> {
+impl<F: FnOnce(u64, bool) + Unpin> HttpBody for Counted<F> {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -170,8 +172,9 @@ impl<F: FnOnce(u64) + Unpin> HttpBody for Counted<F> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        if let Some(Ok(frame)) = &frame {
-            self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+        match &frame {
+            Some(Ok(frame)) => self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Err(_)) | None => self.has_ended = true,
         }
         Poll::Ready(frame)
     }
@@ -185,10 +188,11 @@ impl<F: FnOnce(u64) + Unpin> HttpBody for Counted<F> {
     }
 }
 
-impl<F: FnOnce(u64)> Drop for Counted<F> {
+impl<F: FnOnce(u64, bool)> Drop for Counted<F> {
     fn drop(&mut self) {
+        let has_ended = self.has_ended || self.body.is_end_stream();
         if let Some(told) = self.told.take() {
-            told(self.bytes);
+            told(self.bytes, has_ended);
         }
     }
 }
