@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
@@ -85,9 +85,8 @@ impl Visit {
         let errand = pulse.begin(request.version());
         let id = format!("{:016x}", self.shared.chance.next());
         let (parts, body) = request.into_parts();
-        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
         let mut case = Case {
-            form: Form::of(accept),
+            form: Form::wanted(&parts.headers),
             line: Line::of(&parts, self.client, self.tls, &id),
             is_http2: parts.version == Version::HTTP_2,
             id,
@@ -223,7 +222,15 @@ impl Visit {
 
     fn trouble(&self, trouble: &Trouble, case: &Case) -> Response<Body> {
         let words = trouble.words();
-        let mut response = plain(words.status, case.form.page(&words, &case.id));
+        let is_grpc = case.form == Form::Grpc;
+        // What became of a call by gRPC is not said by the status of HTTP.
+        let status = if is_grpc { 200 } else { words.status };
+        let mut response = plain(status, case.form.page(&words, &case.id));
+        if is_grpc {
+            let (code, message) = words.for_grpc(&case.id);
+            insert(&mut response, HeaderName::from_static("grpc-status"), &code.to_string());
+            insert(&mut response, HeaderName::from_static("grpc-message"), &message);
+        }
         insert(&mut response, header::CONTENT_TYPE, case.form.media_type());
         insert(&mut response, header::CACHE_CONTROL, "no-store");
         if let Some(after) = words.retry_after {
@@ -306,7 +313,7 @@ fn plain(status: u16, text: String) -> Response<Body> {
 }
 
 /// Only what can be a header's value is written; a path that has been normalised can.
-fn insert(response: &mut Response<Body>, name: header::HeaderName, value: &str) {
+fn insert(response: &mut Response<Body>, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         response.headers_mut().insert(name, value);
     }

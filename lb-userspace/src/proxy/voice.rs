@@ -1,9 +1,9 @@
 //! The friendly voice: what the desk says when it cannot do what it was asked, in plain words, as a page, as
-//! JSON or as text, whichever the client would rather have.
+//! JSON or as text, whichever the client would rather have, or as gRPC has it.
 
 use std::{fmt::Write, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, header};
 
 use super::auth::Refusal;
 
@@ -53,6 +53,34 @@ pub struct Words {
     pub text: String,
     /// When it is worth another try.
     pub retry_after: Option<Duration>,
+}
+
+impl Words {
+    /// Status and message as gRPC has them (the first by gRPC's "HTTP to gRPC Status Code Mapping", but for what
+    /// it calls unknown; the second in percent encoding, by "gRPC over HTTP2").
+    pub fn for_grpc(&self, id: &str) -> (u8, String) {
+        let code = match self.status {
+            400 | 417 => 13,
+            401 => 16,
+            403 => 7,
+            404 | 405 | 501 => 12,
+            408 | 504 => 4,
+            413 => 8,
+            502 | 503 => 14,
+            _ => 2,
+        };
+        let Self { title, text, .. } = self;
+        let said = format!("{title}: {text} (request {id})");
+        let mut message = String::new();
+        for byte in said.bytes() {
+            match byte {
+                b' '..=b'~' if byte != b'%' => message.push(char::from(byte)),
+                // Writing to a string cannot fail.
+                _ => _ = write!(message, "%{byte:02X}"),
+            }
+        }
+        (code, message)
+    }
 }
 
 /// When to come back to a room that is closed: health checks ask every second or two.
@@ -206,9 +234,22 @@ pub enum Form {
     Json,
     /// `text/plain`.
     Text,
+    /// Headers alone, to who calls by gRPC.
+    Grpc,
 }
 
 impl Form {
+    /// For a request with these headers.
+    pub fn wanted(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        // `application/grpc`, with `+proto` or the like behind it; `application/grpc-web` is another thing.
+        let rest = text(header::CONTENT_TYPE).and_then(|kind| kind.strip_prefix("application/grpc"));
+        match rest {
+            Some(rest) if rest.is_empty() || rest.starts_with(['+', ';']) => Self::Grpc,
+            _ => Self::of(text(header::ACCEPT)),
+        }
+    }
+
     /// By what a client accepts (RFC 9110 section 12.5.1); text for who does not care.
     pub fn of(accept: Option<&str>) -> Self {
         let mut best = (0.0, Self::Text);
@@ -235,6 +276,7 @@ impl Form {
             Self::Html => "text/html; charset=utf-8",
             Self::Json => "application/json",
             Self::Text => "text/plain; charset=utf-8",
+            Self::Grpc => "application/grpc",
         }
     }
 
@@ -252,6 +294,8 @@ impl Form {
                 format!("{page}\n")
             }
             Self::Text => format!("{title}\n\n{text}\n\nrequest {id}\n"),
+            // Only in headers, see `Words::for_grpc`.
+            Self::Grpc => String::new(),
             Self::Html => {
                 let mut page =
                     String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
@@ -290,6 +334,28 @@ mod tests {
         ] {
             assert_eq!(Form::of(accept), form, "{accept:?}");
         }
+    }
+
+    #[test]
+    fn grpc_is_answered_as_grpc() {
+        let form = |kind: &'static str| {
+            let all = [(header::CONTENT_TYPE, kind), (header::ACCEPT, "application/json")];
+            Form::wanted(
+                &all.map(|(name, value)| (name, HeaderValue::from_static(value))).into_iter().collect(),
+            )
+        };
+        for kind in ["application/grpc", "application/grpc+proto", "application/grpc;x=y"] {
+            assert_eq!(form(kind), Form::Grpc, "{kind}");
+        }
+        for kind in ["application/grpc-web", "application/json", ""] {
+            assert_eq!(form(kind), Form::Json, "{kind}");
+        }
+        let words = Words { text: "50 % of it,\nmüde".into(), ..Trouble::Closed.words() };
+        let (code, message) = words.for_grpc("7");
+        assert_eq!(code, 14);
+        assert_eq!(message, "This room is closed for the moment: 50 %25 of it,%0Am%C3%BCde (request 7)");
+        assert_eq!(Trouble::Refused(Refusal::Missing(Vec::new())).words().for_grpc("7").0, 16);
+        assert_eq!(Trouble::NoPath.words().for_grpc("7").0, 12);
     }
 
     #[test]
