@@ -12,6 +12,9 @@ use tracing::warn;
 /// Some editors empty a file before they write it: how long it must be quiet before it is read.
 pub const QUIET: Duration = Duration::from_millis(50);
 
+/// It is read after so long all the same: somebody may be writing a log beside it all the time.
+const LONGEST: Duration = Duration::from_millis(500);
+
 /// Watches until dropped.
 pub struct DocumentWatch {
     /// Kept for its thread.
@@ -49,7 +52,10 @@ impl DocumentWatch {
         // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
         tokio::spawn(async move {
             while noticed_changes.recv().await.is_some() {
-                while let Ok(Some(())) = tokio::time::timeout(QUIET, noticed_changes.recv()).await {}
+                let quiet = async {
+                    while let Ok(Some(())) = tokio::time::timeout(QUIET, noticed_changes.recv()).await {}
+                };
+                _ = tokio::time::timeout(LONGEST, quiet).await;
                 _ = settled.try_send(());
             }
         });
@@ -61,7 +67,7 @@ impl DocumentWatch {
         &self.directories
     }
 
-    /// Waits until something has changed and it has been quiet for [`QUIET`]. May be cancelled.
+    /// Waits until something has changed and it has been quiet for [`QUIET`], or not for long. May be cancelled.
     pub async fn changed(&mut self) {
         if self.changes.recv().await.is_none() {
             // Nobody watches.
@@ -114,6 +120,25 @@ mod tests {
         // Waits for less than the quiet time, again and again, as an event loop with much to do.
         let often = async { while tokio::time::timeout(QUIET / 5, watch.changed()).await.is_err() {} };
         tokio::time::timeout(LONG, often).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_change_is_noticed_beside_a_log_that_is_never_quiet() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.toml");
+        std::fs::write(&path, "one").unwrap();
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&path).directories());
+        let log = directory.path().join("access.log");
+        let writes = async {
+            loop {
+                std::fs::write(&log, "a line").unwrap();
+                tokio::time::sleep(QUIET / 10).await;
+            }
+        };
+        tokio::select! {
+            () = noticed(&mut watch) => {}
+            () = writes => {}
+        }
     }
 
     #[tokio::test]

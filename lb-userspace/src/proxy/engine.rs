@@ -1,5 +1,5 @@
-//! The engine: HTTP/1.1 and HTTP/2 on a client's connection, by hyper. This module and those below it are all that knows
-//! of hyper; what is decided, and by what rules, is in their siblings and speaks of `http` types alone.
+//! The engine: HTTP/1.1 and HTTP/2 on a client's connection, by hyper. This module and those below it are all
+//! that knows of hyper; what is decided, and by what rules, is in their siblings and speaks of `http` types alone.
 
 mod body;
 mod converse;

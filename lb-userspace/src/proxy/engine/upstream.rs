@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty};
 use hyper::{
@@ -76,12 +76,16 @@ impl Upstream {
         pool: &Pool,
         port: u16,
         timeouts: &DeskTimeouts,
-        (parts, body): (Parts, Watched),
+        (mut parts, body): (Parts, Watched),
         upload: &Upload,
     ) -> Result<(Response<Incoming>, Ticket), Trouble> {
         pool.budget().earn();
         let repeatable = body.is_end_stream() && is_idempotent(&parts.method);
         let bodyless = body.is_end_stream();
+        if !bodyless && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+            // Without it hyper writes no body for methods that seldom have one.
+            parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let mut body = Some(body.boxed_unsync());
         let mut tried = Vec::new();
         let mut last = Trouble::Unreachable;
