@@ -5,13 +5,13 @@ use crate::{shared::Shared, wire::checksum::Sum};
 /// Words of eight bytes in a template: enough for IPv6 and TCP.
 pub const WORDS: usize = 10;
 
-/// Where the IPv4 source address is.
+/// Where the IPv4 source address is; the destination's is beside it.
 pub const V4_ADDRESS: usize = 26;
 /// Where the IPv4 header's checksum is.
 pub const V4_CHECKSUM: usize = 24;
 /// Where the source port is after IPv4.
 pub const V4_PORTS: usize = 34;
-/// Where the last four bytes of an IPv6 source address are.
+/// Where the last four bytes of an IPv6 source address are; the destination's are sixteen bytes on.
 pub const V6_ADDRESS: usize = 34;
 /// Where the source port is after IPv6.
 pub const V6_PORTS: usize = 54;
@@ -20,6 +20,47 @@ pub const V6_PORTS: usize = 54;
 const PORTS: u64 = 1 << 14;
 /// The first of them.
 const FIRST_PORT: u16 = 1024;
+
+/// Most frames that can be listed, see [`Ends`].
+pub const LISTED: u32 = 1 << 20;
+
+/// What differs between listed frames, whose ends do not follow from a number: as the bytes stand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The last four bytes of the source address.
+    pub source: u32,
+    /// The last four bytes of the destination address.
+    pub destination: u32,
+    /// The destination port.
+    pub port: u16,
+    /// The transport's checksum.
+    pub checksum: u16,
+    /// The IPv4 header's checksum; means nothing in IPv6.
+    pub header_checksum: u16,
+}
+
+impl Ends {
+    /// As an array map has it.
+    #[inline(always)]
+    pub const fn to_words(self) -> [u64; 2] {
+        [
+            self.source as u64 | (self.destination as u64) << 32,
+            self.port as u64 | (self.checksum as u64) << 16 | (self.header_checksum as u64) << 32,
+        ]
+    }
+
+    /// From there.
+    #[inline(always)]
+    pub const fn from_words([addresses, rest]: [u64; 2]) -> Self {
+        Self {
+            source: addresses as u32,
+            destination: (addresses >> 32) as u32,
+            port: rest as u16,
+            checksum: (rest >> 16) as u16,
+            header_checksum: (rest >> 32) as u16,
+        }
+    }
+}
 
 /// What to generate. The template's source address (its last four bytes), source port and the checksums
 /// that cover them are zero, or rather: the checksums are right for zero.
@@ -47,6 +88,12 @@ impl Order {
     #[inline(always)]
     pub fn is_v6(&self) -> bool {
         self.flags.get() & Self::V6 != 0
+    }
+
+    /// Whether it is UDP.
+    #[inline(always)]
+    pub fn is_udp(&self) -> bool {
+        self.flags.get() & Self::UDP != 0
     }
 
     /// The flow of the frame with this number.
@@ -86,18 +133,18 @@ impl Order {
     /// Where the transport's checksum is, after IPv4.
     #[inline(always)]
     pub fn checksum_at_v4(&self) -> usize {
-        V4_PORTS + if self.flags.get() & Self::UDP != 0 { 6 } else { 16 }
+        V4_PORTS + if self.is_udp() { 6 } else { 16 }
     }
 
     /// Where the transport's checksum is, after IPv6.
     #[inline(always)]
     pub fn checksum_at_v6(&self) -> usize {
-        V6_PORTS + if self.flags.get() & Self::UDP != 0 { 6 } else { 16 }
+        V6_PORTS + if self.is_udp() { 6 } else { 16 }
     }
 
     #[inline(always)]
     fn base_checksum(&self) -> u16 {
-        match (self.is_v6(), self.flags.get() & Self::UDP != 0) {
+        match (self.is_v6(), self.is_udp()) {
             (false, false) => self.word(V4_PORTS + 16),
             (false, true) => self.word(V4_PORTS + 6),
             (true, false) => self.word(V6_PORTS + 16),

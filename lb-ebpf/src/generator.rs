@@ -14,10 +14,12 @@ mod bpf {
         maps::{Array, PerCpuArray, ProgramArray},
         programs::XdpContext,
     };
-    use lb_common::bench::{self, Order, WORDS};
+    use lb_common::bench::{self, Ends, LISTED, Order, WORDS};
 
     #[map]
     static ORDER: Array<Order> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+    #[map]
+    static LIST: Array<[u64; 2]> = Array::with_max_entries(LISTED, 0);
     #[map]
     static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
     #[map]
@@ -61,6 +63,62 @@ mod bpf {
             NEXT.tail_call(&ctx, 0);
         }
         xdp_action::XDP_ABORTED
+    }
+
+    /// Writes the next of the frames that are listed and goes on to what is measured.
+    #[xdp]
+    pub(crate) fn generate_listed(ctx: XdpContext) -> u32 {
+        let (Some(order), Some(count)) = (ORDER.get(0), COUNT.get_ptr_mut(0)) else {
+            return xdp_action::XDP_ABORTED;
+        };
+        let Some(frame) = words(&ctx, WORDS) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: this CPU's own value.
+        let number = unsafe {
+            *count = (*count).wrapping_add(1);
+            *count
+        };
+        let Some(&ends) = LIST.get(order.flow(number) as u32) else { return xdp_action::XDP_ABORTED };
+        for (index, word) in order.template.iter().enumerate() {
+            // SAFETY: within the length that was checked.
+            unsafe { *frame.add(index) = word.get() };
+        }
+        let (ends, frame) = (Ends::from_words(ends), frame.cast::<u16>());
+        let udp = order.is_udp();
+        // SAFETY (all): even offsets below the length that was checked.
+        unsafe {
+            match (order.is_v6(), udp) {
+                (false, _) => {
+                    *frame.add(bench::V4_CHECKSUM / 2) = ends.header_checksum;
+                    write_ends::<{ bench::V4_ADDRESS }, 4, { bench::V4_PORTS }>(frame, ends);
+                    *frame.add((bench::V4_PORTS + if udp { 6 } else { 16 }) / 2) = ends.checksum;
+                }
+                (true, _) => {
+                    write_ends::<{ bench::V6_ADDRESS }, 16, { bench::V6_PORTS }>(frame, ends);
+                    *frame.add((bench::V6_PORTS + if udp { 6 } else { 16 }) / 2) = ends.checksum;
+                }
+            }
+            NEXT.tail_call(&ctx, 0);
+        }
+        xdp_action::XDP_ABORTED
+    }
+
+    /// Writes both addresses, which are so many bytes apart, and the destination port.
+    ///
+    /// # Safety
+    /// The frame must have so many bytes.
+    #[inline(always)]
+    unsafe fn write_ends<const ADDRESS: usize, const APART: usize, const PORTS: usize>(
+        frame: *mut u16,
+        ends: Ends,
+    ) {
+        // SAFETY (all): as the caller says.
+        unsafe {
+            for (at, word) in [(ADDRESS, ends.source), (ADDRESS + APART, ends.destination)] {
+                *frame.add(at / 2) = word as u16;
+                *frame.add(at / 2 + 1) = (word >> 16) as u16;
+            }
+            *frame.add(PORTS / 2 + 1) = ends.port;
+        }
     }
 
     /// Writes the template word by word, with an address and a port where it has zeros. `before` are the two

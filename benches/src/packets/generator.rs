@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, MapData, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::bench::{Order, WORDS};
+use lb_common::bench::{self, Ends, LISTED, Order, WORDS};
 use lb_userspace::dataplane::kernel::GENERATOR;
 use tests::packets::{Spec, flag};
 
@@ -56,24 +56,47 @@ pub(crate) struct Generator {
     ebpf: Ebpf,
     next: ProgramArray<MapData>,
     order: Array<MapData, [u64; WORDS + 2]>,
+    list: Array<MapData, [u64; 2]>,
+    /// The program that generates: of frames by number, or of those listed.
+    program: &'static str,
     frame: Vec<u8>,
 }
 
 impl Generator {
     pub(crate) fn new() -> Result<Self> {
         let mut ebpf = EbpfLoader::new().load(GENERATOR).context("the generator does not load")?;
-        for name in ["generate", "empty", "floor_v4", "floor_v6"] {
+        for name in ["generate", "generate_listed", "empty", "floor_v4", "floor_v6"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("{name} does not load"))?;
         }
         let next = ebpf.take_map("NEXT").context("no map NEXT")?.try_into()?;
         let order = ebpf.take_map("ORDER").context("no map ORDER")?.try_into()?;
-        Ok(Self { ebpf, next, order, frame: vec![0; 8 * WORDS] })
+        let list = ebpf.take_map("LIST").context("no map LIST")?.try_into()?;
+        Ok(Self { ebpf, next, order, list, program: "generate", frame: vec![0; 8 * WORDS] })
     }
 
     /// From now on: packets of so many flows (zero: of a new one each time), one after the other or at random;
     /// SYNs if they are the first of each.
     pub(crate) fn order(&mut self, kind: Kind, flows: u64, in_order: bool, first: bool) -> Result<()> {
         self.frame = kind.frame(first);
+        self.program = "generate";
+        self.write_order(kind, flows, in_order)
+    }
+
+    /// From now on: packets like these, which differ in what [`Ends`] has, at random.
+    pub(crate) fn list(&mut self, kind: Kind, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
+        let mut listed = 0;
+        for mut frame in frames {
+            ensure!(listed < LISTED, "more than {LISTED} packets cannot be listed");
+            frame.resize(8 * WORDS, 0);
+            self.list.set(listed, ends(kind, &frame)?.to_words(), 0)?;
+            self.frame = frame;
+            listed += 1;
+        }
+        self.program = "generate_listed";
+        self.write_order(kind, listed.into(), false)
+    }
+
+    fn write_order(&mut self, kind: Kind, flows: u64, in_order: bool) -> Result<()> {
         let mut value = [0; WORDS + 2];
         for (word, bytes) in value.iter_mut().zip(self.frame.chunks_exact(8)) {
             *word = u64::from_ne_bytes(bytes.try_into()?);
@@ -101,7 +124,7 @@ impl Generator {
 
     /// Runs the generator and what it leads to on so many packets: nanoseconds each.
     pub(crate) fn run(&mut self, packets: u32) -> Result<f64> {
-        self.run_program("generate", packets)
+        self.run_program(self.program, packets)
     }
 
     /// Runs the program that does nothing.
@@ -121,6 +144,24 @@ impl Generator {
         // The kernel says the mean of all runs, in whole nanoseconds.
         Ok(result.duration.as_nanos() as f64)
     }
+}
+
+/// What a frame has where listed ones differ.
+fn ends(kind: Kind, frame: &[u8]) -> Result<Ends> {
+    let long = |at: usize| Ok::<_, anyhow::Error>(u32::from_ne_bytes(frame[at..at + 4].try_into()?));
+    let short = |at: usize| Ok::<_, anyhow::Error>(u16::from_ne_bytes(frame[at..at + 2].try_into()?));
+    let (address, apart, ports) = if kind.v6 {
+        (bench::V6_ADDRESS, 16, bench::V6_PORTS)
+    } else {
+        (bench::V4_ADDRESS, 4, bench::V4_PORTS)
+    };
+    Ok(Ends {
+        source: long(address)?,
+        destination: long(address + apart)?,
+        port: short(ports + 2)?,
+        checksum: short(ports + if kind.udp { 6 } else { 16 })?,
+        header_checksum: short(bench::V4_CHECKSUM)?,
+    })
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {

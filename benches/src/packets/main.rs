@@ -14,6 +14,7 @@ mod scene;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
+use lb_common::bench::LISTED;
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -73,6 +74,12 @@ fn main() -> Result<()> {
                 }
             }
         }
+        let name = format!("nat-{kind}-answers");
+        for flows in FLOWS.into_iter().filter(|&f| f <= arguments.flows && f <= u64::from(LISTED)) {
+            if name.contains(&arguments.only) {
+                report.add(answers(&arguments, &mut generator, kind, flows, name.clone())?);
+            }
+        }
         for (mode, name, flood) in NEW {
             let name = format!("{}-{kind}-{name}", prefix(mode));
             // A flood is of SYNs; UDP has none.
@@ -120,16 +127,7 @@ fn known(
     mode: Mode,
     name: String,
 ) -> Result<Case> {
-    let mut scene = Scene::new(kind, mode)?;
-    generator.lead_to(&mut scene)?;
-    let all = u32::try_from(flows)?;
-    generator.order(kind, flows, true, mode == Mode::Nat)?;
-    scene.forwarding(all, || generator.run(all))?;
-    if mode == Mode::Nat && !kind.udp {
-        scene.answer_all()?;
-        generator.order(kind, flows, true, false)?;
-        scene.forwarding(all, || generator.run(all))?;
-    }
+    let mut scene = begun(generator, kind, flows, mode)?;
     let remembered = if mode == Mode::Settled { 0 } else { flows };
     let opened = scene.flows()?;
     // A table with ways has no room for a few where many come together by chance.
@@ -144,6 +142,43 @@ fn known(
         measure(arguments.runs, || scene.forwarding(arguments.packets, || generator.run(arguments.packets)))?;
     ensure!(scene.flows()? == opened, "packets of known flows opened others");
     Ok(Case::new(name, kind.v6, flows, &mut times))
+}
+
+/// A scene in which all flows have begun, and TCP's handshakes are over.
+fn begun(generator: &mut Generator, kind: Kind, flows: u64, mode: Mode) -> Result<Scene> {
+    let mut scene = Scene::new(kind, mode)?;
+    generator.lead_to(&mut scene)?;
+    let all = u32::try_from(flows)?;
+    generator.order(kind, flows, true, mode == Mode::Nat)?;
+    scene.forwarding(all, || generator.run(all))?;
+    if mode == Mode::Nat && !kind.udp {
+        scene.answer_all()?;
+        generator.order(kind, flows, true, false)?;
+        scene.forwarding(all, || generator.run(all))?;
+    }
+    Ok(scene)
+}
+
+/// Backends' packets at random, of translated flows.
+fn answers(
+    arguments: &Arguments,
+    generator: &mut Generator,
+    kind: Kind,
+    flows: u64,
+    name: String,
+) -> Result<Case> {
+    let mut scene = begun(generator, kind, flows, Mode::Nat)?;
+    let frames = scene.answers(kind)?;
+    ensure!(frames.len() as u64 >= flows - flows / 100_000, "{} of {flows} flows were opened", frames.len());
+    scene.check_answer(&frames[0])?;
+    generator.list(kind, frames.into_iter())?;
+    // What generates these frames waits for memory too.
+    generator.lead_to_floor(kind.v6)?;
+    let floor = median(&mut measure(arguments.runs, || generator.run(arguments.packets))?);
+    generator.lead_to(&mut scene)?;
+    let mut times =
+        measure(arguments.runs, || scene.answering(arguments.packets, || generator.run(arguments.packets)))?;
+    Ok(Case::new(name, kind.v6, flows, &mut times).above(floor))
 }
 
 /// A new flow with every packet: into tables with room, or over and over where they are full.

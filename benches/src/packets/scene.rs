@@ -33,6 +33,8 @@ pub(crate) const FIRST_ADDRESS: u32 = 0x0a00_0001;
 /// Backends.
 pub(crate) const BACKENDS: u16 = 64;
 const SOURCES: u16 = 8;
+/// An address and a port.
+type End = (IpAddr, u16);
 /// Interface that packets come in by and leave by: loopback, as a test run has it.
 const INTERFACE: u32 = 1;
 /// Verdict counter of packets to backends.
@@ -155,17 +157,37 @@ impl Scene {
         Ok(records)
     }
 
-    /// Lets backends answer the SYNs of all translated connections that are known.
-    pub(crate) fn answer_all(&mut self) -> Result<()> {
-        let mut answers = Vec::new();
+    /// A packet of each translated connection's backend to its client: from it, to where.
+    fn backwards(&self) -> Result<Vec<(End, End)>> {
+        let mut found = Vec::new();
         self.plane.flows(&mut |flow| {
             if let (Some(source), Some(port)) = (flow.source, flow.source_port) {
-                answers.push((flow.backend, (source, port)));
+                found.push((flow.backend, (source, port)));
             }
         })?;
+        let ends = found
+            .into_iter()
+            .map(|(backend, to)| Ok(((inside(to.0.is_ipv6(), 256 + u16::try_from(backend)?), 8080), to)));
+        ends.collect()
+    }
+
+    /// A backend's packet in each translated connection, as frames.
+    pub(crate) fn answers(&self, kind: Kind) -> Result<Vec<Vec<u8>>> {
+        let frame = |(from, to)| {
+            if kind.udp {
+                Spec::udp(from, to).with_payload(&[0; 18]).build()
+            } else {
+                Spec::tcp(from, to, flag::ACK).with_payload(&[0; 6]).build()
+            }
+        };
+        Ok(self.backwards()?.into_iter().map(frame).collect())
+    }
+
+    /// Lets backends answer the SYNs of all translated connections that are known.
+    pub(crate) fn answer_all(&mut self) -> Result<()> {
+        let answers = self.backwards()?;
         let (number, before) = (answers.len() as u64, self.plane.verdicts()?[ANSWERED]);
-        for (backend, to) in answers {
-            let from = (inside(to.0.is_ipv6(), 256 + u16::try_from(backend)?), 8080);
+        for (from, to) in answers {
             let answer = Spec::tcp(from, to, flag::SYN | flag::ACK);
             self.plane.run_once(&answer.build()).map_err(|error| anyhow!(error))?;
         }
@@ -181,17 +203,36 @@ impl Scene {
 
     /// Does something that sends so many packets, and fails unless each has gone to a backend.
     pub(crate) fn forwarding(&self, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        self.all_become(FORWARDED, packets, run)
+    }
+
+    /// The same, unless each has gone to a client.
+    pub(crate) fn answering(&self, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        self.all_become(ANSWERED, packets, run)
+    }
+
+    fn all_become(&self, what: usize, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
         let before = self.plane.verdicts()?;
         let time = run()?;
         let after = self.plane.verdicts()?;
-        let sent = after[FORWARDED] - before[FORWARDED];
+        let sent = after[what] - before[what];
         if sent != u64::from(packets) {
             let names = Verdict::names().zip(before.iter().zip(&after));
             let became: Vec<_> =
                 names.filter(|(_, (b, a))| a > b).map(|(name, (b, a))| format!("{name} {}", a - b)).collect();
-            anyhow::bail!("of {packets} packets {sent} went to backends: {became:?}");
+            anyhow::bail!("of {packets} packets {sent} went where they should: {became:?}");
         }
         Ok(time)
+    }
+
+    /// Sends a backend's packet by itself and reads what becomes of it.
+    pub(crate) fn check_answer(&mut self, frame: &[u8]) -> Result<()> {
+        let ran = self.plane.run_once(frame).map_err(|error| anyhow!(error))?;
+        let seen =
+            packets::read(&ran.frame).map_err(|error| anyhow!(error)).context("the sample is unreadable")?;
+        let service = (vip(seen.source.0.is_ipv6()), PORT);
+        ensure!(seen.checksums && seen.source == service && seen.ttl == 63, "the sample: {seen:?}");
+        Ok(())
     }
 
     /// Sends a few packets of known flows by themselves and reads what becomes of them.
