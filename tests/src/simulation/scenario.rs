@@ -37,6 +37,8 @@ pub struct Scenario {
     pub records: usize,
     /// SYNs a second of clients that do not exist, now and then with the ends of a connection that does.
     pub flood: u64,
+    /// Connections are written down in quiet times too.
+    pub always: bool,
     /// The daemon is killed now and then, amid its operations too.
     pub restarts: bool,
     /// Percent of connections that say something every few seconds up to every half minute.
@@ -62,6 +64,7 @@ impl Scenario {
             changes,
             records: 4096,
             flood: 0,
+            always: false,
             restarts: false,
             half_idle: 12,
             idle: 10,
@@ -74,7 +77,7 @@ impl Scenario {
 }
 
 /// The scenarios that are compared.
-pub const ALL: [Scenario; 14] = [
+pub const ALL: [Scenario; 15] = [
     Scenario::new("add, drain, weight", Changes::Mixed),
     Scenario::new("A to B to A, by way of C too", Changes::Back),
     Scenario::new("weights step by step", Changes::Slowly),
@@ -86,6 +89,7 @@ pub const ALL: [Scenario; 14] = [
     Scenario { restarts: true, ..Scenario::new("everything, restarts", Changes::Everything) },
     Scenario { longest: 120, ..Scenario::new("ring resized", Changes::Resize) },
     Scenario { records: 1024, ..Scenario::new("1024 records", Changes::Mixed) },
+    Scenario { always: true, records: 1 << 15, ..Scenario::new("written down always", Changes::Mixed) },
     Scenario { records: 0, ..Scenario::new("no records", Changes::Mixed) },
     Scenario { crashes: 40, reuse: 50, ..Scenario::new("ports used again, crashes", Changes::Mixed) },
     Scenario { half_idle: 50, idle: 30, records: 8192, ..Scenario::new("half-idle clients", Changes::Mixed) },
