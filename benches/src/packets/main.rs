@@ -153,6 +153,9 @@ fn begun(generator: &mut Generator, kind: Kind, flows: u64, mode: Mode) -> Resul
     scene.forwarding(all, || generator.run(all))?;
     if mode == Mode::Nat && !kind.udp {
         scene.answer_all()?;
+        // So many half-open ones at once are a flood, and a few have given way; now they begin again.
+        scene.forwarding(all, || generator.run(all))?;
+        scene.answer_all()?;
         generator.order(kind, flows, true, false)?;
         scene.forwarding(all, || generator.run(all))?;
     }
