@@ -71,6 +71,7 @@ pub struct Complaints(pub Vec<Complaint>);
 #[derive(Clone, Debug)]
 pub struct Places {
     text: Arc<str>,
+    lines: Arc<Lines>,
     spans: BTreeMap<Thing, Range<usize>>,
 }
 
@@ -92,7 +93,7 @@ pub(super) enum Thing {
 
 impl Places {
     pub(super) fn new(text: &str) -> Self {
-        Self { text: text.into(), spans: BTreeMap::new() }
+        Self { text: text.into(), lines: Lines::of(text).into(), spans: BTreeMap::new() }
     }
 
     pub(super) fn note(&mut self, thing: Thing, span: Range<usize>) {
@@ -160,7 +161,24 @@ impl Places {
 
     /// The beginning of the document when it does not name the thing.
     fn of(&self, thing: &Thing) -> Place<'_> {
-        Place { text: &self.text, span: self.spans.get(thing).cloned().unwrap_or(0..0) }
+        let span = self.spans.get(thing).cloned().unwrap_or(0..0);
+        Place { text: &self.text, lines: &self.lines, span }
+    }
+}
+
+/// Where the lines of a text begin: a document may have a hundred thousand, and as many complaints.
+#[derive(Clone, Debug)]
+pub(super) struct Lines(Vec<usize>);
+
+impl Lines {
+    pub(super) fn of(text: &str) -> Self {
+        Self(std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect())
+    }
+
+    /// The number, from 1, of the line that a byte is in, and where it begins.
+    fn line(&self, at: usize) -> (usize, usize) {
+        let number = self.0.partition_point(|&start| start <= at);
+        (number, self.0[number - 1])
     }
 }
 
@@ -168,12 +186,13 @@ impl Places {
 #[derive(Clone, Debug)]
 pub struct Place<'t> {
     text: &'t str,
+    lines: &'t Lines,
     span: Range<usize>,
 }
 
 impl<'t> Place<'t> {
-    pub(super) fn new(text: &'t str, span: Range<usize>) -> Self {
-        Self { text, span }
+    pub(super) fn new(text: &'t str, lines: &'t Lines, span: Range<usize>) -> Self {
+        Self { text, lines, span }
     }
 
     /// A complaint for which the document is refused.
@@ -188,13 +207,12 @@ impl<'t> Place<'t> {
 
     fn complain(&self, severity: Severity, message: String, remedy: String) -> Complaint {
         let start = floor(self.text, self.span.start);
-        let before = &self.text[..start];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let (line, line_start) = self.lines.line(start);
         let line_end = self.text[start..].find('\n').map_or(self.text.len(), |length| start + length);
         let end = floor(self.text, self.span.end).clamp(start, line_end);
         Complaint {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column: self.text[line_start..start].chars().count() + 1,
             excerpt: self.text[line_start..line_end].trim_end().to_owned(),
             width: self.text[start..end].chars().count().max(1),
             severity,
@@ -217,7 +235,8 @@ mod tests {
     fn a_complaint_shows_the_line_and_points_at_the_mistake() {
         let text = "a = 1\n\tbüro = \"wbe\"\n";
         let start = text.find("\"wbe\"").unwrap();
-        let shown = Place::new(text, start..start + 5).error("no pool \"wbe\"", "did you mean \"web\"?");
+        let shown = Place::new(text, &Lines::of(text), start..start + 5)
+            .error("no pool \"wbe\"", "did you mean \"web\"?");
         assert_eq!((shown.line, shown.column, shown.width), (2, 9, 5));
         assert_eq!(
             shown.to_string(),
@@ -235,7 +254,8 @@ mod tests {
 
     #[test]
     fn a_span_over_several_lines_ends_with_the_first() {
-        let complaint = Place::new("[a]\nb = [\n 1,\n]\n", 8..15).error("m", "r");
+        let text = "[a]\nb = [\n 1,\n]\n";
+        let complaint = Place::new(text, &Lines::of(text), 8..15).error("m", "r");
         assert_eq!((complaint.line, complaint.column, complaint.width), (2, 5, 1));
     }
 }

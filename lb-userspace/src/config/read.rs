@@ -9,11 +9,12 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-use super::complaint::{Complaint, Place};
+use super::complaint::{Complaint, Lines, Place};
 
 /// A document's text and what is wrong with it so far.
 pub(super) struct Sink<'t> {
     text: &'t str,
+    lines: Lines,
     pub(super) complaints: Vec<Complaint>,
     /// Values that are to be seen nowhere.
     secrets: Vec<&'t str>,
@@ -21,7 +22,11 @@ pub(super) struct Sink<'t> {
 
 impl<'t> Sink<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, complaints: Vec::new(), secrets: Vec::new() }
+        Self { text, lines: Lines::of(text), complaints: Vec::new(), secrets: Vec::new() }
+    }
+
+    fn place(&self, span: &Range<usize>) -> Place<'_> {
+        Place::new(self.text, &self.lines, span.clone())
     }
 
     pub(super) fn error(
@@ -30,12 +35,12 @@ impl<'t> Sink<'t> {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.complaints.push(Place::new(self.text, span.clone()).error(message, remedy));
+        self.complaints.push(self.place(span).error(message, remedy));
     }
 
     /// The line of a place, from 1.
     pub(super) fn line(&self, span: &Range<usize>) -> usize {
-        Place::new(self.text, span.clone()).error("", "").line
+        self.place(span).error("", "").line
     }
 
     /// What stands there is not to be shown with any complaint.
@@ -61,7 +66,7 @@ impl<'t> Sink<'t> {
         message: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.complaints.push(Place::new(self.text, span.clone()).warning(message, remedy));
+        self.complaints.push(self.place(span).warning(message, remedy));
     }
 }
 
