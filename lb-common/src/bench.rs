@@ -16,6 +16,13 @@ pub const V6_ADDRESS: usize = 34;
 /// Where the source port is after IPv6.
 pub const V6_PORTS: usize = 54;
 
+/// Where the transport's checksum is.
+#[inline(always)]
+pub const fn checksum_at(v6: bool, udp: bool) -> usize {
+    let ports = if v6 { V6_PORTS } else { V4_PORTS };
+    ports + if udp { 6 } else { 16 }
+}
+
 /// Ports of a client address that flows are counted by.
 const PORTS: u64 = 1 << 14;
 /// The first of them.
@@ -130,25 +137,19 @@ impl Order {
         template ^ Sum::default().replace_u32(0, address).update(template)
     }
 
-    /// Where the transport's checksum is, after IPv4.
+    /// Where the transport's checksum is.
     #[inline(always)]
-    pub fn checksum_at_v4(&self) -> usize {
-        V4_PORTS + if self.is_udp() { 6 } else { 16 }
-    }
-
-    /// Where the transport's checksum is, after IPv6.
-    #[inline(always)]
-    pub fn checksum_at_v6(&self) -> usize {
-        V6_PORTS + if self.is_udp() { 6 } else { 16 }
+    pub fn checksum_at(&self) -> usize {
+        checksum_at(self.is_v6(), self.is_udp())
     }
 
     #[inline(always)]
     fn base_checksum(&self) -> u16 {
         match (self.is_v6(), self.is_udp()) {
-            (false, false) => self.word(V4_PORTS + 16),
-            (false, true) => self.word(V4_PORTS + 6),
-            (true, false) => self.word(V6_PORTS + 16),
-            (true, true) => self.word(V6_PORTS + 6),
+            (false, false) => self.word(const { checksum_at(false, false) }),
+            (false, true) => self.word(const { checksum_at(false, true) }),
+            (true, false) => self.word(const { checksum_at(true, false) }),
+            (true, true) => self.word(const { checksum_at(true, true) }),
         }
     }
 

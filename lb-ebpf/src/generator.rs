@@ -32,74 +32,69 @@ mod bpf {
         (start + 8 * number <= end).then_some(start as *mut u64)
     }
 
-    /// Writes the next frame and goes on to what is measured.
-    #[xdp]
-    pub(crate) fn generate(ctx: XdpContext) -> u32 {
-        let (Some(order), Some(count)) = (ORDER.get(0), COUNT.get_ptr_mut(0)) else {
-            return xdp_action::XDP_ABORTED;
-        };
-        let Some(frame) = words(&ctx, WORDS) else { return xdp_action::XDP_ABORTED };
+    /// What to generate, where, and the number of the frame.
+    #[inline(always)]
+    fn next(ctx: &XdpContext) -> Option<(&'static Order, *mut u64, u64)> {
+        let (order, count) = (ORDER.get(0)?, COUNT.get_ptr_mut(0)?);
+        let frame = words(ctx, WORDS)?;
         // SAFETY: this CPU's own value.
         let number = unsafe {
             *count = (*count).wrapping_add(1);
             *count
         };
-        let flow = order.flow(number);
-        let (address, port, checksum) = order.sender(flow);
-        let checksum_at = if order.is_v6() {
-            write::<{ bench::V6_ADDRESS }, { bench::V6_PORTS }>(frame, order, address, port, 0);
-            order.checksum_at_v6()
-        } else {
-            let header = order.header_checksum_change(address);
-            write::<{ bench::V4_ADDRESS }, { bench::V4_PORTS }>(frame, order, address, port, header);
-            order.checksum_at_v4()
-        };
+        Some((order, frame, number))
+    }
+
+    /// Writes the transport's checksum into a frame of [`WORDS`], and goes on to what is measured.
+    #[inline(always)]
+    fn finish(ctx: &XdpContext, order: &Order, frame: *mut u64, checksum: u16) -> u32 {
+        let checksum_at = order.checksum_at();
         if checksum_at > 76 {
             return xdp_action::XDP_ABORTED;
         }
         // SAFETY: an offset below the length that was checked, and even.
         unsafe {
             *frame.cast::<u16>().add(checksum_at / 2) = checksum;
-            NEXT.tail_call(&ctx, 0);
+            NEXT.tail_call(ctx, 0);
         }
         xdp_action::XDP_ABORTED
+    }
+
+    /// Writes the next frame and goes on to what is measured.
+    #[xdp]
+    pub(crate) fn generate(ctx: XdpContext) -> u32 {
+        let Some((order, frame, number)) = next(&ctx) else { return xdp_action::XDP_ABORTED };
+        let flow = order.flow(number);
+        let (address, port, checksum) = order.sender(flow);
+        if order.is_v6() {
+            write::<{ bench::V6_ADDRESS }, { bench::V6_PORTS }>(frame, order, address, port, 0);
+        } else {
+            let header = order.header_checksum_change(address);
+            write::<{ bench::V4_ADDRESS }, { bench::V4_PORTS }>(frame, order, address, port, header);
+        }
+        finish(&ctx, order, frame, checksum)
     }
 
     /// Writes the next of the frames that are listed and goes on to what is measured.
     #[xdp]
     pub(crate) fn generate_listed(ctx: XdpContext) -> u32 {
-        let (Some(order), Some(count)) = (ORDER.get(0), COUNT.get_ptr_mut(0)) else {
-            return xdp_action::XDP_ABORTED;
-        };
-        let Some(frame) = words(&ctx, WORDS) else { return xdp_action::XDP_ABORTED };
-        // SAFETY: this CPU's own value.
-        let number = unsafe {
-            *count = (*count).wrapping_add(1);
-            *count
-        };
+        let Some((order, frame, number)) = next(&ctx) else { return xdp_action::XDP_ABORTED };
         let Some(&ends) = LIST.get(order.flow(number) as u32) else { return xdp_action::XDP_ABORTED };
         for (index, word) in order.template.iter().enumerate() {
             // SAFETY: within the length that was checked.
             unsafe { *frame.add(index) = word.get() };
         }
-        let (ends, frame) = (Ends::from_words(ends), frame.cast::<u16>());
-        let udp = order.is_udp();
+        let (ends, halves) = (Ends::from_words(ends), frame.cast::<u16>());
         // SAFETY (all): even offsets below the length that was checked.
         unsafe {
-            match (order.is_v6(), udp) {
-                (false, _) => {
-                    *frame.add(bench::V4_CHECKSUM / 2) = ends.header_checksum;
-                    write_ends::<{ bench::V4_ADDRESS }, 4, { bench::V4_PORTS }>(frame, ends);
-                    *frame.add((bench::V4_PORTS + if udp { 6 } else { 16 }) / 2) = ends.checksum;
-                }
-                (true, _) => {
-                    write_ends::<{ bench::V6_ADDRESS }, 16, { bench::V6_PORTS }>(frame, ends);
-                    *frame.add((bench::V6_PORTS + if udp { 6 } else { 16 }) / 2) = ends.checksum;
-                }
+            if order.is_v6() {
+                write_ends::<{ bench::V6_ADDRESS }, 16, { bench::V6_PORTS }>(halves, ends);
+            } else {
+                *halves.add(bench::V4_CHECKSUM / 2) = ends.header_checksum;
+                write_ends::<{ bench::V4_ADDRESS }, 4, { bench::V4_PORTS }>(halves, ends);
             }
-            NEXT.tail_call(&ctx, 0);
         }
-        xdp_action::XDP_ABORTED
+        finish(&ctx, order, frame, ends.checksum)
     }
 
     /// Writes both addresses, which are so many bytes apart, and the destination port.

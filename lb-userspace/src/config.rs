@@ -54,7 +54,7 @@ impl Document {
         if !mistakes.is_empty() {
             return Err(in_order(sink.complaints));
         }
-        let mut places = Places::new(text);
+        let mut places = sink.places();
         let root = Fields::new(root.get_ref(), 0..0, "the document".to_owned());
         let config = document(root, &mut sink, &mut places);
         let complaints = in_order(sink.into_complaints());

@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Result, ensure};
 use xtask::{
     demo::bank::Bank,
-    lab::{LabOptions, Postgres, VIP, postgres::psql},
+    lab::{
+        LabOptions, Postgres, VIP,
+        postgres::{self, psql},
+    },
 };
 
 use crate::stage::Stage;
@@ -42,14 +45,27 @@ pub fn document(lab: LabOptions, check: &str, pool: &str) -> String {
 /// # Errors
 /// When servers or the daemon do not start.
 pub fn cluster(pool: &str, settings: &[&str]) -> Result<(Stage, Vec<Postgres>)> {
-    let options = LabOptions { backends: 3, ..LabOptions::default() };
-    let mut stage = Stage::without_daemon(options, "")?;
+    cluster_in(LabOptions { backends: 3, ..LabOptions::default() }, ", max_lag = \"5s\"", pool, settings)
+}
+
+/// The same in another lab, a server for each of its backends; `check` are more keys of the PostgreSQL check.
+///
+/// # Errors
+/// As [`cluster`].
+pub fn cluster_in(
+    lab: LabOptions,
+    check: &str,
+    pool: &str,
+    settings: &[&str],
+) -> Result<(Stage, Vec<Postgres>)> {
+    let mut stage = Stage::without_daemon(lab, "")?;
     let servers = servers(&stage, settings)?;
     let password = stage.directory().join("lb.password");
-    let check = format!(", password_file = \"{}\", max_lag = \"5s\"", password.display());
-    stage.write(&document(options, &check, pool))?;
+    let check = format!(", password_file = \"{}\"{check}", password.display());
+    stage.write(&document(lab, &check, pool))?;
     stage.start()?;
-    until_roles(&stage, &["primary", "replica", "replica"])?;
+    let roles: Vec<_> = (0..servers.len()).map(|i| if i == 0 { "primary" } else { "replica" }).collect();
+    until_roles(&stage, &roles)?;
     Ok((stage, servers))
 }
 
@@ -95,16 +111,7 @@ pub fn who(stage: &Stage, port: SocketAddr) -> Result<String> {
 /// # Errors
 /// When there is none.
 pub async fn session() -> Result<tokio_postgres::Client> {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(WRITE.ip().to_string())
-        .port(WRITE.port())
-        .user("postgres")
-        .dbname("postgres")
-        .keepalives(false);
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
+    postgres::connect(postgres::config(WRITE, "postgres").keepalives(false)).await
 }
 
 /// Every COMMIT is answered only when a replica has it too.

@@ -203,6 +203,17 @@ pub struct Recorder {
     got: Arc<Mutex<Vec<Got>>>,
 }
 
+/// A service with little patience, and a path that it refuses.
+pub const HASTY: &str = r#"
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+timeouts = { header = "2s", connect = "2s", response = "1s", body = "1s" }
+[[services.shop.routes]]
+path = "/admin"
+respond = 403
+"#;
+
 /// An answer with this body.
 pub fn answer(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
@@ -239,6 +250,12 @@ impl Recorder {
     /// The same, and forgets it.
     pub fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lines and bodies of what it has got, which it forgets; and whether they are these.
+    pub fn take_just(&self, wanted: &[(&str, &str)]) -> (bool, Vec<(String, String)>) {
+        let seen: Vec<_> = self.take().into_iter().map(|got| (got.line().to_owned(), got.body)).collect();
+        (seen.iter().map(|(line, body)| (line.as_str(), body.as_str())).eq(wanted.iter().copied()), seen)
     }
 }
 

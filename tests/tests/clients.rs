@@ -146,8 +146,7 @@ fn a_large_table_is_copied_in_and_out_as_it_is() -> Result<()> {
 
 /// A session, and what it is notified of. `keepalive`: its TCP asks after so long whether the other is there.
 async fn listener(keepalive: Option<Duration>) -> Result<(Client, mpsc::Receiver<String>)> {
-    let mut config = tokio_postgres::Config::new();
-    config.host(WRITE.ip().to_string()).port(WRITE.port()).user("postgres").dbname("postgres");
+    let mut config = postgres::config(WRITE, "postgres");
     config.keepalives(keepalive.is_some());
     if let Some(idle) = keepalive {
         config.keepalives_idle(idle).keepalives_interval(idle);
@@ -211,10 +210,7 @@ fn a_session_that_only_listens_is_not_forgotten_while_its_tcp_asks_whether_the_o
 
 /// A session through a port with a query that takes an hour, which tells when it ends; and what cancels it.
 async fn sleeper(port: SocketAddr) -> Result<(CancelToken, tokio::task::JoinHandle<String>)> {
-    let mut config = tokio_postgres::Config::new();
-    config.host(port.ip().to_string()).port(port.port()).user("postgres").dbname("postgres");
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
+    let client = postgres::connect(&postgres::config(port, "postgres")).await?;
     let token = client.cancel_token();
     let query = async move {
         let ended = client.batch_execute("SELECT pg_sleep(3600)").await;

@@ -12,22 +12,12 @@ use std::{
 use Outcome::{Ended, Reset, Status};
 use anyhow::{Context as _, Result, ensure};
 use tests::{
-    desk::{Deed, Desk, Recorder, answer, backend},
+    desk::{Deed, Desk, HASTY, Recorder, answer, backend},
     document::backend_v4,
     frames::{END_STREAM, Frames, Outcome, fields, frame, kind, request},
     stage::{Stage, run},
 };
 use xtask::lab::{self, LabOptions};
-
-const SERVICES: &str = r#"
-[services.shop]
-listen = "203.0.113.10:80/tcp"
-pool = "web"
-timeouts = { header = "2s", connect = "2s", response = "1s", body = "1s" }
-[[services.shop.routes]]
-path = "/admin"
-respond = 403
-"#;
 
 /// Category, name, frames after the first settings, what becomes of stream 1, and what the backend sees: lines
 /// and bodies.
@@ -201,7 +191,7 @@ fn paths() -> Vec<Vector> {
 /// apart by the rules of HTTP/1.1.
 fn play(vectors: Vec<Vector>) -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
-    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let desk = Desk::start(HASTY, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut wrong = Vec::new();
     for (category, name, bytes, expected, wanted) in vectors {
         let mut frames = Frames::to(desk.addresses[0])?;
@@ -212,9 +202,7 @@ fn play(vectors: Vec<Vector>) -> Result<()> {
         _ = frames.say(&request(5, END_STREAM, &[GET[0], GET[1], (":path", "/admin"), GET[3]]));
         let still = frames.outcome(5)?;
         let goes_on = if expected == Ended { Ended } else { Status(403) };
-        let seen: Vec<(String, String)> =
-            recorder.take().into_iter().map(|got| (got.line().to_owned(), got.body)).collect();
-        let fits = seen.iter().map(|(line, body)| (line.as_str(), body.as_str())).eq(wanted.iter().copied());
+        let (fits, seen) = recorder.take_just(wanted);
         if outcome != expected || !fits || still != goes_on {
             wrong.push(format!(
                 "{category}, {name}: {outcome:?} rather than {expected:?}, then {still:?}; the backend saw {seen:?}"
@@ -249,7 +237,7 @@ fn paths_have_one_meaning_in_http2() -> Result<()> {
 #[test]
 fn a_request_by_http2_is_one_by_http1_to_the_backend() -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
-    let services = SERVICES.replacen("pool = \"web\"\n", "pool = \"web\"\naccess_log = true\n", 1);
+    let services = HASTY.replacen("pool = \"web\"\n", "pool = \"web\"\naccess_log = true\n", 1);
     let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut frames = Frames::to(desk.addresses[0])?;
     let more = [
@@ -290,7 +278,7 @@ fn floods_end_or_cost_nothing() -> Result<()> {
         "GET /silent HTTP/1.1" => Deed::Nothing,
         _ => Deed::Say(answer("ok")),
     })?;
-    let services = SERVICES.replacen("response = \"1s\"", "response = \"20s\"", 1);
+    let services = HASTY.replacen("response = \"1s\"", "response = \"20s\"", 1);
     let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
     let silent = [GET[0], GET[1], (":path", "/silent"), GET[3]];
     let repeated = |one: &[u8], times: usize| one.repeat(times);
@@ -386,7 +374,7 @@ fn floods_end_or_cost_nothing() -> Result<()> {
 /// A client that says nothing, and one that has nothing more to say.
 #[test]
 fn connections_that_rest_are_ended() -> Result<()> {
-    let desk = Desk::start(SERVICES, &[("web", Vec::new())], &[])?;
+    let desk = Desk::start(HASTY, &[("web", Vec::new())], &[])?;
     assert_eq!(Frames::silent(desk.addresses[0])?.until_closed()?, []);
     let mut begun = Frames::silent(desk.addresses[0])?;
     begun.say(b"PRI * HT")?;
@@ -408,7 +396,7 @@ fn a_desk_that_ends_says_so_and_answers_what_is_under_way() -> Result<()> {
         _ = told.lock().map(|told| told.recv());
         Deed::Say(answer("ok"))
     })?;
-    let services = SERVICES.replacen("response = \"1s\"", "response = \"20s\"", 1);
+    let services = HASTY.replacen("response = \"1s\"", "response = \"20s\"", 1);
     let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut frames = Frames::to(desk.addresses[0])?;
     frames.say(&request(1, END_STREAM, &GET))?;

@@ -7,19 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tests::{
-    desk::{Deed, Desk, Recorder, answer, backend},
+    desk::{Deed, Desk, HASTY, Recorder, answer, backend},
     requests::Speaker,
 };
-
-const SERVICES: &str = r#"
-[services.shop]
-listen = "203.0.113.10:80/tcp"
-pool = "web"
-timeouts = { header = "2s", connect = "2s", response = "1s", body = "1s" }
-[[services.shop.routes]]
-path = "/admin"
-respond = 403
-"#;
 
 /// What becomes of a vector.
 enum Fate {
@@ -198,7 +188,7 @@ const PATHS: &[Vector] = &[
 
 fn play(vectors: &[Vector]) -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
-    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let desk = Desk::start(HASTY, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut wrong = Vec::new();
     for (name, bytes, fate) in vectors {
         let mut speaker = Speaker::to(desk.addresses[0])?;
@@ -215,14 +205,7 @@ fn play(vectors: &[Vector]) -> Result<()> {
             // Everything of it has been answered when the connection ends: by itself, or after its time.
             speaker.until_closed().with_context(|| name.to_string())?;
         }
-        let seen: Vec<(String, String)> =
-            recorder.take().into_iter().map(|got| (got.line().to_owned(), got.body)).collect();
-        let fits = match fate {
-            Seen(wanted) => {
-                seen.iter().map(|(line, body)| (line.as_str(), body.as_str())).eq(wanted.iter().copied())
-            }
-            _ => seen.is_empty(),
-        };
+        let (fits, seen) = recorder.take_just(if let Seen(wanted) = fate { wanted } else { &[] });
         if status != expected || !fits {
             wrong.push(format!("{name}: {status:?} rather than {expected:?}, the backend saw {seen:?}"));
         }
@@ -308,7 +291,7 @@ fn the_stale_connection_race_loses_nothing_that_is_safe() -> Result<()> {
         *count += 1;
         if *count == 1 { Deed::Say(answer("ok")) } else { Deed::SayAndClose(Vec::new()) }
     })?;
-    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let desk = Desk::start(HASTY, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut speaker = Speaker::to(desk.addresses[0])?;
     let mut statuses = Vec::new();
     for _ in 0..40 {
@@ -337,7 +320,7 @@ fn an_answer_that_breaks_off_is_cut() -> Result<()> {
         "GET /silent HTTP/1.1" => Deed::Nothing,
         _ => Deed::SayAndClose(b"SSH-2.0-OpenSSH\r\n".to_vec()),
     })?;
-    let desk = Desk::start(SERVICES, &[("web", vec![backend(recorder.address)])], &[])?;
+    let desk = Desk::start(HASTY, &[("web", vec![backend(recorder.address)])], &[])?;
     for path in ["/cut", "/halt"] {
         let mut speaker = Speaker::to(desk.addresses[0])?;
         speaker.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())?;
@@ -359,7 +342,7 @@ fn an_answer_that_breaks_off_is_cut() -> Result<()> {
 /// A slow drip of headers ends after its whole time, however steady it is.
 #[test]
 fn a_drip_of_headers_ends() -> Result<()> {
-    let desk = Desk::start(SERVICES, &[("web", Vec::new())], &[])?;
+    let desk = Desk::start(HASTY, &[("web", Vec::new())], &[])?;
     let mut speaker = Speaker::to(desk.addresses[0])?;
     speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n")?;
     // Long before a minute, with a header every tenth of a second.
@@ -375,7 +358,7 @@ fn a_drip_of_headers_ends() -> Result<()> {
 #[test]
 fn a_closed_room_is_told_in_plain_words() -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
-    let mut desk = Desk::start(SERVICES, &[("web", Vec::new())], &[])?;
+    let mut desk = Desk::start(HASTY, &[("web", Vec::new())], &[])?;
     let ask = |desk: &Desk, path: &str, accept: &str| -> Result<_> {
         let mut speaker = Speaker::to(desk.addresses[0])?;
         speaker.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n").as_bytes())?;
@@ -391,18 +374,18 @@ fn a_closed_room_is_told_in_plain_words() -> Result<()> {
     assert!(html.body.contains("<h1>This room is closed for the moment</h1>"), "{}", html.body);
     let unfit =
         |usable, draining| vec![tests::desk::BackendOrder { usable, draining, ..backend(recorder.address) }];
-    desk.serve(SERVICES, &[("web", unfit(false, true))], &[])?;
+    desk.serve(HASTY, &[("web", unfit(false, true))], &[])?;
     assert!(ask(&desk, "/", "*/*")?.body.contains("being taken out of service"));
-    desk.serve(SERVICES, &[("web", unfit(true, false))], &[])?;
+    desk.serve(HASTY, &[("web", unfit(true, false))], &[])?;
     assert_eq!(ask(&desk, "/", "*/*")?.body, "ok");
     // Where nobody listens: the last of what was tried.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    desk.serve(SERVICES, &[("web", vec![backend(nobody)])], &[])?;
+    desk.serve(HASTY, &[("web", vec![backend(nobody)])], &[])?;
     assert_eq!(ask(&desk, "/", "*/*")?.status, 502);
     let report = desk.report(|report| report.troubles.contains_key("unreachable"))?;
     assert_eq!((report.troubles["no_backend"], report.troubles["drained"]), (1, 1));
     // A server that is there takes over for one that is not, whatever the request.
-    desk.serve(SERVICES, &[("web", vec![backend(nobody), backend(recorder.address)])], &[])?;
+    desk.serve(HASTY, &[("web", vec![backend(nobody), backend(recorder.address)])], &[])?;
     for _ in 0..20 {
         assert_eq!(ask(&desk, "/", "*/*")?.body, "ok");
     }
@@ -415,7 +398,7 @@ fn the_access_log_holds_no_secrets() -> Result<()> {
     let recorder = Recorder::start(|_| {
         Deed::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nSet-Cookie: s=hidden\r\n\r\nhidden!".to_vec())
     })?;
-    let services = SERVICES.replacen("pool = \"web\"\n", "pool = \"web\"\naccess_log = true\n", 1);
+    let services = HASTY.replacen("pool = \"web\"\n", "pool = \"web\"\naccess_log = true\n", 1);
     let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut speaker = Speaker::to(desk.addresses[0])?;
     let requests: [(&str, u16, Option<String>); 3] = [

@@ -39,10 +39,6 @@ pub fn control() -> Result<()> {
     if !crate::cargo().args(["bench", "--package", "benches", "--bench", "control"]).status()?.success() {
         bail!("the benches failed");
     }
-    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
-    if !crate::cargo().args(release).status()?.success() {
-        bail!("the benchmark of probes did not build");
-    }
     in_namespaces("probes", &[])
 }
 
@@ -54,10 +50,6 @@ pub fn control() -> Result<()> {
 pub fn desk(arguments: &[String]) -> Result<()> {
     setup::everything()?;
     setup::rivals()?;
-    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
-    if !crate::cargo().args(release).status()?.success() {
-        bail!("the benchmark of the desk did not build");
-    }
     in_namespaces("desk", arguments)
 }
 
@@ -69,15 +61,15 @@ pub fn desk(arguments: &[String]) -> Result<()> {
 /// Something could not be had, or the benchmark failed.
 pub fn database(arguments: &[String]) -> Result<()> {
     setup::everything()?;
-    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
-    if !crate::cargo().args(release).status()?.success() {
-        bail!("the benchmark of databases did not build");
-    }
     in_namespaces("database", arguments)
 }
 
-/// Runs a benchmark, built for release, that makes a lab.
+/// Builds a benchmark that makes a lab for release, and runs it.
 fn in_namespaces(name: &str, arguments: &[String]) -> Result<()> {
+    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
+    if !crate::cargo().args(release).status()?.success() {
+        bail!("the benchmark {name} did not build");
+    }
     let program = crate::target_directory().join("release").join(name);
     let status = root::command("for network namespaces", &program.to_string_lossy())?
         .current_dir(crate::workspace())

@@ -6,16 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
-use tests::{
-    accounts::{WRITE, document, servers, until_roles},
-    stage::Stage,
-};
-use tokio_postgres::{Client, Config, NoTls};
-use xtask::lab::{LabOptions, Namespace};
+use anyhow::{Result, bail};
+use tests::accounts::{PATIENCE, WRITE, cluster_in, until_roles};
+use tokio_postgres::Client;
+use xtask::lab::{LabOptions, Namespace, postgres};
 
-/// Longer than a promotion takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// From one try to the next.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -30,13 +25,8 @@ pub(crate) struct Failovers {
 /// Two servers, of which the primary is killed and the other promoted, in turns.
 pub(crate) fn measure(rounds: usize) -> Result<Failovers> {
     let options = LabOptions { backends: 2, ipv6: false, ..LabOptions::default() };
-    let mut stage = Stage::without_daemon(options, "")?;
-    let mut servers = servers(&stage, &[])?;
+    let (stage, mut servers) = cluster_in(options, "", "", &[])?;
     servers[0].sql("CREATE TABLE t (x int)")?;
-    let password = stage.directory().join("lb.password");
-    stage.write(&document(options, &format!(", password_file = \"{}\"", password.display()), ""))?;
-    stage.start()?;
-    until_roles(&stage, &["primary", "replica"])?;
     let mut failovers = Failovers { asked: Vec::new(), told: Vec::new() };
     for round in 0..2 * rounds {
         let (old, new) = (round % 2, 1 - round % 2);
@@ -86,8 +76,7 @@ fn until(place: &Namespace, server: SocketAddr, sql: &'static str) -> JoinHandle
                 }
                 tokio::time::sleep(PAUSE).await;
             }
-            ensure!(false, "{server} has not done {sql:?} in {PATIENCE:?}");
-            Ok(begun)
+            bail!("{server} has not done {sql:?} in {PATIENCE:?}")
         })
     })
 }
@@ -95,13 +84,7 @@ fn until(place: &Namespace, server: SocketAddr, sql: &'static str) -> JoinHandle
 async fn ask(line: &mut Option<Client>, server: SocketAddr, sql: &str) -> Result<bool> {
     let client = match line {
         Some(client) => client,
-        None => {
-            let mut config = Config::new();
-            config.host(server.ip().to_string()).port(server.port()).user("postgres").dbname("postgres");
-            let (client, connection) = config.connect(NoTls).await?;
-            tokio::spawn(connection);
-            line.insert(client)
-        }
+        None => line.insert(postgres::connect(&postgres::config(server, "postgres")).await?),
     };
     Ok(!client.query(sql, &[]).await?.is_empty())
 }

@@ -13,10 +13,11 @@ mod failover;
 use std::{fs, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use benches::Spread;
 use clap::Parser;
 use serde::Serialize;
 use tests::{
-    accounts::{READ, WRITE, document, servers, until_roles},
+    accounts::{READ, WRITE, cluster_in},
     stage::Stage,
 };
 use xtask::lab::{LabOptions, postgres};
@@ -76,23 +77,6 @@ struct Run {
     latency_ms: f64,
 }
 
-/// Least, median and greatest of some runs.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Spread {
-    least: f64,
-    median: f64,
-    greatest: f64,
-}
-
-impl Spread {
-    fn of(figures: impl Iterator<Item = f64>) -> Result<Self> {
-        let mut all: Vec<f64> = figures.collect();
-        all.sort_by(f64::total_cmp);
-        let (least, greatest) = all.first().copied().zip(all.last().copied()).context("no runs")?;
-        Ok(Self { least, median: all[all.len() / 2], greatest })
-    }
-}
-
 /// The figures of one case.
 #[derive(Debug, Serialize)]
 struct Figures {
@@ -110,12 +94,7 @@ struct Figures {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let options = LabOptions { backends: 1, ipv6: false, ..LabOptions::default() };
-    let mut stage = Stage::without_daemon(options, "")?;
-    let servers = servers(&stage, &["max_connections=50"])?;
-    let password = stage.directory().join("lb.password");
-    stage.write(&document(options, &format!(", password_file = \"{}\"", password.display()), ""))?;
-    stage.start()?;
-    until_roles(&stage, &["primary"])?;
+    let (stage, servers) = cluster_in(options, "", "", &["max_connections=50"])?;
     let direct = servers[0].address();
     pgbench(&stage, direct, &["--initialize", "--quiet", "--scale", &arguments.scale.to_string()])?;
 
@@ -142,23 +121,24 @@ fn main() -> Result<()> {
                 [run(direct, &seconds)?, lobby]
             });
         }
-        let ratios = |what: fn(&Run) -> f64| Spread::of(runs.iter().map(|[a, b]| what(b) / what(a)));
+        let spread = |each: &dyn Fn(&[Run; 2]) -> f64| Spread::of(runs.iter().map(each)).context("no runs");
+        let ratio = |what: fn(&Run) -> f64| spread(&|[direct, lobby]| what(lobby) / what(direct));
         let figures = Figures {
             case: case.name,
-            direct_tps: Spread::of(runs.iter().map(|[direct, _]| direct.tps))?,
-            lobby_tps: Spread::of(runs.iter().map(|[_, lobby]| lobby.tps))?,
-            tps_ratio: ratios(|run| run.tps)?,
-            latency_ratio: ratios(|run| run.latency_ms)?,
+            direct_tps: spread(&|[direct, _]| direct.tps)?,
+            lobby_tps: spread(&|[_, lobby]| lobby.tps)?,
+            tps_ratio: ratio(|run| run.tps)?,
+            latency_ratio: ratio(|run| run.latency_ms)?,
             runs,
         };
-        let ratio = |Spread { least, median, greatest }| format!("{median:.3} ({least:.2}–{greatest:.2})");
+        let shown = |Spread { least, median, greatest }| format!("{median:.3} ({least:.2}–{greatest:.2})");
         println!(
             "{:38} {:>10.0} {:>10.0}   {:>22} {:>22}",
             figures.case,
             figures.direct_tps.median,
             figures.lobby_tps.median,
-            ratio(figures.tps_ratio),
-            ratio(figures.latency_ratio),
+            shown(figures.tps_ratio),
+            shown(figures.latency_ratio),
         );
         report.push(figures);
     }
@@ -171,7 +151,7 @@ fn main() -> Result<()> {
     println!("\nmilliseconds from a server's word that it is the primary to the first write:");
     let mut times = serde_json::Map::new();
     for (name, times_ms) in [("asked every second", failovers.asked), ("told", failovers.told)] {
-        if let Ok(Spread { least, median, greatest }) = Spread::of(times_ms.iter().copied()) {
+        if let Some(Spread { least, median, greatest }) = Spread::of(times_ms.iter().copied()) {
             println!("{name:38} {median:>10.0}   ({least:.0}–{greatest:.0})");
         }
         times.insert(name.to_owned(), times_ms.into());

@@ -11,6 +11,7 @@ mod proxies;
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use benches::Spread;
 use clap::Parser;
 use serde::Serialize;
 use tests::stage::Stage;
@@ -107,35 +108,26 @@ fn main() -> Result<()> {
 }
 
 fn figures(case: &Case, proxy: &'static str, samples: &[Sample], nginx: &[Sample]) -> Figures {
-    let of = |what: fn(&Sample) -> Option<f64>| {
-        let mut all: Vec<f64> = samples.iter().filter_map(what).collect();
-        all.sort_by(f64::total_cmp);
-        all
-    };
+    let of = |what: fn(&Sample) -> Option<f64>| Spread::of(samples.iter().filter_map(what));
     let ratio = |what: fn(&Sample) -> Option<f64>| {
         let both = samples.iter().zip(nginx);
-        let mut all: Vec<f64> = both.filter_map(|(here, there)| Some(what(here)? / what(there)?)).collect();
-        all.sort_by(f64::total_cmp);
-        middle(&all)
+        let all = both.filter_map(|(here, there)| Some(what(here)? / what(there)?));
+        Spread::of(all).map(|spread| spread.median)
     };
     let cpu = of(|sample| sample.cpu_us);
     Figures {
         case: case.name,
         proxy,
         requests: case.requests,
-        cpu_us: middle(&cpu),
-        cpu_us_min: cpu.first().copied(),
-        cpu_us_max: cpu.last().copied(),
-        p50_us: middle(&of(|sample| Some(sample.p50_us))).unwrap_or_default(),
-        p99_us: middle(&of(|sample| Some(sample.p99_us))).unwrap_or_default(),
+        cpu_us: cpu.map(|cpu| cpu.median),
+        cpu_us_min: cpu.map(|cpu| cpu.least),
+        cpu_us_max: cpu.map(|cpu| cpu.greatest),
+        p50_us: of(|sample| Some(sample.p50_us)).unwrap_or_default().median,
+        p99_us: of(|sample| Some(sample.p99_us)).unwrap_or_default().median,
         cpu_of_nginx: ratio(|sample| sample.cpu_us),
         p50_of_nginx: ratio(|sample| Some(sample.p50_us)),
         p99_of_nginx: ratio(|sample| Some(sample.p99_us)),
     }
-}
-
-fn middle(sorted: &[f64]) -> Option<f64> {
-    sorted.get(sorted.len() / 2).copied()
 }
 
 fn print(figures: &Figures) {

@@ -12,7 +12,7 @@ use lb_common::bench::{self, Ends, LISTED, Order, WORDS};
 use lb_userspace::dataplane::kernel::GENERATOR;
 use tests::packets::{Spec, flag};
 
-use crate::scene::{self, Scene};
+use crate::scene::{self, End, Scene};
 
 /// What the packets are.
 #[derive(Clone, Copy, Debug)]
@@ -33,15 +33,19 @@ impl Kind {
     fn frame(self, first: bool) -> Vec<u8> {
         let source = (scene::client(self.v6), 0);
         let destination = (scene::vip(self.v6), scene::PORT);
-        let mut frame = if self.udp {
-            Spec::udp(source, destination).with_payload(&[0; 18]).build()
-        } else {
-            Spec::tcp(source, destination, if first { flag::SYN } else { flag::ACK })
-                .with_payload(&[0; 6])
-                .build()
-        };
+        let mut frame = self.packet(source, destination, if first { flag::SYN } else { flag::ACK });
         frame.resize(8 * WORDS, 0);
         frame
+    }
+
+    /// A packet from one end to the other; UDP has no flags. Either has as many bytes.
+    pub(crate) fn packet(self, source: End, destination: End, flags: u8) -> Vec<u8> {
+        let spec = if self.udp {
+            Spec::udp(source, destination).with_payload(&[0; 18])
+        } else {
+            Spec::tcp(source, destination, flags).with_payload(&[0; 6])
+        };
+        spec.build()
     }
 }
 
@@ -159,7 +163,7 @@ fn ends(kind: Kind, frame: &[u8]) -> Result<Ends> {
         source: long(address)?,
         destination: long(address + apart)?,
         port: short(ports + 2)?,
-        checksum: short(ports + if kind.udp { 6 } else { 16 })?,
+        checksum: short(bench::checksum_at(kind.v6, kind.udp))?,
         header_checksum: short(bench::V4_CHECKSUM)?,
     })
 }

@@ -13,6 +13,7 @@ mod report;
 mod scene;
 
 use anyhow::{Context as _, Result, ensure};
+use benches::Spread;
 use clap::Parser;
 use lb_common::bench::LISTED;
 use nix::{
@@ -52,13 +53,13 @@ fn main() -> Result<()> {
     sched_setaffinity(Pid::from_raw(0), &cpus).context("this thread cannot choose its CPU")?;
 
     let mut generator = Generator::new()?;
-    let empty_ns = median(&mut measure(arguments.runs, || generator.run_empty(arguments.packets))?);
+    let empty_ns = measure(arguments.runs, || generator.run_empty(arguments.packets))?.median;
     let mut report = Report::new(empty_ns);
     for v6 in [false, true] {
         let kind = Kind { v6, udp: false };
         generator.order(kind, arguments.flows, false, false)?;
         generator.lead_to_floor(v6)?;
-        let floor = median(&mut measure(arguments.runs, || generator.run(arguments.packets))?);
+        let floor = measure(arguments.runs, || generator.run(arguments.packets))?.median;
         report.floor(v6, floor);
     }
     report.print_head();
@@ -138,10 +139,10 @@ fn known(
     ensure!(flows < 1000 || scene.backends()? == usize::from(scene::BACKENDS), "the flows of {name} are few");
     generator.order(kind, flows, false, false)?;
     scene.check_sample(kind)?;
-    let mut times =
+    let times =
         measure(arguments.runs, || scene.forwarding(arguments.packets, || generator.run(arguments.packets)))?;
     ensure!(scene.flows()? == opened, "packets of known flows opened others");
-    Ok(Case::new(name, kind.v6, flows, &mut times))
+    Ok(Case::new(name, kind.v6, flows, arguments.runs, times))
 }
 
 /// A scene in which all flows have begun, and TCP's handshakes are over.
@@ -177,11 +178,11 @@ fn answers(
     generator.list(kind, frames.into_iter())?;
     // What generates these frames waits for memory too.
     generator.lead_to_floor(kind.v6)?;
-    let floor = median(&mut measure(arguments.runs, || generator.run(arguments.packets))?);
+    let floor = measure(arguments.runs, || generator.run(arguments.packets))?.median;
     generator.lead_to(&mut scene)?;
-    let mut times =
+    let times =
         measure(arguments.runs, || scene.answering(arguments.packets, || generator.run(arguments.packets)))?;
-    Ok(Case::new(name, kind.v6, flows, &mut times).above(floor))
+    Ok(Case::new(name, kind.v6, flows, arguments.runs, times).above(floor))
 }
 
 /// A new flow with every packet: into tables with room, or over and over where they are full.
@@ -202,7 +203,7 @@ fn new_flows(
             scene.forwarding(arguments.packets, || generator.run(arguments.packets))?;
         }
     }
-    let mut times = measure(arguments.runs, || {
+    let times = measure(arguments.runs, || {
         if !flood {
             scene = Scene::new(kind, mode)?;
             generator.lead_to(&mut scene)?;
@@ -216,16 +217,12 @@ fn new_flows(
         let refused = if mode == Mode::Tracked { opened / 1000 } else { 0 };
         ensure!(opened - refused <= flows && flows <= opened, "{flows} flows were opened for {name}");
     }
-    Ok(Case::new(name, kind.v6, flows, &mut times))
+    Ok(Case::new(name, kind.v6, flows, arguments.runs, times))
 }
 
-/// Nanoseconds a packet, once a run, after one that warms up.
-fn measure(runs: usize, mut run: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+/// Nanoseconds a packet in so many runs, after one that warms up.
+fn measure(runs: usize, mut run: impl FnMut() -> Result<f64>) -> Result<Spread> {
     run()?;
-    (0..runs.max(1)).map(|_| run()).collect()
-}
-
-fn median(times: &mut [f64]) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+    let times: Vec<f64> = (0..runs.max(1)).map(|_| run()).collect::<Result<_>>()?;
+    Spread::of(times).context("no runs")
 }

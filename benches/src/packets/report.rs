@@ -3,9 +3,8 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
+use benches::Spread;
 use serde::Serialize;
-
-use crate::median;
 
 /// All figures of one run of the benchmark. Times are nanoseconds a packet.
 #[derive(Debug, Serialize)]
@@ -36,10 +35,8 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    pub(crate) fn new(name: String, v6: bool, flows: u64, times: &mut [f64]) -> Self {
-        let total_ns = median(times);
-        let (min, max) = (times[0], times[times.len() - 1]);
-        let runs = times.len();
+    pub(crate) fn new(name: String, v6: bool, flows: u64, runs: usize, times: Spread) -> Self {
+        let Spread { least: min, median: total_ns, greatest: max } = times;
         Self { name, v6, flows, total_ns, own_floor_ns: None, over_floor_ns: 0.0, runs, min, max }
     }
 

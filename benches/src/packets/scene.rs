@@ -19,7 +19,7 @@ use lb_userspace::{
     maglev,
     model::{Idle, Limits, Listen, PortRange, Protocol},
 };
-use tests::packets::{self, Spec, flag};
+use tests::packets::{self, Seen, Spec, flag};
 
 use crate::generator::Kind;
 
@@ -34,7 +34,7 @@ pub(crate) const FIRST_ADDRESS: u32 = 0x0a00_0001;
 pub(crate) const BACKENDS: u16 = 64;
 const SOURCES: u16 = 8;
 /// An address and a port.
-type End = (IpAddr, u16);
+pub(crate) type End = (IpAddr, u16);
 /// Interface that packets come in by and leave by: loopback, as a test run has it.
 const INTERFACE: u32 = 1;
 /// Verdict counter of packets to backends.
@@ -173,14 +173,7 @@ impl Scene {
 
     /// A backend's packet in each translated connection, as frames.
     pub(crate) fn answers(&self, kind: Kind) -> Result<Vec<Vec<u8>>> {
-        let frame = |(from, to)| {
-            if kind.udp {
-                Spec::udp(from, to).with_payload(&[0; 18]).build()
-            } else {
-                Spec::tcp(from, to, flag::ACK).with_payload(&[0; 6]).build()
-            }
-        };
-        Ok(self.backwards()?.into_iter().map(frame).collect())
+        Ok(self.backwards()?.into_iter().map(|(from, to)| kind.packet(from, to, flag::ACK)).collect())
     }
 
     /// Lets backends answer the SYNs of all translated connections that are known.
@@ -227,12 +220,19 @@ impl Scene {
 
     /// Sends a backend's packet by itself and reads what becomes of it.
     pub(crate) fn check_answer(&mut self, frame: &[u8]) -> Result<()> {
+        let seen = self.sample(frame)?;
+        let service = (vip(seen.source.0.is_ipv6()), PORT);
+        ensure!(seen.source == service && seen.ttl == 63, "the sample: {seen:?}");
+        Ok(())
+    }
+
+    /// What becomes of one packet.
+    fn sample(&mut self, frame: &[u8]) -> Result<Seen> {
         let ran = self.plane.run_once(frame).map_err(|error| anyhow!(error))?;
         let seen =
             packets::read(&ran.frame).map_err(|error| anyhow!(error)).context("the sample is unreadable")?;
-        let service = (vip(seen.source.0.is_ipv6()), PORT);
-        ensure!(seen.checksums && seen.source == service && seen.ttl == 63, "the sample: {seen:?}");
-        Ok(())
+        ensure!(seen.checksums, "the sample's checksums are wrong: {seen:?}");
+        Ok(seen)
     }
 
     /// Sends a few packets of known flows by themselves and reads what becomes of them.
@@ -249,10 +249,7 @@ impl Scene {
         let from = (source, 1024);
         let spec =
             if kind.udp { Spec::udp(from, destination) } else { Spec::tcp(from, destination, flag::ACK) };
-        let ran = self.plane.run_once(&spec.build()).map_err(|error| anyhow!(error))?;
-        let seen =
-            packets::read(&ran.frame).map_err(|error| anyhow!(error)).context("the sample is unreadable")?;
-        ensure!(seen.checksums, "the sample's checksums are wrong: {seen:?}");
+        let seen = self.sample(&spec.build())?;
         let (port, ttl) = if self.mode == Mode::Nat { (8080, 63) } else { (PORT, 64) };
         ensure!(
             seen.destination.1 == port && seen.ttl == ttl && seen.payload == spec.payload,

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use benches::Spread;
 use clap::Parser;
 use lb_common::abi::Slot;
 use lb_userspace::{
@@ -138,10 +139,9 @@ fn measure(
         }
         times.push(answered.elapsed().as_secs_f64() * 1e3);
     }
-    times.sort_by(f64::total_cmp);
-    let (probes, last) = (times.len(), times.len().saturating_sub(1));
-    let at = |place: usize| times.get(place).copied().unwrap_or_default();
-    let case = Case { name, probes, min_ms: at(0), median_ms: at(probes / 2), max_ms: at(last) };
+    let probes = times.len();
+    let Spread { least, median, greatest } = Spread::of(times).unwrap_or_default();
+    let case = Case { name, probes, min_ms: least, median_ms: median, max_ms: greatest };
     println!("{:42} {:>7.1} {:>7.1} {:>7.1}", case.name, case.min_ms, case.median_ms, case.max_ms);
     Ok(case)
 }

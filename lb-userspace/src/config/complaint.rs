@@ -92,8 +92,8 @@ pub(super) enum Thing {
 }
 
 impl Places {
-    pub(super) fn new(text: &str) -> Self {
-        Self { text: text.into(), lines: Lines::of(text).into(), spans: BTreeMap::new() }
+    pub(super) fn new(text: &str, lines: Arc<Lines>) -> Self {
+        Self { text: text.into(), lines, spans: BTreeMap::new() }
     }
 
     pub(super) fn note(&mut self, thing: Thing, span: Range<usize>) {
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_place_that_is_unknown_is_the_beginning() {
-        let places = Places::new("x = 1");
+        let places = Places::new("x = 1", Lines::of("x = 1").into());
         let complaint = places.interface("eth9").warning("m", "r");
         assert_eq!((complaint.line, complaint.column, complaint.width), (1, 1, 1));
         assert_eq!(complaint.severity, Severity::Warning);

@@ -4,17 +4,18 @@ use std::{
     fmt::Display,
     ops::{Range, RangeInclusive},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use toml::de::{DeTable, DeValue};
 
-use super::complaint::{Complaint, Lines, Place};
+use super::complaint::{Complaint, Lines, Place, Places};
 
 /// A document's text and what is wrong with it so far.
 pub(super) struct Sink<'t> {
     text: &'t str,
-    lines: Lines,
+    lines: Arc<Lines>,
     pub(super) complaints: Vec<Complaint>,
     /// Values that are to be seen nowhere.
     secrets: Vec<&'t str>,
@@ -22,7 +23,12 @@ pub(super) struct Sink<'t> {
 
 impl<'t> Sink<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, lines: Lines::of(text), complaints: Vec::new(), secrets: Vec::new() }
+        Self { text, lines: Lines::of(text).into(), complaints: Vec::new(), secrets: Vec::new() }
+    }
+
+    /// The same text, with nothing noted yet.
+    pub(super) fn places(&self) -> Places {
+        Places::new(self.text, Arc::clone(&self.lines))
     }
 
     fn place(&self, span: &Range<usize>) -> Place<'_> {

@@ -25,7 +25,7 @@ pub struct Health {
     /// Deadlines of drains, seconds since the epoch, and whose pool's.
     deadlines: BTreeSet<(u64, String)>,
     /// When a server's share grows, or clients have waited long enough, and whose pool's.
-    growth: BTreeSet<(Duration, String)>,
+    turns: BTreeSet<(Duration, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -74,8 +74,8 @@ impl Health {
     /// Of nobody yet. The seed spreads the times of probes.
     pub fn new(seed: u64) -> Self {
         let (pools, verdicts) = (BTreeMap::new(), Verdicts::new());
-        let (deadlines, growth) = (BTreeSet::new(), BTreeSet::new());
-        Self { pools, verdicts, schedule: Schedule::new(seed), deadlines, growth }
+        let (deadlines, turns) = (BTreeSet::new(), BTreeSet::new());
+        Self { pools, verdicts, schedule: Schedule::new(seed), deadlines, turns }
     }
 
     /// Takes over a document. Who is known stays as it is; who is new counts as what `remembered` says
@@ -237,8 +237,8 @@ impl Health {
             let Some((_, name)) = self.deadlines.pop_first() else { break };
             events.extend(self.refresh(&name, now));
         }
-        while self.growth.first().is_some_and(|(due, _)| *due <= now.uptime) {
-            let Some((_, name)) = self.growth.pop_first() else { break };
+        while self.turns.first().is_some_and(|(due, _)| *due <= now.uptime) {
+            let Some((_, name)) = self.turns.pop_first() else { break };
             events.extend(self.refresh(&name, now));
         }
         events
@@ -248,8 +248,8 @@ impl Health {
     pub fn wait(&self, now: Now) -> Option<Duration> {
         let deadline =
             self.deadlines.first().map(|(at, _)| Duration::from_secs(at.saturating_sub(now.epoch)));
-        let growth = self.growth.first().map(|(due, _)| due.saturating_sub(now.uptime));
-        deadline.into_iter().chain(growth).min()
+        let turn = self.turns.first().map(|(due, _)| due.saturating_sub(now.uptime));
+        deadline.into_iter().chain(turn).min()
     }
 
     /// When the next probe is due.
@@ -313,7 +313,7 @@ impl Health {
             }
         }
         for due in pool.next_growth(now).into_iter().chain(pool.holds_until(now.uptime)) {
-            self.growth.insert((due, name.to_owned()));
+            self.turns.insert((due, name.to_owned()));
         }
         let verdicts = pool.verdicts(now);
         if self.verdicts.get(name) != Some(&verdicts) {
@@ -343,10 +343,7 @@ impl Pool {
     /// When the share of one of them grows next.
     fn next_growth(&self, now: Now) -> Option<Duration> {
         let slow = self.slow_start?;
-        let started = self.backends.values().filter_map(|backend| backend.started);
-        let steps =
-            |started: Duration| (1..Verdict::WHOLE).map(move |step| started + slow * step.into() / 10);
-        started.flat_map(steps).filter(|due| *due > now.uptime).min()
+        self.backends.values().flat_map(|backend| backend.growths(slow)).filter(|due| *due > now.uptime).min()
     }
 
     /// When nobody is left, those stay in use that turned bad together with the last one: an outage is
@@ -519,9 +516,16 @@ impl Backend {
 
     /// Tenths of its weight that count: one at first, and one more with each tenth of the time.
     fn share(&self, slow_start: Option<Duration>, now: Duration) -> u16 {
-        let Some((slow, started)) = slow_start.zip(self.started) else { return Verdict::WHOLE };
-        let passed = (1..Verdict::WHOLE).filter(|&step| now >= started + slow * step.into() / 10).count();
-        1 + u16::try_from(passed).unwrap_or(Verdict::WHOLE)
+        let to_come = slow_start.map_or(0, |slow| self.growths(slow).filter(|due| *due > now).count());
+        Verdict::WHOLE - u16::try_from(to_come).unwrap_or_default()
+    }
+
+    /// When its share grows by a tenth, if it started slowly.
+    fn growths(&self, slow: Duration) -> impl Iterator<Item = Duration> {
+        let growth = move |started| {
+            (1..Verdict::WHOLE).map(move |step| started + slow * u32::from(step) / u32::from(Verdict::WHOLE))
+        };
+        self.started.into_iter().flat_map(growth)
     }
 
     fn state_at(&self, checked: bool, epoch: u64) -> State {

@@ -13,9 +13,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
-use crate::lab::{Namespace, Postgres};
+use crate::lab::{Namespace, Postgres, postgres};
 
 const ACCOUNTS: i32 = 1000;
 const BALANCE: i32 = 100;
@@ -201,10 +201,7 @@ impl Told {
 
 /// A connection, and which server is at its other end.
 async fn call(server: SocketAddr) -> Result<(Client, String)> {
-    let mut config = tokio_postgres::Config::new();
-    config.host(server.ip().to_string()).port(server.port()).user("teller").dbname("postgres");
-    let (client, connection) = config.connect(NoTls).await?;
-    tokio::spawn(connection);
+    let client = postgres::connect(&postgres::config(server, "teller")).await?;
     let row = client.query_one("SELECT host(inet_server_addr())", &[]).await?;
     Ok((client, row.get(0)))
 }

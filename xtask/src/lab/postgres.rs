@@ -17,6 +17,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, User},
 };
+use tokio_postgres::{Client, Config, NoTls};
 
 use super::{Namespace, Proc};
 
@@ -276,6 +277,23 @@ impl Postgres {
         command.arg(programs()?.join(program)).current_dir("/");
         Ok(command)
     }
+}
+
+/// How to call a server's database `postgres` as this user.
+pub fn config(server: SocketAddr, user: &str) -> Config {
+    let mut config = Config::new();
+    config.host(server.ip().to_string()).port(server.port()).user(user).dbname("postgres");
+    config
+}
+
+/// A session, from where the caller is.
+///
+/// # Errors
+/// When there is none.
+pub async fn connect(config: &Config) -> Result<Client> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
 }
 
 /// Promotes the second or the third server, whichever has more of the log, and makes the other follow it: COMMITs

@@ -90,7 +90,6 @@ where
         _ = connection.as_mut() => return,
         end = pulse.over(patience) => end,
         () = another_takes_over => End::Leave,
-        () = shared.closing.cancelled() => End::Leave,
     };
     match end {
         End::Calm => shared.figures.refused("resets"),
