@@ -39,6 +39,15 @@ impl Config {
         self.services.iter().filter_map(|(name, service)| Some((name, service, service.desk.as_ref()?)))
     }
 
+    /// The services of each pool, in the order of their names: for who looks at many pools.
+    pub fn services_by_pool(&self) -> BTreeMap<&str, Vec<&Service>> {
+        let mut by_pool: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
+        for service in self.services.values() {
+            by_pool.entry(&service.pool).or_default().push(service);
+        }
+        by_pool
+    }
+
     /// Where those services of a pool listen whose backends need their addresses, for TCP on one port.
     pub fn direct_vips(&self, pool: &str) -> impl Iterator<Item = SocketAddr> {
         let direct = move |service: &&Service| service.pool == pool && service.forward == Forward::Dsr;

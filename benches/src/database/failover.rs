@@ -40,7 +40,8 @@ pub(crate) fn measure(rounds: usize) -> Result<Failovers> {
         // Not always at the same time after a question.
         thread::sleep(Duration::from_millis(u64::try_from(round)? * 370 % 1000));
         servers[new].promote()?;
-        let told = round / 2 % 2 == 1;
+        // Each server hears of as many promotions each way.
+        let told = (round + round / 2) % 2 == 1;
         if told {
             stage.lb(&["pool", "recheck", "accounts"])?;
         }

@@ -12,7 +12,7 @@ use lb_common::abi;
 use super::{certificates, credentials};
 use crate::{
     config::{Complaint, Document},
-    model::{BackendAddress, Config, Forward, PortRange, Probe, Service},
+    model::{BackendAddress, Config, Forward, PortRange, Probe},
     netlink::surroundings::{Link, Surroundings},
     probe::check_authorities,
 };
@@ -148,8 +148,10 @@ fn foreign<'h>(link: &Link, host: &'h Host) -> Option<&'h str> {
 
 fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Complaint>) {
     let config = &document.config;
-    let of_desk = config.pools_of_desk();
+    let (of_desk, by_pool) = (config.pools_of_desk(), config.services_by_pool());
     for (name, pool) in config.pools.iter().filter(|(name, _)| !of_desk.contains(name.as_str())) {
+        let mut services = by_pool.get(name.as_str()).into_iter().flatten();
+        let direct = services.find(|service| service.forward == Forward::Dsr);
         for backend in &pool.backends {
             let Some(ip) = remote(backend.address) else { continue };
             let place = document.places.backend(name, backend.address);
@@ -166,10 +168,7 @@ fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Com
                             format!("add \"{leaves}\" to interfaces, or give {ip} a route by {}", config.interfaces.join(" or ")),
                         ));
                     }
-                    let direct =
-                        |service: &&Service| service.pool == *name && service.forward == Forward::Dsr;
-                    if let Some((router, service)) = route.gateway.zip(config.services.values().find(direct))
-                    {
+                    if let Some((router, service)) = route.gateway.zip(direct) {
                         complaints.push(place.error(
                             format!("{ip} is behind router {router}, which would send packets to {} back here instead: forward = \"dsr\" changes no addresses", service.listen.address),
                             "use forward = \"nat\", or a backend on a network that this host is on itself",

@@ -219,8 +219,9 @@ fn pools<D: Dataplane>(
 
 fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Vec<view::Backend> {
     let mut views = Vec::new();
-    let of_desk = config.pools_of_desk();
+    let (of_desk, by_pool) = (config.pools_of_desk(), config.services_by_pool());
     for (name, pool) in &config.pools {
+        let services = by_pool.get(name.as_str()).map(Vec::as_slice).unwrap_or_default();
         for backend in &pool.backends {
             let hop = match backend.address {
                 BackendAddress::Local => None,
@@ -237,9 +238,8 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
             };
             let report = core.report(name, backend.address);
             let (state, verdict) = core.state(name, backend.address);
-            let listens = config.services.values().filter(|service| service.pool == *name);
             let mut sum = view::Traffic::default();
-            for service in listens {
+            for service in services {
                 sum += traffic.of_backend(service.listen, backend.address);
             }
             views.push(view::Backend {
