@@ -37,6 +37,11 @@ const SMUGGLING: &[Vector] = &[
         Seen(&[("POST / HTTP/1.1", "")]),
     ),
     (
+        "a body in chunks where there seldom is one",
+        "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        Seen(&[("GET / HTTP/1.1", "abc")]),
+    ),
+    (
         "two lengths",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         Refused(400),
