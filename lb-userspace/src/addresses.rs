@@ -8,6 +8,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use futures::StreamExt;
 use tracing::{info, warn};
 
 use crate::netlink::{
@@ -17,6 +18,9 @@ use crate::netlink::{
 
 /// An address on an interface, by its index.
 pub type Placed = (u32, IpAddr);
+
+/// Addresses put at the same time.
+const AT_ONCE: usize = 64;
 
 /// What is to be done so that wanted addresses are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,12 +80,18 @@ pub fn shared(
 /// change of the network; packets to an address that a router sends here do not need it.
 pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netlink) {
     put.extend(&changes.adopt);
-    for &(interface, address) in &changes.add {
-        match netlink.add_address(interface, address).await {
+    let adding = changes.add.iter().map(|&(interface, address)| async move {
+        ((interface, address), netlink.add_address(interface, address).await)
+    });
+    let mut added = futures::stream::iter(adding).buffer_unordered(AT_ONCE);
+    while let Some((place, outcome)) = added.next().await {
+        match outcome {
             Ok(()) => {
-                info!(%address, "address put");
-                put.insert((interface, address));
+                info!(address = %place.1, "address put");
+                put.insert(place);
             }
+            // The surroundings are those of a moment ago.
+            Err(error) if error.errno() == Some(libc::EEXIST) && put.contains(&place) => {}
             Err(error) => warn!("{error}; neighbours will not find it"),
         }
     }

@@ -31,6 +31,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -54,13 +55,17 @@ use self::{
 use crate::{
     addresses,
     api::{self, request, view::Done},
-    config::Complaints,
+    config::{Complaints, Document},
     dataplane::{
         kernel::{KernelDataplane, remove_pins},
         memory::MemoryDataplane,
     },
     model::Limits,
-    netlink::{Netlink, watch::start as watch},
+    netlink::{
+        Netlink,
+        surroundings::Surroundings,
+        watch::{listen, start as watch},
+    },
     probe::Prober,
 };
 
@@ -146,7 +151,9 @@ async fn start<P: Plane>(
     // Everything that can speak against the document does so before anything is touched.
     let netlink = Netlink::open().context("cannot start")?;
     let stop = CancellationToken::new();
-    let around = netlink.survey(&targets(&document.config)).await.context("cannot start")?;
+    let ears = listen().context("cannot start")?;
+    let ways_to = targets(&document.config);
+    let around = Arc::new(netlink.survey(&ways_to).await.context("cannot start")?);
     let complaints = checks::complaints(&document, &around, &Host::read());
     if complaints.iter().any(|complaint| complaint.severity == crate::config::Severity::Error) {
         return Err(mistakes(Complaints(complaints)));
@@ -162,9 +169,8 @@ async fn start<P: Plane>(
     let mut core = Core::new(plane, path.display().to_string(), [random(), random()], random())
         .context("cannot read the tables")?;
     core.set_put(record.addresses.clone());
-    let watch = watch(netlink.clone(), targets(&document.config), record.neighbours.clone(), stop.clone())
-        .await
-        .context("cannot start")?;
+    let first_look = (ways_to, Arc::clone(&around));
+    let watch = watch(netlink.clone(), ears, first_look, record.neighbours.clone(), stop.clone());
     let (prober, answers) = Prober::new();
     let desk = Desk::new(desk::Options {
         run_dir: options.run_dir.clone(),
@@ -197,7 +203,7 @@ async fn start<P: Plane>(
         farewells: Farewells::default(),
         attached: None,
     };
-    let listener = match begin(&mut daemon, &text, &options.run_dir).await {
+    let listener = match begin(&mut daemon, &text, document, around, &options.run_dir).await {
         Ok(listener) => listener,
         Err(error) => {
             // What was there before goes on as it was; what was made just now is taken away again.
@@ -249,9 +255,12 @@ struct Opened<P> {
 async fn begin<P: Plane>(
     daemon: &mut Daemon<P>,
     text: &str,
+    document: Document,
+    around: Arc<Surroundings>,
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
-    daemon.load(text).await.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
+    let loaded = daemon.load(text, document, around).await;
+    loaded.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
     daemon.core.remember_timelines(&daemon.record.timelines);
     if let Some(why) = daemon.core.unattached() {
         anyhow::bail!("{why}");

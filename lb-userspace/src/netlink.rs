@@ -16,6 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{
+        AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         neighbour::{
@@ -90,11 +91,6 @@ impl Netlink {
     /// When the kernel does not list links, addresses or neighbours. A target without a route is no
     /// error here, but an entry of [`Surroundings::routes`].
     pub async fn survey(&self, targets: &BTreeSet<IpAddr>) -> Result<Surroundings, NetlinkError> {
-        let mut found = Surroundings {
-            links: self.links().await?.into_iter().map(|link| (link.index, link)).collect(),
-            addresses: self.addresses().await?,
-            ..Surroundings::default()
-        };
         let routes = targets.clone().into_iter().map(|target| async move {
             let route = self.route(target).await.map_err(|error| match error.errno() {
                 Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
@@ -103,7 +99,24 @@ impl Netlink {
             (target, route)
         });
         // Thousands one after the other would take a while; all at once would overrun the socket.
-        found.routes = futures::stream::iter(routes).buffer_unordered(ROUTES_AT_ONCE).collect().await;
+        let routes = futures::stream::iter(routes).buffer_unordered(ROUTES_AT_ONCE).collect().await;
+        self.survey_by(routes).await
+    }
+
+    /// The same where the routes are known to be as they were.
+    ///
+    /// # Errors
+    /// When the kernel does not list links, addresses or neighbours.
+    pub async fn survey_by(
+        &self,
+        routes: BTreeMap<IpAddr, Result<Route, String>>,
+    ) -> Result<Surroundings, NetlinkError> {
+        let mut found = Surroundings {
+            links: self.links().await?.into_iter().map(|link| (link.index, link)).collect(),
+            addresses: self.addresses().await?,
+            routes,
+            ..Surroundings::default()
+        };
         found.neighbours = self.neighbours(&wanted_neighbours(&found)).await?;
         Ok(found)
     }
@@ -237,11 +250,7 @@ impl Netlink {
     pub async fn remove_address(&self, interface: u32, address: IpAddr) -> Result<(), NetlinkError> {
         let mut message = AddressMessage::default();
         message.header.index = interface;
-        message.header.family = if address.is_ipv4() {
-            rtnetlink::packet_route::AddressFamily::Inet
-        } else {
-            rtnetlink::packet_route::AddressFamily::Inet6
-        };
+        message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
@@ -339,6 +348,20 @@ fn route(message: &RouteMessage) -> Option<Route> {
     }
     let local = message.header.kind == RouteType::Local;
     Some(Route { interface: interface?, gateway, source, local })
+}
+
+/// The one address that a route leads to this host itself, if it is such a route.
+fn leads_here(message: &RouteMessage) -> Option<IpAddr> {
+    let one = match message.header.address_family {
+        AddressFamily::Inet => 32,
+        _ => 128,
+    };
+    let here = message.header.kind == RouteType::Local && message.header.destination_prefix_length == one;
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    destination.filter(|_| here)
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

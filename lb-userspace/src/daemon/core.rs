@@ -316,8 +316,12 @@ impl<D: Dataplane> Core<D> {
 
     fn find_ways(&mut self) {
         let ways = self.loaded.as_ref().map(|l| Ways::of(&l.document.config, &self.put, &self.around));
-        self.ways = ways.unwrap_or_default();
-        self.turned = None;
+        let ways = ways.unwrap_or_default();
+        // Most that happens in a network is nothing to these services, and plans for all of them take long.
+        if ways != self.ways {
+            self.ways = ways;
+            self.turned = None;
+        }
     }
 
     /// The addresses that were put are these now.
@@ -464,9 +468,9 @@ impl<D: Dataplane> Core<D> {
         (state, verdict.copied().unwrap_or(Verdict::RESTING))
     }
 
-    /// Whether all backends of a pool fail and the last set is kept in use.
-    pub fn is_panicking(&self, pool: &str) -> bool {
-        self.health.all_failed().any(|(name, kept)| name == pool && !kept.is_empty())
+    /// Pools of which all backends fail, and the last set is kept in use.
+    pub fn panicking(&self) -> impl Iterator<Item = &str> {
+        self.health.all_failed().filter(|(_, kept)| !kept.is_empty()).map(|(name, _)| name)
     }
 
     /// What needs somebody's attention now.

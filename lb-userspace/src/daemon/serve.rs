@@ -362,7 +362,10 @@ impl<P: Plane> Daemon<P> {
         let outcome = match self.file.read() {
             Ok(text) => {
                 self.last_seen.clone_from(&text);
-                self.load(&text).await
+                match self.prepare(&text).await {
+                    Ok((document, around)) => self.load(&text, document, around).await,
+                    Err(error) => Err(error),
+                }
             }
             Err(error) => Err(error.into()),
         };
@@ -378,8 +381,12 @@ impl<P: Plane> Daemon<P> {
     }
 
     /// Puts a text in force.
-    pub(super) async fn load(&mut self, text: &str) -> Result<(), ReloadError> {
-        let (document, around) = self.prepare(text).await?;
+    pub(super) async fn load(
+        &mut self,
+        text: &str,
+        document: Document,
+        around: Arc<Surroundings>,
+    ) -> Result<(), ReloadError> {
         self.core.load(text, document, around, &Host::read(), self.clock.now())?;
         self.in_force().await;
         Ok(())

@@ -1,6 +1,10 @@
 //! The state of the daemon as the API shows it.
 
-use std::{collections::BTreeMap, fmt::Write, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    net::SocketAddr,
+};
 
 use lb_common::{
     abi::{self, Standing},
@@ -51,10 +55,11 @@ pub fn snapshot<D: Dataplane>(core: &Core<D>, now: Now) -> Result<view::Snapshot
     let backends = backends(core, config, &traffic);
     let usable = backends.iter().filter(|backend| backend.usable).count();
     let sums = (config.services.len(), usable, backends.len());
+    let counts = counts(&backends);
     Ok(view::Snapshot {
         status: status(core, now, sums, (fill.live, fill.capacity)),
-        services: services(core, config, &backends, &traffic)?,
-        pools: pools(core, config, &backends, now),
+        services: services(core, config, &counts, &traffic)?,
+        pools: pools(core, config, &counts, now),
         backends,
         counters,
         desk: None,
@@ -124,13 +129,13 @@ fn status<D: Dataplane>(
 fn services<D: Dataplane>(
     core: &Core<D>,
     config: &Config,
-    backends: &[view::Backend],
+    counts: &Counts<'_>,
     traffic: &Sums,
 ) -> Result<Vec<view::Service>, DataplaneError> {
     let indices: BTreeMap<model::Listen, u32> =
         core.tables().services.iter().map(|(&index, entry)| (entry.listen, index)).collect();
     let view = |(name, service): (&String, &model::Service)| {
-        let (_, all) = count(backends, &service.pool);
+        let (_, all) = counts.get(service.pool.as_str()).copied().unwrap_or_default();
         let direct = service.forward == model::Forward::Dsr;
         let index = indices.get(&service.listen).filter(|_| direct);
         Ok(view::Service {
@@ -184,15 +189,14 @@ fn slots<D: Dataplane>(plane: &D, service: &ServiceEntry) -> Result<view::Slots,
     Ok(slots)
 }
 
-fn pools<D: Dataplane>(
-    core: &Core<D>,
-    config: &Config,
-    backends: &[view::Backend],
-    now: Now,
-) -> Vec<view::Pool> {
+fn pools<D: Dataplane>(core: &Core<D>, config: &Config, counts: &Counts<'_>, now: Now) -> Vec<view::Pool> {
+    let panicking: BTreeSet<&str> = core.panicking().collect();
+    let mut users: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (name, service) in &config.services {
+        users.entry(&service.pool).or_default().push(name.clone());
+    }
     let view = |(name, pool): (&String, &model::Pool)| {
-        let (usable, all) = count(backends, name);
-        let users = config.services.iter().filter(|(_, service)| service.pool == *name);
+        let (usable, all) = counts.get(name.as_str()).copied().unwrap_or_default();
         view::Pool {
             name: name.clone(),
             health: pool.health.as_ref().map_or_else(|| "none".into(), health),
@@ -207,10 +211,10 @@ fn pools<D: Dataplane>(
                 model::Panic::Fail => "fail",
             }
             .into(),
-            services: users.map(|(name, _)| name.clone()).collect(),
+            services: users.get(name.as_str()).cloned().unwrap_or_default(),
             usable,
             backends: all,
-            panicking: core.is_panicking(name),
+            panicking: panicking.contains(name.as_str()),
             cluster: core.cluster(name, now),
         }
     };
@@ -266,10 +270,17 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
     views
 }
 
-/// Usable backends of a pool, and all.
-fn count(backends: &[view::Backend], pool: &str) -> (usize, usize) {
-    let of_pool = backends.iter().filter(|backend| backend.pool == pool);
-    of_pool.fold((0, 0), |(usable, all), backend| (usable + usize::from(backend.usable), all + 1))
+/// Usable backends of each pool, and all.
+type Counts<'b> = BTreeMap<&'b str, (usize, usize)>;
+
+fn counts(backends: &[view::Backend]) -> Counts<'_> {
+    let mut counts = Counts::new();
+    for backend in backends {
+        let (usable, all) = counts.entry(&backend.pool).or_default();
+        *usable += usize::from(backend.usable);
+        *all += 1;
+    }
+    counts
 }
 
 /// A health check in words: "http /healthz every 1s".

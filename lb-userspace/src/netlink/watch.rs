@@ -3,17 +3,20 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::RouteNetlinkMessage,
+    sys::SocketAddr,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Netlink, NetlinkError, neighbour, surroundings::Surroundings, wanted_neighbours};
+use super::{
+    Netlink, NetlinkError, host_address, leads_here, neighbour, surroundings::Surroundings, wanted_neighbours,
+};
 
 /// Changes come in flocks (a link that comes up brings addresses, routes, neighbours): how long to
 /// gather them before looking.
@@ -31,18 +34,15 @@ pub struct Watch {
     pub follower: JoinHandle<()>,
 }
 
-/// Looks once, then starts a task that follows until `stop`. `kept` are the neighbours that an earlier
-/// process told the kernel to keep resolved.
+/// A socket on which the kernel says what changes. Opened before the first look, so that nothing falls
+/// between the two.
+pub struct Ears(UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>);
+
+/// Opens [`Ears`]; they hear from now on.
 ///
 /// # Errors
-/// When there is no socket, or the first look fails.
-pub async fn start(
-    netlink: Netlink,
-    targets: BTreeSet<IpAddr>,
-    kept: BTreeSet<(u32, IpAddr)>,
-    stop: CancellationToken,
-) -> Result<Watch, NetlinkError> {
-    // Ears open before the first look, so that nothing falls between the two.
+/// When there is no socket.
+pub fn listen() -> Result<Ears, NetlinkError> {
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Neigh,
@@ -54,15 +54,26 @@ pub async fn start(
         MulticastGroup::Ipv6Rule,
     ])?;
     tokio::spawn(connection);
-    let surroundings = netlink.survey(&targets).await?;
+    Ok(Ears(messages))
+}
+
+/// Starts a task that follows until `stop`, from the first look at the ways to `targets` on. `kept` are the
+/// neighbours that an earlier process told the kernel to keep resolved.
+pub fn start(
+    netlink: Netlink,
+    ears: Ears,
+    (targets, surroundings): (BTreeSet<IpAddr>, Arc<Surroundings>),
+    kept: BTreeSet<(u32, IpAddr)>,
+    stop: CancellationToken,
+) -> Watch {
     let (targets_in, targets_out) = watch::channel(targets);
-    let (surroundings_in, surroundings_out) = watch::channel(Arc::new(surroundings));
+    let (surroundings_in, surroundings_out) = watch::channel(surroundings);
     let (kept_in, kept_out) = watch::channel(kept);
     let follower = Follower { netlink, targets: targets_out, surroundings: surroundings_in, kept: kept_in };
     let known = surroundings_out.clone();
-    let changes = messages.map(move |(message, _)| Changed::of(&message, &known.borrow()));
+    let changes = ears.0.map(move |(message, _)| Changed::of(&message, &known.borrow()));
     let follower = tokio::spawn(follower.run(changes, stop));
-    Ok(Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out, follower })
+    Watch { targets: targets_in, surroundings: surroundings_out, kept: kept_out, follower }
 }
 
 /// How much must be looked at again.
@@ -70,6 +81,8 @@ pub async fn start(
 enum Changed {
     Nothing,
     Neighbours,
+    /// Links, addresses and neighbours, but no way.
+    Links,
     Everything,
 }
 
@@ -85,9 +98,26 @@ impl Changed {
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
             ) => Self::Neighbours,
+            // The daemon's own work, and what the kernel makes of it: thousands of times at a start.
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewAddress(message))
+                if host_address(message)
+                    .is_some_and(|it| it.ours && !known.routes.contains_key(&it.address)) =>
+            {
+                Self::Links
+            }
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message))
+                if leads_here(message).is_some_and(|address| !known.routes.contains_key(&address)) =>
+            {
+                Self::Nothing
+            }
             NetlinkPayload::InnerMessage(_) | NetlinkPayload::Overrun(_) => Self::Everything,
             _ => Self::Nothing,
         }
+    }
+
+    /// Who asks anew for the same addresses means what is not announced.
+    fn of_targets(targets: &BTreeSet<IpAddr>, known: &Surroundings) -> Self {
+        if targets.iter().eq(known.routes.keys()) { Self::Links } else { Self::Everything }
     }
 }
 
@@ -109,7 +139,7 @@ impl Follower {
                     if targets.is_err() {
                         return;
                     }
-                    Changed::Everything
+                    Changed::of_targets(&self.targets.borrow_and_update(), &self.surroundings.borrow())
                 }
                 message = messages.next() => match message {
                     Some(changed) => changed,
@@ -144,6 +174,7 @@ impl Follower {
                 neighbours: self.netlink.neighbours(&wanted_neighbours(&before)).await?,
                 ..Surroundings::clone(&before)
             },
+            Changed::Links => self.netlink.survey_by(before.routes.clone()).await?,
             Changed::Everything => {
                 let targets = self.targets.borrow_and_update().clone();
                 self.netlink.survey(&targets).await?

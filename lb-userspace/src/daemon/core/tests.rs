@@ -353,7 +353,7 @@ fn when_all_fail_the_last_set_stays_in_use_and_an_alarm_is_raised() {
         answer(&mut core, backend, false, at(2));
         answer(&mut core, backend, false, at(3));
     }
-    assert!(core.is_panicking("web"));
+    assert!(core.panicking().eq(["web"]));
     assert_eq!(targets(&core), [11, 12].into());
     assert!(core.alarms().iter().any(|alarm| alarm.contains("web")), "{:?}", core.alarms());
 }
