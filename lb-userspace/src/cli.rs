@@ -125,7 +125,7 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Reload => done(cli, &client.send(hyper::Method::POST, "/v1/reload", &()).await?),
         Command::Detach { bpffs } => match client.send(hyper::Method::POST, "/v1/detach", &()).await {
             Err(ClientError::NotRunning(_)) => {
-                let message = daemon::detach(&cli.run_dir, bpffs).await?;
+                let message = daemon::detach(&cli.run_dir, bpffs.as_deref(), args::BPFFS.as_ref()).await?;
                 done(cli, &Done { message, ..Done::default() })
             }
             answer => done(cli, &answer?),

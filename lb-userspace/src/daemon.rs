@@ -32,6 +32,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -63,7 +64,7 @@ use crate::{
     model::Limits,
     netlink::{
         Netlink,
-        surroundings::Surroundings,
+        surroundings::{Link, Surroundings},
         watch::{listen, start as watch},
     },
     probe::Prober,
@@ -146,7 +147,8 @@ async fn start<P: Plane>(
     let _run = Lock::run_dir(&options.run_dir).context("cannot start")?;
     raise_file_limit();
     let record_file = RecordFile::new(&options.run_dir);
-    let record = record_file.read().context("cannot start")?;
+    let mut record = record_file.read().context("cannot start")?;
+    record.bpffs = (!options.memory && !options.ephemeral).then(|| options.bpffs.clone());
 
     // Everything that can speak against the document does so before anything is touched.
     let netlink = Netlink::open().context("cannot start")?;
@@ -199,7 +201,7 @@ async fn start<P: Plane>(
         stop: stop.clone(),
         clock,
         last_seen: text.clone(),
-        last_census: std::time::Duration::ZERO,
+        last_census: Duration::ZERO,
         farewells: Farewells::default(),
         attached: None,
     };
@@ -260,6 +262,9 @@ async fn begin<P: Plane>(
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
     let loaded = daemon.load(text, document, around).await;
+    if loaded.is_ok() && daemon.record.bpffs.is_some() {
+        daemon.remember();
+    }
     loaded.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
     daemon.core.remember_timelines(&daemon.record.timelines);
     if let Some(why) = daemon.core.unattached() {
@@ -304,9 +309,14 @@ async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
 /// Takes a data plane down that no daemon looks after; says what was done.
 ///
 /// # Errors
-/// When something of it cannot be removed, or a daemon looks after it.
-pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
+/// When something of it cannot be removed, a daemon looks after it, or it is pinned in another BPF file system
+/// than `bpffs`: where none is named, the one that is remembered in the run directory, else `usual`.
+pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyhow::Result<String> {
     let run = if run_dir.is_dir() { Some(Lock::run_dir(run_dir)?) } else { None };
+    let record_file = RecordFile::new(run_dir);
+    let record = record_file.read()?;
+    let remembered = record.bpffs.clone();
+    let bpffs = bpffs.or(remembered.as_deref()).unwrap_or(usual);
     let _pins = if bpffs.is_dir() { Some(Lock::pins(bpffs)?) } else { None };
     let left = {
         let run_dir = run_dir.to_owned();
@@ -315,8 +325,18 @@ pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
     let plane = remove_pins(bpffs)
         .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
     let netlink = Netlink::open()?;
-    let record_file = RecordFile::new(run_dir);
-    let record = record_file.read()?;
+    let mut forwarding = left_forwarding(&netlink.links().await?, &Host::read());
+    let begun = Instant::now();
+    while plane && !forwarding.is_empty() && begun.elapsed() < PATIENCE_TO_LET_GO {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        forwarding = left_forwarding(&netlink.links().await?, &Host::read());
+    }
+    anyhow::ensure!(
+        forwarding.is_empty(),
+        "a program of Lobby without a daemon goes on forwarding on {}, and {} holds nothing that it is led by: its tables are pinned in another BPF file system, which `--bpffs` names, or its daemon ran in another mount namespace (`nsenter --mount`, `ip netns exec`)",
+        forwarding.join(" and "),
+        bpffs.display()
+    );
     let placed = clean(&netlink, record, &record_file).await?;
     _ = fs::remove_file(run_dir.join(api::SOCKET));
     drop(run);
@@ -325,6 +345,19 @@ pub async fn detach(run_dir: &Path, bpffs: &Path) -> anyhow::Result<String> {
         (false, 0) if !left => "there is nothing to take down".to_owned(),
         _ => "the data plane is down: programs, tables and addresses are gone".to_owned(),
     })
+}
+
+/// How long the kernel may take to let go of what is pinned no more: it does so a little later.
+const PATIENCE_TO_LET_GO: Duration = Duration::from_secs(5);
+
+/// Interfaces on which a program of Lobby is that no daemon looks after.
+fn left_forwarding(links: &[Link], host: &Host) -> Vec<String> {
+    let ours = |link: &&Link| {
+        let program = link.xdp.and_then(|xdp| host.programs.get(&xdp.program));
+        program.is_some_and(|name| name == lb_common::abi::name::PROGRAM)
+    };
+    let left = links.iter().filter(ours).filter(|link| Lock::interface(&link.name, link.index).is_ok());
+    left.map(|link| link.name.clone()).collect()
 }
 
 /// Takes away the addresses that were put, here or by a daemon that is gone, and lets go of neighbours;

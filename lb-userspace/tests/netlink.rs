@@ -40,8 +40,10 @@ fn a_next_hop_is_resolved_and_followed() {
         let targets: BTreeSet<_> =
             [address("10.7.0.2"), address("2001:db8:7::2"), address("192.0.2.9")].into();
         let stop = CancellationToken::new();
+        let ears = watch::listen().unwrap();
+        let first = Arc::new(netlink.survey(&targets).await.unwrap());
         let mut watch =
-            watch::start(netlink.clone(), targets.clone(), BTreeSet::new(), stop.clone()).await.unwrap();
+            watch::start(netlink.clone(), ears, (targets.clone(), first), BTreeSet::new(), stop.clone());
 
         // Nobody sends anything: the kernel asks because it was told to keep them resolved.
         let s = until(&mut watch, |s| s.neighbours.len() == 2).await;

@@ -86,6 +86,11 @@ fn detach_leaves_nothing_with_a_daemon_and_without() -> Result<()> {
     stage.start()?;
     stage.daemon.take().context("a daemon")?.kill()?;
     serves(&stage)?;
+    // Who looks in the wrong place is not told that all is gone.
+    let elsewhere = tempfile::tempdir()?;
+    let wrong = stage.lb(&["detach", "--bpffs", &elsewhere.path().display().to_string()]).unwrap_err();
+    assert!(format!("{wrong:#}").contains("goes on forwarding on front"), "{wrong:#}");
+    serves(&stage)?;
     stage.lb(&["detach"])?;
     serves_no_more(&stage)?;
     assert_eq!(stage.changed_since(&before)?, [""; 0], "after a crash");

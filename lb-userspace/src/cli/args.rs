@@ -61,7 +61,7 @@ pub(super) enum Command {
     DeskProcess(Log),
     /// Say whether a document is right, and what is wrong with it where
     #[command(
-        after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n\nInterfaces and routes are looked at only by the daemon and by `lb doctor`."
+        after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n\nInterfaces, routes, and the files that it names (certificates, keys, users) are looked at\nonly by the daemon and by `lb doctor --config FILE`."
     )]
     Check {
         /// The document
@@ -93,9 +93,9 @@ pub(super) enum Command {
         after_help = "EXAMPLES\n  lb detach\n\nA daemon that was just stopped (SIGTERM) leaves the data plane forwarding; this ends that."
     )]
     Detach {
-        /// Where the objects are pinned
-        #[arg(long, value_name = "DIR", default_value = BPFFS, value_hint = ValueHint::DirPath)]
-        bpffs: PathBuf,
+        /// Where the objects are pinned; otherwise where the last daemon of this run directory did
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        bpffs: Option<PathBuf>,
     },
     /// Show the daemon, its services and backends
     Status {

@@ -8,6 +8,7 @@ use super::{Failure, answer_or_json, client::Client, client::ClientError, show};
 use crate::{
     api::view::{Done, Foreseen, Replacement},
     config::{Complaint, Document},
+    model::desk::DESK_POOL,
 };
 
 /// Checks a document without looking at this host.
@@ -27,12 +28,14 @@ pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
     match document {
         Some(document) if !as_json => {
             let config = &document.config;
-            let backends: usize = config.pools.values().map(|pool| pool.backends.len()).sum();
+            // Those that are written down: a service of the desk has one more, the desk itself.
+            let pools: Vec<_> = config.pools.iter().filter(|(name, _)| *name != DESK_POOL).collect();
+            let backends: usize = pools.iter().map(|(_, pool)| pool.backends.len()).sum();
             let words = format!(
                 "{} is right: {}, {}, {}\n",
                 file.display(),
                 count(config.services.len(), "service"),
-                count(config.pools.len(), "pool"),
+                count(pools.len(), "pool"),
                 count(backends, "backend")
             );
             super::print(&words)

@@ -1,6 +1,7 @@
 //! What the daemon knows, and what follows from it: inputs change the state, [`Core::settle`] brings the
 //! tables to it. No sockets, no files, no clock: time is an argument, so tests play whole days.
 
+mod alarms;
 mod census;
 mod cut;
 mod roles;
@@ -36,9 +37,6 @@ use crate::{
     plan::{Desired, Plan, PlanError, Rings, plan_again, plan_verdicts},
     probe::{Answer, Answered},
 };
-
-/// How many alarms of one kind are worth reading.
-const ALARMS_OF_A_KIND: usize = 10;
 
 /// After how long slots are looked at again when it has failed.
 const RETRY: Duration = Duration::from_secs(10);
@@ -206,7 +204,7 @@ impl<D: Dataplane> Core<D> {
         warnings.extend(complaints);
         let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
         let config = &loaded.document.config;
-        tell(&self.health.configure(config, &self.remembered(config), now));
+        tell(&self.health.configure(config, &self.remembered(config), now), &self.reports);
         self.turned = None;
         let there = |key: &Key| {
             let pool = config.pools.get(&key.pool);
@@ -348,7 +346,7 @@ impl<D: Dataplane> Core<D> {
     /// Tells what happened to backends; says whether verdicts have changed.
     fn hear(&mut self, events: Vec<Event>) -> bool {
         let mut changed = false;
-        tell(&events);
+        tell(&events, &self.reports);
         for event in events {
             if let Event::Verdicts { pool } = event {
                 changed = true;
@@ -473,40 +471,6 @@ impl<D: Dataplane> Core<D> {
         self.health.all_failed().filter(|(_, kept)| !kept.is_empty()).map(|(name, _)| name)
     }
 
-    /// What needs somebody's attention now.
-    pub fn alarms(&self) -> Vec<String> {
-        let mut alarms = Vec::new();
-        if let Some(why) = &self.unsettled {
-            alarms.push(format!("the tables are not as they should be: {why}"));
-        }
-        alarms.extend(self.unattached.clone());
-        let Some(loaded) = &self.loaded else { return alarms };
-        let config = &loaded.document.config;
-        if config.settings.limits != self.tables().limits {
-            alarms.push(
-                "the document's limits are not those that the tables were made with; they hold after `lb detach` and a new start".into(),
-            );
-        }
-        for name in &config.interfaces {
-            match self.around.link(name) {
-                None => alarms.push(format!("interface {name} is gone")),
-                Some(link) if !link.up => alarms.push(format!("interface {name} is down")),
-                Some(_) => {}
-            }
-        }
-        for (name, doubt) in self.health.doubts() {
-            alarms.push(format!("pool {name}: {doubt}"));
-        }
-        for (name, kept) in self.health.all_failed() {
-            alarms.push(all_failed(name, kept.len()));
-        }
-        alarms.extend(self.ways.none.values().take(ALARMS_OF_A_KIND).cloned());
-        if let Some(more) = self.ways.none.len().checked_sub(ALARMS_OF_A_KIND).filter(|more| *more > 0) {
-            alarms.push(format!("{more} more backends have no next hop; `lb backend list` shows all"));
-        }
-        alarms
-    }
-
     /// The document, for the API.
     pub fn document_status(&self) -> view::Document {
         let loaded = self.loaded.as_ref();
@@ -547,13 +511,18 @@ fn desired<'a>(
     }
 }
 
-/// Logs what happened to backends.
-fn tell(events: &[Event]) {
+/// Logs what happened to backends, and why where a probe has said so.
+fn tell(events: &[Event], reports: &BTreeMap<Key, Report>) {
     for event in events {
         match event {
             Event::Transition { key, from, to } => {
                 let before = from.map_or_else(|| "new".to_owned(), |state| state.to_string());
-                info!(pool = key.pool, backend = %key.backend, before, now = %to, "backend");
+                match reports.get(key).and_then(|report| report.failure.as_ref()) {
+                    Some(why) if *to == State::Unhealthy => {
+                        warn!(pool = key.pool, backend = %key.backend, before, now = %to, why, "backend");
+                    }
+                    _ => info!(pool = key.pool, backend = %key.backend, before, now = %to, "backend"),
+                }
             }
             Event::AllFailed { pool, kept } => warn!("{}", all_failed(pool, kept.len())),
             Event::AllFailedOver { pool } => info!(pool, "not every backend fails its check any more"),

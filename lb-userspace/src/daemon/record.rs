@@ -21,6 +21,8 @@ const FILE: &str = "state.json";
 pub struct Record {
     /// Addresses that were put, and on which interface.
     pub addresses: BTreeSet<Placed>,
+    /// The BPF file system in which the tables are pinned.
+    pub bpffs: Option<PathBuf>,
     /// Neighbours that the kernel was told to keep resolved.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
     /// Which timeline of each pool's databases was followed last.
@@ -93,6 +95,7 @@ mod tests {
         assert_eq!(file.read().unwrap(), Record::default());
         let record = Record {
             addresses: [(1, "203.0.113.10".parse().unwrap())].into(),
+            bpffs: Some("/sys/fs/bpf".into()),
             neighbours: [(2, "2001:db8::1".parse().unwrap())].into(),
             timelines: [("accounts".to_owned(), 3)].into(),
         };

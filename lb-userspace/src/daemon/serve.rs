@@ -1,6 +1,7 @@
 //! The event loop: the only place where the daemon's state changes. Whoever wants something sends a
 //! message; whoever has finished something, too.
 
+mod explaining;
 mod roles;
 
 use std::{
@@ -39,7 +40,7 @@ use crate::{
     addresses,
     api::{
         request::{Reply, Request, RequestError},
-        view::{Done, Explanation, Foreseen, Text},
+        view::{Done, Foreseen, Text},
     },
     config::{Complaints, Document},
     health::{Key, Now},
@@ -331,7 +332,7 @@ impl<P: Plane> Daemon<P> {
         Ok(())
     }
 
-    fn remember(&self) {
+    pub(super) fn remember(&self) {
         if let Err(error) = self.record_file.write(&self.record) {
             error!(
                 "cannot write the record in the run directory: {error}; after a restart, addresses may be left behind"
@@ -500,27 +501,6 @@ impl<P: Plane> Daemon<P> {
         None
     }
 
-    /// What would become of packets that came in by the first listed interface, one after the other.
-    fn explain<T>(&self, ask: impl FnOnce(&dyn Fn(&[u8]) -> Explanation) -> T) -> Result<T, RequestError> {
-        let tables = self.core.plane().copied().map_err(RequestError::Failed)?;
-        let now = self.core.plane().now().map_err(|error| RequestError::Failed(error.to_string()))?;
-        let around = self.core.around();
-        let services = snapshot::names(&self.core);
-        let held = self.core.tables();
-        let service = |index: u32| match held.services.get(&index).map(|entry| entry.listen) {
-            Some(listen) => {
-                let name = services.get(&listen).map_or("one that is gone", String::as_str);
-                format!("{name}, which listens on {listen}")
-            }
-            None => format!("number {index}, which is gone"),
-        };
-        let interface = |index: u32| around.link_name(index);
-        let names = Names { held, service: &service, interface: &interface };
-        let listed = self.core.loaded().and_then(|loaded| loaded.document.config.interfaces.first());
-        let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
-        Ok(ask(&|frame| explain::explain(&tables, &names, frame, ingress, now)))
-    }
-
     async fn foresee(&self, text: &str) -> Result<Foreseen, RequestError> {
         let prepared = self.prepare(text).await.map_err(|error| self.request_error(error))?;
         let (document, around) = prepared;
@@ -538,6 +518,7 @@ impl<P: Plane> Daemon<P> {
         let checked = self.prepare(text).await.map_err(|error| self.request_error(error))?;
         let (document, around) = checked;
         let (host, now) = (Host::read(), self.clock.now());
+        let alarms = self.core.alarms();
         let considered = self.core.consider(&document, &around, &host, now);
         considered.map_err(|error| self.request_error(error.into()))?;
         self.file.write(text).map_err(refused)?;
@@ -547,7 +528,9 @@ impl<P: Plane> Daemon<P> {
             .map_err(|error| self.request_error(error.into()))?;
         info!(revision = revision(text), "the document is in force");
         self.in_force().await;
-        Ok(self.done())
+        let mut done = self.done();
+        done.warnings.extend(self.core.alarms().into_iter().filter(|alarm| !alarms.contains(alarm)));
+        Ok(done)
     }
 
     fn done(&self) -> Done {

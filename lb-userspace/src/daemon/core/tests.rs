@@ -359,6 +359,16 @@ fn when_all_fail_the_last_set_stays_in_use_and_an_alarm_is_raised() {
 }
 
 #[test]
+fn a_pool_that_is_drained_to_the_last_raises_an_alarm() {
+    let mut core = healthy();
+    let one = DOCUMENT.replace("11:80\" }", "11:80\", drain = true }");
+    load(&mut core, &one, at(2)).unwrap();
+    assert!(core.alarms().is_empty(), "{:?}", core.alarms());
+    load(&mut core, &one.replace("12:80\" }", "12:80\", disabled = true }"), at(3)).unwrap();
+    assert!(core.alarms().iter().any(|alarm| alarm.contains("every backend of pool web is drained")));
+}
+
+#[test]
 fn probes_are_asked_for_at_their_time_and_not_twice() {
     let mut core = core();
     load(&mut core, DOCUMENT, at(0)).unwrap();

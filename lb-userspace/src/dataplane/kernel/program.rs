@@ -357,8 +357,10 @@ fn is_busy(error: &(dyn std::error::Error + 'static)) -> bool {
 
 fn busy(interface: &str) -> String {
     format!(
-        "another XDP program is on interface {interface}; `ip -details link show {interface}` names it, and \
-         `ip link set {interface} xdp off` removes it if nobody needs it"
+        "an XDP program is on interface {interface} that these tables know nothing of; `ip -details link show \
+         {interface}` names it. If it is \"lobby\", its tables are pinned elsewhere: start with the `--bpffs` that \
+         they were made with, or take them down with `lb detach --bpffs DIR`. Else `ip link set {interface} xdp off` \
+         removes it if nobody needs it"
     )
 }
 

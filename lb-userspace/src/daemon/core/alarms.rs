@@ -1,0 +1,57 @@
+//! What needs somebody's attention.
+
+use super::{Core, all_failed};
+use crate::{
+    dataplane::Dataplane,
+    model::{Admin, Pool},
+};
+
+/// How many alarms of one kind are worth reading.
+const ALARMS_OF_A_KIND: usize = 10;
+
+impl<D: Dataplane> Core<D> {
+    /// What needs somebody's attention now.
+    pub fn alarms(&self) -> Vec<String> {
+        let mut alarms = Vec::new();
+        if let Some(why) = &self.unsettled {
+            alarms.push(format!("the tables are not as they should be: {why}"));
+        }
+        alarms.extend(self.unattached.clone());
+        let Some(loaded) = &self.loaded else { return alarms };
+        let config = &loaded.document.config;
+        if config.settings.limits != self.tables().limits {
+            alarms.push(
+                "the document's limits are not those that the tables were made with; they hold after `lb detach` and a new start".into(),
+            );
+        }
+        for name in &config.interfaces {
+            match self.around.link(name) {
+                None => alarms.push(format!("interface {name} is gone")),
+                Some(link) if !link.up => alarms.push(format!("interface {name} is down")),
+                Some(_) => {}
+            }
+        }
+        for (name, doubt) in self.health.doubts() {
+            alarms.push(format!("pool {name}: {doubt}"));
+        }
+        for (name, kept) in self.health.all_failed() {
+            alarms.push(all_failed(name, kept.len()));
+        }
+        let resting = |pool: &Pool| {
+            !pool.backends.is_empty() && pool.backends.iter().all(|it| it.admin != Admin::Enabled)
+        };
+        let used = config.services_by_pool();
+        for (name, _) in
+            config.pools.iter().filter(|(name, pool)| used.contains_key(name.as_str()) && resting(pool))
+        {
+            alarms.push(format!(
+                "every backend of pool {name} is drained or disabled; new connections are refused, and `lb backend resume` ends that"
+            ));
+        }
+        alarms.extend(self.ways.none.values().take(ALARMS_OF_A_KIND).cloned());
+        if let Some(more) = self.ways.none.len().checked_sub(ALARMS_OF_A_KIND).filter(|more| *more > 0) {
+            alarms.push(format!("{more} more backends have no next hop; `lb backend list` shows all"));
+        }
+        alarms
+    }
+}
