@@ -207,19 +207,7 @@ impl World {
     /// What the service listening there should have: backend addresses by slot, rules, others denied.
     pub(super) fn wanted(&self, listen: Listen) -> Option<Shape> {
         let service = self.config.services.values().find(|service| service.listen == listen)?;
-        let pool = &self.config.pools[&service.pool];
-        let verdict =
-            |backend: &Backend| self.verdicts[&service.pool].of(service.role).get(&backend.address).copied();
-        let members: Vec<Member> = pool
-            .backends
-            .iter()
-            .map(|backend| {
-                let on =
-                    verdict(backend).is_some_and(|verdict| verdict.usable && verdict.flows == FlowsOf::Keep);
-                let share = verdict(backend).map_or(0, |verdict| verdict.share);
-                Member { address: backend.address, weight: if on { backend.weight * share } else { 0 } }
-            })
-            .collect();
+        let members = self.members(service);
         let positions = match service.scheduler {
             Scheduler::Maglev => {
                 maglev::ring(&members, service.ring_size.unwrap_or(maglev::size_for(members.len())))
@@ -234,6 +222,19 @@ impl World {
             rules,
             deny_others: !service.allow.is_empty(),
         })
+    }
+
+    /// Who shares the service's ring, and with which weight.
+    pub(super) fn members(&self, service: &Service) -> Vec<Member> {
+        let pool = &self.config.pools[&service.pool];
+        let verdict =
+            |backend: &Backend| self.verdicts[&service.pool].of(service.role).get(&backend.address).copied();
+        let member = |backend: &Backend| {
+            let on = verdict(backend).is_some_and(|verdict| verdict.usable && verdict.flows == FlowsOf::Keep);
+            let share = verdict(backend).map_or(0, |verdict| verdict.share);
+            Member { address: backend.address, weight: if on { backend.weight * share } else { 0 } }
+        };
+        pool.backends.iter().map(member).collect()
     }
 }
 
