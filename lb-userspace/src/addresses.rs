@@ -12,15 +12,12 @@ use futures::StreamExt;
 use tracing::{info, warn};
 
 use crate::netlink::{
-    Netlink,
+    AT_ONCE, Netlink,
     surroundings::{HostAddress, Surroundings},
 };
 
 /// An address on an interface, by its index.
 pub type Placed = (u32, IpAddr);
-
-/// Addresses put at the same time.
-const AT_ONCE: usize = 64;
 
 /// What is to be done so that wanted addresses are there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

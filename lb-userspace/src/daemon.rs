@@ -36,6 +36,7 @@ use std::{
 };
 
 use anyhow::Context;
+use lb_common::abi::name::PROGRAM;
 use sd_notify::NotifyState;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -58,13 +59,13 @@ use crate::{
     api::{self, request, view::Done},
     config::{Complaints, Document},
     dataplane::{
-        kernel::{KernelDataplane, remove_pins},
+        kernel::{KernelDataplane, is_pinned, remove_pins},
         memory::MemoryDataplane,
     },
     model::Limits,
     netlink::{
         Netlink,
-        surroundings::{Link, Surroundings},
+        surroundings::Surroundings,
         watch::{listen, start as watch},
     },
     probe::Prober,
@@ -148,14 +149,12 @@ async fn start<P: Plane>(
     raise_file_limit();
     let record_file = RecordFile::new(&options.run_dir);
     let mut record = record_file.read().context("cannot start")?;
-    record.bpffs = (!options.memory && !options.ephemeral).then(|| options.bpffs.clone());
 
     // Everything that can speak against the document does so before anything is touched.
     let netlink = Netlink::open().context("cannot start")?;
     let stop = CancellationToken::new();
     let ears = listen().context("cannot start")?;
-    let ways_to = targets(&document.config);
-    let around = Arc::new(netlink.survey(&ways_to).await.context("cannot start")?);
+    let around = netlink.survey(&targets(&document.config)).await.context("cannot start")?;
     let complaints = checks::complaints(&document, &around, &Host::read());
     if complaints.iter().any(|complaint| complaint.severity == crate::config::Severity::Error) {
         return Err(mistakes(Complaints(complaints)));
@@ -166,13 +165,17 @@ async fn start<P: Plane>(
     let mut locks = std::collections::BTreeMap::new();
     lock_interfaces(&interfaces, &mut locks).context("cannot start")?;
 
-    let Opened { plane, adopted, lock: _pins } = open(document.config.settings.limits)?;
+    let Opened { plane, adopted, lock: pins } = open(document.config.settings.limits)?;
+    if pins.is_some() {
+        record.bpffs = Some(options.bpffs.clone());
+        record_file.write(&record).context("cannot write the record in the run directory")?;
+    }
     let random = || RandomState::new().hash_one(std::process::id());
     let mut core = Core::new(plane, path.display().to_string(), [random(), random()], random())
         .context("cannot read the tables")?;
     core.set_put(record.addresses.clone());
-    let first_look = (ways_to, Arc::clone(&around));
-    let watch = watch(netlink.clone(), ears, first_look, record.neighbours.clone(), stop.clone());
+    let around = Arc::new(around);
+    let watch = watch(netlink.clone(), ears, Arc::clone(&around), record.neighbours.clone(), stop.clone());
     let (prober, answers) = Prober::new();
     let desk = Desk::new(desk::Options {
         run_dir: options.run_dir.clone(),
@@ -261,11 +264,8 @@ async fn begin<P: Plane>(
     around: Arc<Surroundings>,
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
-    let loaded = daemon.load(text, document, around).await;
-    if loaded.is_ok() && daemon.record.bpffs.is_some() {
-        daemon.remember();
-    }
-    loaded.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error)))?;
+    let begun = daemon.put_in_force(text, document, around).await;
+    begun.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error.into())))?;
     daemon.core.remember_timelines(&daemon.record.timelines);
     if let Some(why) = daemon.core.unattached() {
         anyhow::bail!("{why}");
@@ -318,25 +318,22 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
     let remembered = record.bpffs.clone();
     let bpffs = bpffs.or(remembered.as_deref()).unwrap_or(usual);
     let _pins = if bpffs.is_dir() { Some(Lock::pins(bpffs)?) } else { None };
+    let netlink = Netlink::open()?;
+    if !is_pinned(bpffs) {
+        let forwarding = left_forwarding(&netlink).await?;
+        anyhow::ensure!(
+            forwarding.is_empty(),
+            "a program of Lobby without a daemon goes on forwarding on {}, and {} holds nothing that it is led by: its tables are pinned in another BPF file system, which `--bpffs` names, or its daemon ran in another mount namespace (`nsenter --mount`, `ip netns exec`); nothing was touched",
+            forwarding.join(" and "),
+            bpffs.display()
+        );
+    }
     let left = {
         let run_dir = run_dir.to_owned();
         tokio::task::spawn_blocking(move || desk::close_left(&run_dir)).await?
     };
     let plane = remove_pins(bpffs)
         .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
-    let netlink = Netlink::open()?;
-    let mut forwarding = left_forwarding(&netlink.links().await?, &Host::read());
-    let begun = Instant::now();
-    while plane && !forwarding.is_empty() && begun.elapsed() < PATIENCE_TO_LET_GO {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        forwarding = left_forwarding(&netlink.links().await?, &Host::read());
-    }
-    anyhow::ensure!(
-        forwarding.is_empty(),
-        "a program of Lobby without a daemon goes on forwarding on {}, and {} holds nothing that it is led by: its tables are pinned in another BPF file system, which `--bpffs` names, or its daemon ran in another mount namespace (`nsenter --mount`, `ip netns exec`)",
-        forwarding.join(" and "),
-        bpffs.display()
-    );
     let placed = clean(&netlink, record, &record_file).await?;
     _ = fs::remove_file(run_dir.join(api::SOCKET));
     drop(run);
@@ -347,17 +344,22 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
     })
 }
 
-/// How long the kernel may take to let go of what is pinned no more: it does so a little later.
+/// How long the kernel may take to let go of what is pinned no more.
 const PATIENCE_TO_LET_GO: Duration = Duration::from_secs(5);
 
-/// Interfaces on which a program of Lobby is that no daemon looks after.
-fn left_forwarding(links: &[Link], host: &Host) -> Vec<String> {
-    let ours = |link: &&Link| {
-        let program = link.xdp.and_then(|xdp| host.programs.get(&xdp.program));
-        program.is_some_and(|name| name == lb_common::abi::name::PROGRAM)
-    };
-    let left = links.iter().filter(ours).filter(|link| Lock::interface(&link.name, link.index).is_ok());
-    left.map(|link| link.name.clone()).collect()
+/// Interfaces on which a program of Lobby is that no daemon looks after, and stays.
+async fn left_forwarding(netlink: &Netlink) -> anyhow::Result<Vec<String>> {
+    let begun = Instant::now();
+    loop {
+        let (links, host) = (netlink.links().await?, Host::read());
+        let ours = links.iter().filter(|link| checks::program(link, &host) == Some(PROGRAM));
+        let left = ours.filter(|link| Lock::interface(&link.name, link.index).is_ok());
+        let left: Vec<_> = left.map(|link| link.name.clone()).collect();
+        if left.is_empty() || begun.elapsed() > PATIENCE_TO_LET_GO {
+            return Ok(left);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Takes away the addresses that were put, here or by a daemon that is gone, and lets go of neighbours;
@@ -389,7 +391,7 @@ fn raise_file_limit() {
 /// The data plane in the kernel: what an earlier daemon pinned, else a new one. One that is to end with
 /// this process is not pinned, so that not even a crash leaves it behind.
 fn open(options: &Options, limits: Limits) -> anyhow::Result<Opened<KernelDataplane>> {
-    let adopted = options.bpffs.join("lobby").exists();
+    let adopted = is_pinned(&options.bpffs);
     if options.ephemeral && !adopted {
         return Ok(Opened { plane: KernelDataplane::open(None, limits)?, adopted, lock: None });
     }

@@ -39,11 +39,11 @@ impl Config {
         self.services.iter().filter_map(|(name, service)| Some((name, service, service.desk.as_ref()?)))
     }
 
-    /// The services of each pool, in the order of their names: for who looks at many pools.
-    pub fn services_by_pool(&self) -> BTreeMap<&str, Vec<&Service>> {
-        let mut by_pool: BTreeMap<&str, Vec<&Service>> = BTreeMap::new();
-        for service in self.services.values() {
-            by_pool.entry(&service.pool).or_default().push(service);
+    /// The services of each pool and their names, in the order of these: for who looks at many pools.
+    pub fn services_by_pool(&self) -> BTreeMap<&str, Vec<(&String, &Service)>> {
+        let mut by_pool: BTreeMap<&str, Vec<_>> = BTreeMap::new();
+        for (name, service) in &self.services {
+            by_pool.entry(service.pool.as_str()).or_default().push((name, service));
         }
         by_pool
     }

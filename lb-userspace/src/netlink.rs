@@ -34,8 +34,8 @@ use surroundings::{AttachedXdp, HostAddress, Link, Mac, Route, Surroundings};
 /// as `proto 0x4c`. An 'L', of no meaning to others.
 const ADDRESS_PROTOCOL: u8 = 0x4c;
 
-/// Routes asked for at the same time.
-const ROUTES_AT_ONCE: usize = 64;
+/// Requests under way on a socket: thousands one after the other would take a while, all at once would overrun it.
+pub const AT_ONCE: usize = 64;
 
 /// The kernel would not do or say what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,11 @@ impl Netlink {
     /// When the kernel does not list links, addresses or neighbours. A target without a route is no
     /// error here, but an entry of [`Surroundings::routes`].
     pub async fn survey(&self, targets: &BTreeSet<IpAddr>) -> Result<Surroundings, NetlinkError> {
+        self.survey_by(self.ways(targets).await).await
+    }
+
+    /// The way to each target.
+    async fn ways(&self, targets: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Result<Route, String>> {
         let routes = targets.clone().into_iter().map(|target| async move {
             let route = self.route(target).await.map_err(|error| match error.errno() {
                 Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
@@ -98,16 +103,23 @@ impl Netlink {
             });
             (target, route)
         });
-        // Thousands one after the other would take a while; all at once would overrun the socket.
-        let routes = futures::stream::iter(routes).buffer_unordered(ROUTES_AT_ONCE).collect().await;
-        self.survey_by(routes).await
+        futures::stream::iter(routes).buffer_unordered(AT_ONCE).collect().await
     }
 
-    /// The same where the routes are known to be as they were.
+    /// The same as [`Netlink::survey`] after addresses have been put that the host does not send from while it
+    /// has others (`add_address`): ways stay as they were, but for those without a proper source.
     ///
     /// # Errors
     /// When the kernel does not list links, addresses or neighbours.
-    pub async fn survey_by(
+    pub async fn survey_again(&self, before: &Surroundings) -> Result<Surroundings, NetlinkError> {
+        let mut routes = before.routes.clone();
+        let without = routes.iter().filter(|(_, route)| route.as_ref().is_ok_and(Route::lacks_source));
+        let without = without.map(|(&target, _)| target).collect();
+        routes.extend(self.ways(&without).await);
+        self.survey_by(routes).await
+    }
+
+    async fn survey_by(
         &self,
         routes: BTreeMap<IpAddr, Result<Route, String>>,
     ) -> Result<Surroundings, NetlinkError> {
@@ -230,8 +242,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses, for instance because the address is there already (`EEXIST`).
     pub async fn add_address(&self, interface: u32, address: IpAddr) -> Result<(), NetlinkError> {
-        let prefix = if address.is_ipv4() { 32 } else { 128 };
-        let mut request = self.handle.address().add(interface, address, prefix);
+        let mut request = self.handle.address().add(interface, address, bits(address));
         let attributes = &mut request.message_mut().attributes;
         attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)));
         if address.is_ipv6() {
@@ -251,7 +262,7 @@ impl Netlink {
         let mut message = AddressMessage::default();
         message.header.index = interface;
         message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        message.header.prefix_len = if address.is_ipv4() { 32 } else { 128 };
+        message.header.prefix_len = bits(address);
         message.attributes.push(AddressAttribute::Local(address));
         message.attributes.push(AddressAttribute::Address(address));
         let done = self.handle.address().del(message).execute().await;
@@ -352,16 +363,17 @@ fn route(message: &RouteMessage) -> Option<Route> {
 
 /// The one address that a route leads to this host itself, if it is such a route.
 fn leads_here(message: &RouteMessage) -> Option<IpAddr> {
-    let one = match message.header.address_family {
-        AddressFamily::Inet => 32,
-        _ => 128,
-    };
-    let here = message.header.kind == RouteType::Local && message.header.destination_prefix_length == one;
     let destination = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => ip(address),
         _ => None,
-    });
-    destination.filter(|_| here)
+    })?;
+    let one = message.header.destination_prefix_length == bits(destination);
+    (one && message.header.kind == RouteType::Local).then_some(destination)
+}
+
+/// The prefix length that means one address alone.
+fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

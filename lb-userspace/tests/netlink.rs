@@ -42,8 +42,7 @@ fn a_next_hop_is_resolved_and_followed() {
         let stop = CancellationToken::new();
         let ears = watch::listen().unwrap();
         let first = Arc::new(netlink.survey(&targets).await.unwrap());
-        let mut watch =
-            watch::start(netlink.clone(), ears, (targets.clone(), first), BTreeSet::new(), stop.clone());
+        let mut watch = watch::start(netlink.clone(), ears, first, BTreeSet::new(), stop.clone());
 
         // Nobody sends anything: the kernel asks because it was told to keep them resolved.
         let s = until(&mut watch, |s| s.neighbours.len() == 2).await;
@@ -74,6 +73,28 @@ fn a_next_hop_is_resolved_and_followed() {
         watch.kept.wait_for(BTreeSet::is_empty).await.unwrap();
         let shown = Command::new("ip").args(["neigh", "show"]).output().unwrap();
         assert!(!String::from_utf8_lossy(&shown.stdout).contains("managed"));
+        stop.cancel();
+    });
+}
+
+/// The daemon's own addresses are no reason to look at ways again, but for one that has no source.
+#[test]
+fn a_host_without_addresses_sends_from_the_first_that_is_put() {
+    in_namespace(|_| async {
+        ip("address flush dev lb0");
+        ip("route add 10.7.0.0/24 dev lb0");
+        let netlink = Netlink::open().unwrap();
+        let target = address("10.7.0.2");
+        let ears = watch::listen().unwrap();
+        let first = Arc::new(netlink.survey(&[target].into()).await.unwrap());
+        assert_eq!(first.source(target), None);
+        let stop = CancellationToken::new();
+        let mut watch = watch::start(netlink.clone(), ears, first, BTreeSet::new(), stop.clone());
+        netlink.add_address(1, address("203.0.113.10")).await.unwrap();
+        until(&mut watch, |s| s.source(target) == Some(address("203.0.113.10"))).await;
+        netlink.add_address(1, address("203.0.113.11")).await.unwrap();
+        let s = until(&mut watch, |s| s.addresses.iter().filter(|it| it.ours).count() == 2).await;
+        assert_eq!(s.source(target), Some(address("203.0.113.10")));
         stop.cancel();
     });
 }

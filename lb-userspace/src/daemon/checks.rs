@@ -140,18 +140,22 @@ fn interfaces(document: &Document, around: &Surroundings, host: &Host, complaint
     }
 }
 
-/// Name of the program on a link, if it is certainly none of Lobby's.
+/// Name of the program on a link, as far as it can be seen.
+pub fn program<'h>(link: &Link, host: &'h Host) -> Option<&'h str> {
+    host.programs.get(&link.xdp?.program).map(String::as_str)
+}
+
+/// The same, if it is certainly none of Lobby's.
 fn foreign<'h>(link: &Link, host: &'h Host) -> Option<&'h str> {
-    let name = host.programs.get(&link.xdp?.program)?;
-    (name != abi::name::PROGRAM).then_some(name.as_str())
+    program(link, host).filter(|&name| name != abi::name::PROGRAM)
 }
 
 fn backends(document: &Document, around: &Surroundings, complaints: &mut Vec<Complaint>) {
     let config = &document.config;
     let (of_desk, by_pool) = (config.pools_of_desk(), config.services_by_pool());
     for (name, pool) in config.pools.iter().filter(|(name, _)| !of_desk.contains(name.as_str())) {
-        let mut services = by_pool.get(name.as_str()).into_iter().flatten();
-        let direct = services.find(|service| service.forward == Forward::Dsr);
+        let services = by_pool.get(name.as_str()).into_iter().flatten();
+        let direct = services.map(|(_, service)| service).find(|service| service.forward == Forward::Dsr);
         for backend in &pool.backends {
             let Some(ip) = remote(backend.address) else { continue };
             let place = document.places.backend(name, backend.address);

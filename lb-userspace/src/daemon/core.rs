@@ -85,6 +85,15 @@ pub enum SettleError {
     Dataplane(#[from] DataplaneError),
 }
 
+/// A document that nothing speaks against.
+struct Considered {
+    /// What is only odd about it on this host.
+    complaints: Vec<Complaint>,
+    /// The rings that it would have, which are not to be built twice.
+    rings: Rings,
+    plan: Plan,
+}
+
 /// The state.
 pub struct Core<D> {
     plane: D,
@@ -198,10 +207,10 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<(), LoadError> {
-        self.rings = self.considered(&document, &around, host, now)?.0;
-        let complaints = checks::complaints(&document, &around, host);
+        let considered = self.considered(&document, &around, host, now)?;
+        self.rings = considered.rings;
         let mut warnings = document.warnings.clone();
-        warnings.extend(complaints);
+        warnings.extend(considered.complaints);
         let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
         let config = &loaded.document.config;
         tell(&self.health.configure(config, &self.remembered(config), now), &self.reports);
@@ -244,18 +253,17 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<view::Foreseen, LoadError> {
-        let (_, plan) = self.considered(document, around, host, now)?;
-        Ok(foresee(&self.plane, self.tables(), &plan.ops).map_err(SettleError::from)?)
+        let considered = self.considered(document, around, host, now)?;
+        Ok(foresee(&self.plane, self.tables(), &considered.plan.ops).map_err(SettleError::from)?)
     }
 
-    /// Gives back the rings that the document would have, which are not to be built twice, and the plan.
     fn considered(
         &self,
         document: &Document,
         around: &Surroundings,
         host: &Host,
         now: Now,
-    ) -> Result<(Rings, Plan), LoadError> {
+    ) -> Result<Considered, LoadError> {
         let complaints = checks::complaints(document, around, host);
         if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
             return Err(Complaints(complaints).into());
@@ -267,7 +275,7 @@ impl<D: Dataplane> Core<D> {
         let now = self.plane.now().map_err(SettleError::from)?;
         let desired = desired(&document.config, &health, &ways, self.hash_key, &self.spent, now);
         let plan = plan_again(&desired, self.tables(), &mut rings).map_err(SettleError::from)?;
-        Ok((rings, plan))
+        Ok(Considered { complaints, rings, plan })
     }
 
     /// At a start, health is as the tables say it was.

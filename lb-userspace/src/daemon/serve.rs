@@ -27,7 +27,7 @@ use super::{
     desk::Desk,
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
-    explain::{self, Names},
+    explain,
     farewell::Farewells,
     lock::{Lock, LockError},
     plane::Plane,
@@ -332,7 +332,7 @@ impl<P: Plane> Daemon<P> {
         Ok(())
     }
 
-    pub(super) fn remember(&self) {
+    fn remember(&self) {
         if let Err(error) = self.record_file.write(&self.record) {
             error!(
                 "cannot write the record in the run directory: {error}; after a restart, addresses may be left behind"
@@ -363,10 +363,7 @@ impl<P: Plane> Daemon<P> {
         let outcome = match self.file.read() {
             Ok(text) => {
                 self.last_seen.clone_from(&text);
-                match self.prepare(&text).await {
-                    Ok((document, around)) => self.load(&text, document, around).await,
-                    Err(error) => Err(error),
-                }
+                self.load(&text).await
             }
             Err(error) => Err(error.into()),
         };
@@ -382,12 +379,18 @@ impl<P: Plane> Daemon<P> {
     }
 
     /// Puts a text in force.
-    pub(super) async fn load(
+    async fn load(&mut self, text: &str) -> Result<(), ReloadError> {
+        let (document, around) = self.prepare(text).await?;
+        Ok(self.put_in_force(text, document, around).await?)
+    }
+
+    /// Puts what a text says in force. `around` knows the ways to what it names.
+    pub(super) async fn put_in_force(
         &mut self,
         text: &str,
         document: Document,
         around: Arc<Surroundings>,
-    ) -> Result<(), ReloadError> {
+    ) -> Result<(), LoadError> {
         self.core.load(text, document, around, &Host::read(), self.clock.now())?;
         self.in_force().await;
         Ok(())

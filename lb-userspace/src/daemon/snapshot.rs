@@ -191,12 +191,10 @@ fn slots<D: Dataplane>(plane: &D, service: &ServiceEntry) -> Result<view::Slots,
 
 fn pools<D: Dataplane>(core: &Core<D>, config: &Config, counts: &Counts<'_>, now: Now) -> Vec<view::Pool> {
     let panicking: BTreeSet<&str> = core.panicking().collect();
-    let mut users: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for (name, service) in &config.services {
-        users.entry(&service.pool).or_default().push(name.clone());
-    }
+    let users = config.services_by_pool();
     let view = |(name, pool): (&String, &model::Pool)| {
         let (usable, all) = counts.get(name.as_str()).copied().unwrap_or_default();
+        let services = users.get(name.as_str()).into_iter().flatten();
         view::Pool {
             name: name.clone(),
             health: pool.health.as_ref().map_or_else(|| "none".into(), health),
@@ -211,7 +209,7 @@ fn pools<D: Dataplane>(core: &Core<D>, config: &Config, counts: &Counts<'_>, now
                 model::Panic::Fail => "fail",
             }
             .into(),
-            services: users.get(name.as_str()).cloned().unwrap_or_default(),
+            services: services.map(|&(name, _)| name.clone()).collect(),
             usable,
             backends: all,
             panicking: panicking.contains(name.as_str()),
@@ -243,7 +241,7 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
             let report = core.report(name, backend.address);
             let (state, verdict) = core.state(name, backend.address);
             let mut sum = view::Traffic::default();
-            for service in services {
+            for (_, service) in services {
                 sum += traffic.of_backend(service.listen, backend.address);
             }
             views.push(view::Backend {

@@ -43,7 +43,7 @@ use crate::{
 
 pub use self::{
     live::Ran,
-    program::{GENERATOR, remove_pins, verified_where_settled},
+    program::{GENERATOR, is_pinned, remove_pins, verified_where_settled},
 };
 
 /// Why the data plane could not be had.

@@ -87,6 +87,15 @@ impl Route {
     pub fn neighbour(&self, target: IpAddr) -> IpAddr {
         self.gateway.unwrap_or(target)
     }
+
+    /// Whether the kernel knows nothing better to send from than what is good for the link alone (RFC 6724
+    /// section 5, rule 2).
+    pub fn lacks_source(&self) -> bool {
+        match self.source {
+            Some(IpAddr::V6(source)) => source.is_unicast_link_local(),
+            source => source.is_none(),
+        }
+    }
 }
 
 /// Why there is no next hop to an address.

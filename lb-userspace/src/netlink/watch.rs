@@ -57,17 +57,17 @@ pub fn listen() -> Result<Ears, NetlinkError> {
     Ok(Ears(messages))
 }
 
-/// Starts a task that follows until `stop`, from the first look at the ways to `targets` on. `kept` are the
-/// neighbours that an earlier process told the kernel to keep resolved.
+/// Starts a task that follows the ways that a first look has found, until `stop`. `kept` are the neighbours
+/// that an earlier process told the kernel to keep resolved.
 pub fn start(
     netlink: Netlink,
     ears: Ears,
-    (targets, surroundings): (BTreeSet<IpAddr>, Arc<Surroundings>),
+    first_look: Arc<Surroundings>,
     kept: BTreeSet<(u32, IpAddr)>,
     stop: CancellationToken,
 ) -> Watch {
-    let (targets_in, targets_out) = watch::channel(targets);
-    let (surroundings_in, surroundings_out) = watch::channel(surroundings);
+    let (targets_in, targets_out) = watch::channel(first_look.routes.keys().copied().collect());
+    let (surroundings_in, surroundings_out) = watch::channel(first_look);
     let (kept_in, kept_out) = watch::channel(kept);
     let follower = Follower { netlink, targets: targets_out, surroundings: surroundings_in, kept: kept_in };
     let known = surroundings_out.clone();
@@ -81,7 +81,7 @@ pub fn start(
 enum Changed {
     Nothing,
     Neighbours,
-    /// Links, addresses and neighbours, but no way.
+    /// Links, addresses and neighbours, but no way that has a source.
     Links,
     Everything,
 }
@@ -174,7 +174,7 @@ impl Follower {
                 neighbours: self.netlink.neighbours(&wanted_neighbours(&before)).await?,
                 ..Surroundings::clone(&before)
             },
-            Changed::Links => self.netlink.survey_by(before.routes.clone()).await?,
+            Changed::Links => self.netlink.survey_again(&before).await?,
             Changed::Everything => {
                 let targets = self.targets.borrow_and_update().clone();
                 self.netlink.survey(&targets).await?

@@ -41,9 +41,7 @@ impl<D: Dataplane> Core<D> {
             !pool.backends.is_empty() && pool.backends.iter().all(|it| it.admin != Admin::Enabled)
         };
         let used = config.services_by_pool();
-        for (name, _) in
-            config.pools.iter().filter(|(name, pool)| used.contains_key(name.as_str()) && resting(pool))
-        {
+        for name in used.keys().filter(|&&name| config.pools.get(name).is_some_and(resting)) {
             alarms.push(format!(
                 "every backend of pool {name} is drained or disabled; new connections are refused, and `lb backend resume` ends that"
             ));

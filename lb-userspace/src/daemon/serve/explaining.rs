@@ -1,7 +1,14 @@
 //! What becomes of packets, asked of the live tables.
 
-use super::{Daemon, Names, Plane, RequestError, explain, snapshot};
-use crate::api::view::Explanation;
+use super::Daemon;
+use crate::{
+    api::{request::RequestError, view::Explanation},
+    daemon::{
+        explain::{self, Names},
+        plane::Plane,
+        snapshot,
+    },
+};
 
 impl<P: Plane> Daemon<P> {
     /// What would become of packets that came in by the first listed interface, one after the other.

@@ -48,7 +48,7 @@ impl Pins {
     /// The pins of this version below a BPF file system, once it is clear that there are none of
     /// another version.
     pub(super) fn below(bpffs: &Path) -> Result<Self, OpenError> {
-        let base = bpffs.join("lobby");
+        let base = base(bpffs);
         let ours = format!("layout-{LAYOUT_VERSION}");
         for found in read_dir(&base)? {
             if found != ours {
@@ -306,10 +306,19 @@ pub fn verified_where_settled() -> Result<Option<u32>, OpenError> {
     program.info().map(|info| info.verified_instruction_count()).map_err(OpenError::load)
 }
 
+/// Whether something is pinned, of any layout.
+pub fn is_pinned(bpffs: &Path) -> bool {
+    base(bpffs).exists()
+}
+
+fn base(bpffs: &Path) -> PathBuf {
+    bpffs.join("lobby")
+}
+
 /// Removes what is pinned, of any layout, without loading anything.
 pub fn remove_pins(bpffs: &Path) -> io::Result<bool> {
-    let base = bpffs.join("lobby");
-    if !base.exists() {
+    let base = base(bpffs);
+    if !is_pinned(bpffs) {
         return Ok(false);
     }
     for layout in fs::read_dir(&base)? {
