@@ -241,7 +241,11 @@ fn desk(desk: &Desk, registry: &mut Registry) {
     }
     registry.register("desk_denied", "Requests that were not let in, by route and reason", denied);
     let refused = by_reason(&desk.refused);
-    registry.register("desk_refused_connections", "Connections that were not let in, by reason", refused);
+    registry.register(
+        "desk_refused_connections",
+        "Connections that were not let in or ended by the desk, by reason",
+        refused,
+    );
     let counts = [
         ("desk_connections", "Connections taken", desk.connections),
         ("desk_retries", "Requests tried once more", desk.retries),
@@ -253,9 +257,14 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         counter.inc_by(count);
         registry.register(name, help, counter);
     }
-    let open = Gauge::<i64>::default();
-    open.set(i64::try_from(desk.open).unwrap_or(i64::MAX));
-    registry.register("desk_open_connections", "Connections that are open", open);
+    for (name, help, count) in [
+        ("desk_open_connections", "Connections that are open", desk.open),
+        ("desk_websockets", "Connections that are websockets", desk.websockets),
+    ] {
+        let open = Gauge::<i64>::default();
+        open.set(i64::try_from(count).unwrap_or(i64::MAX));
+        registry.register(name, help, open);
+    }
     let up = Gauge::<i64>::default();
     up.set(desk.pid.is_some().into());
     registry.register("desk_up", "1 while the desk's process runs", up);
@@ -312,7 +321,7 @@ mod tests {
                 "no_next_hop": null, "traffic": {traffic}}}],
             "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
                 "records": [{{"name": "record_adopted", "times": 8}}]}},
-            "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "connections": 12,
+            "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "connections": 12,
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
                 "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
                 "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}]}}
@@ -355,6 +364,7 @@ mod tests {
             "lobby_desk_restarts_total 1",
             "lobby_desk_log_lines_lost_total 6",
             "lobby_desk_open_connections 2",
+            "lobby_desk_websockets 1",
             "lobby_desk_up 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");

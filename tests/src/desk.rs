@@ -158,6 +158,7 @@ pub fn backend(address: SocketAddr) -> BackendOrder {
         weight: 1,
         usable: true,
         draining: false,
+        cut: false,
     }
 }
 

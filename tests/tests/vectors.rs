@@ -141,9 +141,9 @@ const REQUESTS: &[Vector] = &[
     ("a tunnel", "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", Refused(501)),
     ("a trace", "TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Refused(501)),
     (
-        "a websocket",
+        "a websocket without a key",
         "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        Refused(501),
+        Refused(400),
     ),
     (
         "HTTP/2 by upgrade",

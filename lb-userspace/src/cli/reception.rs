@@ -99,10 +99,11 @@ pub(super) fn desk(desk: Option<&Desk>) -> String {
         ]);
     }
     format!(
-        "desk         {process}, started again {} times\nlistens on   {}\nconnections  {} open, {} in all; not let in: {}\nown answers  {}\nretries      {}\n\n{}",
+        "desk         {process}, started again {} times\nlistens on   {}\nconnections  {} open ({} websockets), {} in all; not let in or ended: {}\nown answers  {}\nretries      {}\n\n{}",
         desk.restarts,
         desk.listening.join(", "),
         desk.open,
+        desk.websockets,
         desk.connections,
         listed(&desk.refused),
         listed(&desk.troubles),

@@ -315,6 +315,7 @@ pub(super) fn timeouts(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<DeskTimeo
         connect: read("connect", otherwise.connect),
         response: read("response", otherwise.response),
         body: read("body", otherwise.body),
+        websocket: read("websocket", otherwise.websocket),
     };
     fields.finish(sink);
     Some(timeouts)

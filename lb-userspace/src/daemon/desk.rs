@@ -26,6 +26,7 @@ pub use self::process::Status;
 use self::process::{Event, Supervisor};
 use crate::{
     api::view,
+    dataplane::FlowsOf,
     health::{State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen},
     proxy::{
@@ -137,6 +138,7 @@ impl Desk {
             restarts,
             listening: self.sockets.keys().map(ToString::to_string).collect(),
             open: report.open,
+            websockets: report.websockets,
             connections: report.connections,
             refused: report.refused,
             retries: report.retries,
@@ -227,7 +229,8 @@ pub fn pools(
             let (state, verdict) = state(name, backend.address);
             let draining = matches!(state, HealthState::Draining | HealthState::Drained);
             let (weight, usable) = (verdict.weigh(backend.weight), verdict.usable);
-            Some(BackendOrder { address, port, weight, usable, draining })
+            let cut = verdict.flows != FlowsOf::Keep;
+            Some(BackendOrder { address, port, weight, usable, draining, cut })
         });
         Some(PoolOrder { name: name.to_owned(), backends: backends.collect() })
     };

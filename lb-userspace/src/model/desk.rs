@@ -48,6 +48,8 @@ pub struct DeskTimeouts {
     pub response: Duration,
     /// Without a byte of a body, in either direction.
     pub body: Duration,
+    /// Without a byte of a websocket, in both directions.
+    pub websocket: Duration,
 }
 
 impl Default for DeskTimeouts {
@@ -57,6 +59,7 @@ impl Default for DeskTimeouts {
             connect: Duration::from_secs(2),
             response: Duration::from_secs(60),
             body: Duration::from_secs(60),
+            websocket: Duration::from_secs(3600),
         }
     }
 }

@@ -3,25 +3,27 @@
 
 mod body;
 mod converse;
+mod tunnel;
 mod upstream;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::upstream::Upstream;
 use self::{
-    body::{Body, Upload, Watched},
+    body::{Body, Upload, Watched, nothing},
     converse::{Pulse, Spoken, converse},
+    tunnel::Tunnel,
 };
 use super::{
     access::Line,
@@ -44,6 +46,8 @@ struct Visit {
     called: SocketAddr,
     client: IpAddr,
     tls: bool,
+    /// What the connection becomes when it has said its last answer.
+    tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// Serves a connection to its end.
@@ -51,7 +55,13 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     let Some(service) = shared.state.load().service(called) else { return };
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
-    let visit = |tls| Visit { shared: Arc::clone(&shared), called, client: client.ip(), tls };
+    let visit = |tls| Visit {
+        shared: Arc::clone(&shared),
+        called,
+        client: client.ip(),
+        tls,
+        tunnel: Mutex::default(),
+    };
     let patience = service.order.timeouts.header;
     match &service.tls {
         None => converse(visit(false), stream, Spoken::Unsaid, patience).await,
@@ -77,6 +87,8 @@ struct Case {
     is_http2: bool,
     form: Form,
     line: Line,
+    /// What the connection becomes with the answer.
+    tunnel: Option<Tunnel>,
 }
 
 impl Visit {
@@ -89,6 +101,7 @@ impl Visit {
             form: Form::wanted(&parts.headers),
             line: Line::of(&parts, self.client, self.tls, &id),
             is_http2: parts.version == Version::HTTP_2,
+            tunnel: None,
             id,
         };
         let Some(service) = self.shared.state.load().service(self.called) else {
@@ -109,13 +122,19 @@ impl Visit {
             }
         };
         headers::number(response.headers_mut(), &case.id);
-        if self.shared.draining.is_cancelled() && !case.is_http2 {
+        let becomes_other = case.tunnel.is_some();
+        if self.shared.draining.is_cancelled() && !case.is_http2 && !becomes_other {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status().as_u16();
         self.shared.figures.answer(&service.order.name, &case.line.route, status);
         case.line.status = status;
         let line = service.order.access_log.then_some((case.line, began));
+        if let Some(tunnel) = case.tunnel {
+            errand.done();
+            *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tunnel { line, ..tunnel });
+            return response;
+        }
         let log = self.shared.log.clone();
         response.map(|body| {
             body::counted(body, move |bytes, ended| {
@@ -135,7 +154,7 @@ impl Visit {
     async fn decide(
         &self,
         service: &Service,
-        parts: Parts,
+        mut parts: Parts,
         body: Incoming,
         case: &mut Case,
     ) -> Result<Response<Body>, Trouble> {
@@ -179,8 +198,12 @@ impl Visit {
                     id: &case.id,
                     passport: &passport,
                 };
-                let parts = outgoing(parts, path, target.query.as_deref(), &asker, headers)?;
-                self.forward(service, pool, parts, body, case).await?
+                let becoming = parts.extensions.remove::<OnUpgrade>().filter(|_| target.websocket);
+                let mut parts = outgoing(parts, path, target.query.as_deref(), &asker, headers)?;
+                if becoming.is_some() {
+                    headers::become_websocket(&mut parts.headers);
+                }
+                self.forward(service, pool, (parts, body), becoming, case).await?
             }
         };
         headers::edit(response.headers_mut(), &route.response_headers);
@@ -192,8 +215,8 @@ impl Visit {
         &self,
         service: &Service,
         pool: &str,
-        parts: Parts,
-        body: Incoming,
+        (parts, body): (Parts, Incoming),
+        becoming: Option<OnUpgrade>,
         case: &mut Case,
     ) -> Result<Response<Body>, Trouble> {
         let state = self.shared.state.load_full();
@@ -212,10 +235,21 @@ impl Visit {
         let (response, ticket) = sent.await?;
         case.line.backend = Some(ticket.address.to_string());
         let (mut parts, body) = response.into_parts();
+        let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        let to = parts.headers.get(header::UPGRADE).map(HeaderValue::as_bytes);
+        let to_websocket = to.is_some_and(|to| to.eq_ignore_ascii_case(b"websocket"));
         headers::remove_hop_by_hop(&mut parts.headers);
         // Of the connection to the backend: whether it will send trailers is nothing that a client asks.
         parts.headers.remove(header::CONNECTION);
         parts.version = Version::HTTP_11;
+        if switches {
+            // To what nobody has asked for: what follows would be an answer to one and not to another.
+            let agreed = becoming.zip(parts.extensions.remove::<OnUpgrade>()).filter(|_| to_websocket);
+            let (client, backend) = agreed.ok_or(Trouble::Broken)?;
+            headers::become_websocket(&mut parts.headers);
+            case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
+            return Ok(Response::from_parts(parts, nothing()));
+        }
         let body = Watched::download(body, timeouts.body, ticket);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
@@ -241,6 +275,11 @@ impl Visit {
         }
         match trouble {
             Trouble::Method(allowed) => insert(&mut response, header::ALLOW, allowed),
+            // RFC 6455 section 4.4, RFC 9110 section 15.5.22.
+            Trouble::WebsocketVersion => {
+                headers::become_websocket(response.headers_mut());
+                insert(&mut response, header::SEC_WEBSOCKET_VERSION, "13");
+            }
             // Where the next request begins is not sure.
             Trouble::Wrong(_)
             | Trouble::TooLarge

@@ -16,6 +16,7 @@ pub struct Figures {
     open: AtomicU64,
     connections: AtomicU64,
     retries: AtomicU64,
+    websockets: AtomicU64,
     named: Mutex<Named>,
 }
 
@@ -27,12 +28,12 @@ struct Named {
     denied: BTreeMap<(String, String, u16, &'static str), u64>,
 }
 
-/// A connection, open until this is dropped.
-pub struct Open<'f>(&'f Figures);
+/// Something that is open until this is dropped.
+pub struct Open<'f>(&'f AtomicU64);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -41,7 +42,13 @@ impl Figures {
     pub fn taken(&self) -> Open<'_> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Open(self)
+        Open(&self.open)
+    }
+
+    /// A connection became a websocket.
+    pub fn websocket(&self) -> Open<'_> {
+        self.websockets.fetch_add(1, Ordering::Relaxed);
+        Open(&self.websockets)
     }
 
     /// Connections that are open.
@@ -49,7 +56,7 @@ impl Figures {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// A connection was not let in.
+    /// A connection was not let in, or is ended by the desk.
     pub fn refused(&self, reason: &'static str) {
         *self.named().refused.entry(reason).or_default() += 1;
     }
@@ -101,6 +108,7 @@ impl Figures {
         });
         Report {
             open: self.open(),
+            websockets: self.websockets.load(Ordering::Relaxed),
             connections: self.connections.load(Ordering::Relaxed),
             refused: owned(&named.refused),
             retries: self.retries.load(Ordering::Relaxed),

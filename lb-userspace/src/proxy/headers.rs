@@ -48,6 +48,12 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Writes that the connection becomes a websocket: of one connection too, and here of both that there are.
+pub fn become_websocket(headers: &mut HeaderMap) {
+    headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+}
+
 /// Makes one line of several `Cookie`s, as HTTP/2 may send them; a server of HTTP/1.1 may look at the first
 /// alone (RFC 9113 section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {

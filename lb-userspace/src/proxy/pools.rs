@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 /// A pool as the daemon sees it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,8 @@ pub struct BackendOrder {
     pub usable: bool,
     /// It gets none because it is being taken out.
     pub draining: bool,
+    /// What it has does not go on: websockets to it end.
+    pub cut: bool,
 }
 
 /// All pools. What is counted of a backend stays when the pools are ordered anew.
@@ -53,6 +56,7 @@ pub struct Pool {
 struct Member {
     order: BackendOrder,
     under_way: Arc<AtomicU64>,
+    cut: CancellationToken,
 }
 
 /// Why there is no backend.
@@ -72,6 +76,14 @@ pub struct Ticket {
     /// Where it is.
     pub address: SocketAddr,
     under_way: Arc<AtomicU64>,
+    cut: CancellationToken,
+}
+
+impl Ticket {
+    /// Comes back when what is under way for long is to end: the backend has been taken out.
+    pub async fn cut(&self) {
+        self.cut.cancelled().await;
+    }
 }
 
 impl Drop for Ticket {
@@ -87,7 +99,15 @@ impl Pools {
             let before = before.0.get(&order.name);
             (order.name.clone(), Arc::new(Pool::ordered(order, before.map(Arc::as_ref))))
         };
-        Self(orders.iter().map(pool).collect())
+        let pools = Self(orders.iter().map(pool).collect());
+        for (name, pool) in &before.0 {
+            let now = pools.get(name);
+            let goes_on = |member: &Member| {
+                now.and_then(|pool| pool.member(&member.order)).is_some_and(|member| !member.order.cut)
+            };
+            pool.members.iter().filter(|member| !goes_on(member)).for_each(|member| member.cut.cancel());
+        }
+        pools
     }
 
     /// A pool by its name.
@@ -98,12 +118,13 @@ impl Pools {
 
 impl Pool {
     fn ordered(order: &PoolOrder, before: Option<&Self>) -> Self {
-        let same = |a: &BackendOrder, b: &BackendOrder| (a.address, a.port) == (b.address, b.port);
         let member = |order: &BackendOrder| {
-            let known = before.and_then(|pool| pool.members.iter().find(|m| same(&m.order, order)));
+            let known = before.and_then(|pool| pool.member(order));
             Member {
                 order: order.clone(),
                 under_way: known.map(|m| Arc::clone(&m.under_way)).unwrap_or_default(),
+                // One that comes back begins anew.
+                cut: known.map(|m| m.cut.clone()).filter(|cut| !cut.is_cancelled()).unwrap_or_default(),
             }
         };
         let members: Vec<_> = order.backends.iter().map(member).collect();
@@ -116,6 +137,13 @@ impl Pool {
             budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
             members,
         }
+    }
+
+    /// The same backend, as it is known here.
+    fn member(&self, order: &BackendOrder) -> Option<&Member> {
+        let same =
+            |member: &&Member| (member.order.address, member.order.port) == (order.address, order.port);
+        self.members.iter().find(same)
     }
 
     /// A backend for a request to `port`, none of those that have been `tried`. Time and chance are in
@@ -149,7 +177,11 @@ impl Pool {
         let number = pair.into_iter().filter(fresh).min_by_key(load).or_else(left).ok_or(NoBackend::Tried)?;
         let member = &self.members[number];
         member.under_way.fetch_add(1, Ordering::Relaxed);
-        Ok(Ticket { address: address(member), under_way: Arc::clone(&member.under_way) })
+        Ok(Ticket {
+            address: address(member),
+            under_way: Arc::clone(&member.under_way),
+            cut: member.cut.clone(),
+        })
     }
 
     /// What may be tried once more.
@@ -199,6 +231,7 @@ mod tests {
             weight,
             usable,
             draining: false,
+            cut: false,
         };
         vec![PoolOrder { name: "web".into(), backends: backends.iter().map(backend).collect() }]
     }
@@ -268,6 +301,36 @@ mod tests {
         assert!(under_way(1) > 0 && under_way(3) == 0);
         held.clear();
         assert_eq!(under_way(1), 0);
+    }
+
+    #[tokio::test]
+    async fn who_is_taken_out_ends_what_it_has() {
+        use futures::FutureExt as _;
+        let now = |ticket: &Ticket| ticket.cut().now_or_never().is_some();
+        let all = [(1, 1, true), (2, 1, true), (3, 1, true)];
+        let first = pools(&all);
+        let mut held = Vec::new();
+        count(&first, 100, &mut held);
+        let cut_of = |held: &[Ticket], last: u8| {
+            let of: Vec<bool> =
+                held.iter().filter(|t| t.address.ip() == IpAddr::from([10, 0, 0, last])).map(now).collect();
+            assert!(of.len() > 3 && of.iter().all(|cut| *cut == of[0]), "{last}: {of:?}");
+            of[0]
+        };
+        // Unfit, and away altogether; the third one is as it was.
+        let mut orders = order(&all[..1]);
+        orders[0].backends[0].cut = true;
+        orders[0].backends.extend(order(&all)[0].backends[2..].iter().cloned());
+        let second = Pools::ordered(&orders, &first);
+        assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
+        // What comes after it is back goes on.
+        let third = Pools::ordered(&order(&all), &second);
+        let mut later = Vec::new();
+        count(&third, 100, &mut later);
+        assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [false; 3]);
+        assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
+        Pools::ordered(&[], &third);
+        assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [true; 3]);
     }
 
     #[test]

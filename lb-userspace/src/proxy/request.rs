@@ -19,6 +19,8 @@ pub struct Target {
     pub path: String,
     /// What is behind the question mark.
     pub query: Option<String>,
+    /// The connection is to become a websocket.
+    pub websocket: bool,
 }
 
 /// What a request asks for, or why it is refused.
@@ -49,8 +51,8 @@ pub fn target(parts: &Parts) -> Result<Target, Trouble> {
     })?;
     let query = parts.uri.query().map(str::to_owned);
     expectations(&parts.headers)?;
-    upgrade(&parts.headers)?;
-    Ok(Target { host, authority, path, query })
+    let websocket = websocket(parts)?;
+    Ok(Target { host, authority, path, query, websocket })
 }
 
 /// RFC 9112 section 3.2: one `Host`, and the same as in the target where that names one too (of HTTP/2
@@ -110,17 +112,47 @@ fn expectations(headers: &HeaderMap) -> Result<(), Trouble> {
     if headers.get_all(header::EXPECT).iter().all(known) { Ok(()) } else { Err(Trouble::Expectation) }
 }
 
-/// An upgrade that a client can do without is left out (RFC 9110 section 7.8); without a websocket there is
-/// nothing to say to one.
-fn upgrade(headers: &HeaderMap) -> Result<(), Trouble> {
-    let websocket = |value: &http::HeaderValue| {
-        let text = value.to_str().unwrap_or_default();
-        text.split(',').any(|item| item.trim().eq_ignore_ascii_case("websocket"))
+/// Whether the connection is to become a websocket (RFC 6455 section 4.2.1). Any other upgrade is one that a
+/// client can do without, and left out (RFC 9110 section 7.8).
+fn websocket(parts: &Parts) -> Result<bool, Trouble> {
+    let headers = &parts.headers;
+    let lists = |name, wanted: &str| {
+        let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        texts.flat_map(|text| text.split(',')).any(|item| item.trim().eq_ignore_ascii_case(wanted))
     };
-    if headers.get_all(header::UPGRADE).iter().any(websocket) {
-        return Err(Trouble::Unsupported("websockets yet"));
+    if !lists(header::UPGRADE, "websocket") {
+        return Ok(false);
     }
-    Ok(())
+    let one = |name| {
+        let mut values = headers.get_all(name).into_iter();
+        values.next().filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok())
+    };
+    if parts.method != Method::GET || parts.version != Version::HTTP_11 {
+        return Err(Trouble::Wrong("a websocket begins with a GET of HTTP/1.1"));
+    }
+    if !lists(header::CONNECTION, "upgrade") {
+        return Err(Trouble::Wrong("it asks for a websocket without Connection: upgrade"));
+    }
+    // What came after the head would be a body to one and frames to another.
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
+    {
+        return Err(Trouble::Wrong("it asks for a websocket and has a body"));
+    }
+    match one(header::SEC_WEBSOCKET_VERSION) {
+        Some("13") => {}
+        Some(_) => return Err(Trouble::WebsocketVersion),
+        None => return Err(Trouble::Wrong("it does not say one version of its websocket")),
+    }
+    // 16 bytes in base64.
+    let is_key = |key: &str| {
+        let digits = key.strip_suffix("==").unwrap_or_default();
+        digits.len() == 22 && digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
+    };
+    if !one(header::SEC_WEBSOCKET_KEY).is_some_and(is_key) {
+        return Err(Trouble::Wrong("the key of its websocket is none"));
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -145,6 +177,7 @@ mod tests {
                 authority: "Shop.Example:8443".into(),
                 path: "/b".into(),
                 query: Some("x=/../y".into()),
+                websocket: false,
             }
         );
         let found = asked("GET", "http://shop.example/b", &[("host", "SHOP.example")]).unwrap();
@@ -197,7 +230,6 @@ mod tests {
         let unsupported = |found| matches!(found, Err(Trouble::Unsupported(_)));
         assert!(unsupported(asked("CONNECT", "shop.example:443", &[host])));
         assert!(unsupported(asked("TRACE", "/", &[host])));
-        assert!(unsupported(asked("GET", "/", &[host, ("upgrade", "foo, WebSocket")])));
         assert!(unsupported(asked("POST", "/", &[host, ("transfer-encoding", "gzip, chunked")])));
         assert_eq!(asked("POST", "/", &[host, ("content-length", "2000000000")]), Err(Trouble::TooLarge));
         assert_eq!(asked("PUT", "/", &[host, ("expect", "200-ok")]), Err(Trouble::Expectation));
@@ -207,5 +239,43 @@ mod tests {
             asked("GET", "/", &[host, ("upgrade", "h2c"), ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA")])
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn a_websocket_is_asked_for_in_one_way() {
+        let good = [
+            ("host", "shop.example"),
+            ("upgrade", "foo, WebSocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        assert_eq!(asked("GET", "/", &good).map(|target| target.websocket), Ok(true));
+        let mut empty = good.to_vec();
+        empty.push(("content-length", "0"));
+        assert_eq!(asked("GET", "/", &empty).map(|target| target.websocket), Ok(true));
+        assert!(matches!(asked("POST", "/", &good), Err(Trouble::Wrong(_))));
+        let with = |name: &'static str, value: Option<&'static str>| {
+            let mut headers: Vec<_> = good.iter().copied().filter(|(other, _)| *other != name).collect();
+            headers.extend(value.map(|value| (name, value)));
+            asked("GET", "/", &headers)
+        };
+        assert_eq!(with("upgrade", Some("h2c")).map(|target| target.websocket), Ok(false));
+        assert_eq!(with("sec-websocket-version", Some("8")), Err(Trouble::WebsocketVersion));
+        for (name, value) in [
+            ("connection", None),
+            ("connection", Some("close")),
+            ("content-length", Some("5")),
+            ("transfer-encoding", Some("chunked")),
+            ("sec-websocket-version", None),
+            ("sec-websocket-key", None),
+            ("sec-websocket-key", Some("dGhlIHNhbXBsZSBub25jZQ")),
+            ("sec-websocket-key", Some("dGhlIHNhbXBsZSBub25jZ-==")),
+        ] {
+            assert!(matches!(with(name, value), Err(Trouble::Wrong(_))), "{name}: {value:?}");
+        }
+        let mut twice = good.to_vec();
+        twice.push(good[4]);
+        assert!(matches!(asked("GET", "/", &twice), Err(Trouble::Wrong(_))));
     }
 }

@@ -34,6 +34,8 @@ pub enum Trouble {
     Stalled,
     /// `Expect` asks for something unknown.
     Expectation,
+    /// A version of websockets other than the one that there is.
+    WebsocketVersion,
     /// Something that the desk does not do.
     Unsupported(&'static str),
     /// They may not come in by this route.
@@ -166,6 +168,12 @@ impl Trouble {
                 "expectation",
                 "That cannot be promised",
                 "The request expects something other than 100-continue.",
+            ),
+            Self::WebsocketVersion => words(
+                426,
+                "websocket_version",
+                "Not in this version",
+                "Websockets are spoken here in version 13 alone.",
             ),
             Self::Unsupported(what) => {
                 words(501, "unsupported", "Not done here", &format!("This door does not do {what}."))

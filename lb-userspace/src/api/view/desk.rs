@@ -17,9 +17,12 @@ pub struct Desk {
     pub listening: Vec<String>,
     /// Connections that are open.
     pub open: u64,
+    /// Those of them that are websockets.
+    #[serde(default)]
+    pub websockets: u64,
     /// Connections that were taken.
     pub connections: u64,
-    /// Connections that were not let in, by reason.
+    /// Connections that were not let in, or ended by the desk, by reason.
     pub refused: BTreeMap<String, u64>,
     /// Requests that were tried once more.
     pub retries: u64,

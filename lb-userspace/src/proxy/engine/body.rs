@@ -13,11 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::{pools::Ticket, request::BODY_LIMIT, voice::Trouble};
+
+/// No body.
+pub(super) fn nothing() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
 
 /// Why a body ends early; what has begun is cut then, never completed with something else.
 pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;

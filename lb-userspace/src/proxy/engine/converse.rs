@@ -69,14 +69,14 @@ where
     let shared = Arc::clone(&visit.shared);
     let (visit, pulse) = (Arc::new(visit), Arc::new(Pulse::new(spoken)));
     let answer = service_fn({
-        let pulse = Arc::clone(&pulse);
+        let (visit, pulse) = (Arc::clone(&visit), Arc::clone(&pulse));
         move |request: Request<Incoming>| {
             let (visit, pulse) = (Arc::clone(&visit), Arc::clone(&pulse));
             async move { Ok::<Response<Body>, Infallible>(visit.answer(request, &pulse).await) }
         }
     });
     let builder = builder(spoken, patience);
-    let connection = builder.serve_connection(TokioIo::new(stream), answer);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer);
     tokio::pin!(connection);
     let another_takes_over = async {
         shared.draining.cancelled().await;
@@ -87,7 +87,13 @@ where
     };
     // What breaks a connection is the client's affair; what is wrong with a request has been answered.
     let end = tokio::select! {
-        _ = connection.as_mut() => return,
+        _ = connection.as_mut() => {
+            let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(tunnel) = tunnel {
+                tunnel.carry(&shared).await;
+            }
+            return;
+        }
         end = pulse.over(patience) => end,
         () = another_takes_over => End::Leave,
     };

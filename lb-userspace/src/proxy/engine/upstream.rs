@@ -12,7 +12,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::{
     body::Incoming,
     client::conn::http1::{self, SendRequest},
@@ -20,7 +20,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::body::{Body, Upload, Watched};
+use super::body::{Body, Upload, Watched, nothing};
 use crate::{
     model::desk::DeskTimeouts,
     proxy::{
@@ -190,17 +190,13 @@ fn is_idempotent(method: &Method) -> bool {
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method)
 }
 
-fn nothing() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
 /// A new connection; `None`: it did not come about.
 async fn connect(address: SocketAddr, patience: Duration) -> Option<SendRequest<Body>> {
     let stream = tokio::time::timeout(patience, TcpStream::connect(address)).await.ok()?.ok()?;
     _ = stream.set_nodelay(true);
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-    // Ends with the sender, or when the backend closes.
-    tokio::spawn(connection);
+    // Ends with the sender, or when the backend closes; or it becomes a websocket.
+    tokio::spawn(connection.with_upgrades());
     Some(sender)
 }
 
