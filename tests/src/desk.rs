@@ -119,13 +119,17 @@ impl Desk {
     }
 
     fn until(&self, wanted: impl Fn(&FromDesk) -> bool) -> Result<FromDesk> {
-        self.control.set_read_timeout(Some(std::time::Duration::from_secs(20)))?;
-        loop {
+        let patience = std::time::Duration::from_secs(20);
+        let began = std::time::Instant::now();
+        self.control.set_read_timeout(Some(patience))?;
+        // It reports each second, whether that is what somebody waits for or not.
+        while began.elapsed() < patience {
             let (said, _) = orders::receive::<FromDesk>(&self.control)?.context("the desk has ended")?;
             if wanted(&said) {
                 return Ok(said);
             }
         }
+        bail!("the desk does not come to say what was expected")
     }
 
     /// Tells it to end, as when another has taken over; its connections may take so long.
