@@ -59,6 +59,9 @@ impl Config {
 
     /// Makes paths of the desk's files whole, which are beside the document.
     pub fn resolve(&mut self, directory: &std::path::Path) {
+        for tls in self.pools.values_mut().filter_map(|pool| pool.speech.tls.as_mut()) {
+            tls.ca = directory.join(&tls.ca);
+        }
         let desks = self.services.values_mut().filter_map(|service| service.desk.as_mut());
         for desk in desks {
             for files in &mut desk.certificates {
@@ -221,6 +224,8 @@ pub struct Pool {
     pub slow_start: Option<Duration>,
     /// What becomes of clients that want the primary while there is none.
     pub on_no_primary: OnNoPrimary,
+    /// How the desk speaks with them.
+    pub speech: desk::Speech,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.

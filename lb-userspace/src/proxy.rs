@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`auth`], [`headers`],
-//! [`pools`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
+//! [`pools`], [`transport`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
 //! each other, [`confine`] how it gives up its rights.
 
 pub mod access;
@@ -24,4 +24,5 @@ pub mod request;
 pub mod route;
 pub mod state;
 pub mod tls;
+pub mod transport;
 pub mod voice;

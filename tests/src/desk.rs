@@ -18,6 +18,7 @@ pub use lb_userspace::proxy::pools::BackendOrder;
 use lb_userspace::{
     config::Document,
     daemon::{credentials::Credentials, desk},
+    model::desk::Speech,
     proxy::{
         orders::{self, FromDesk, Orders, Pem, Report, ToDesk},
         pools::PoolOrder,
@@ -33,6 +34,7 @@ pub struct Desk {
     /// Where it listens, in the order of the document's services by name.
     pub addresses: Vec<SocketAddr>,
     number: u64,
+    speech: Speech,
     lines: std::sync::mpsc::Receiver<String>,
 }
 
@@ -43,6 +45,19 @@ impl Desk {
     /// # Errors
     /// When it does not come to serve.
     pub fn start(services: &str, pools: &[(&str, Vec<BackendOrder>)], certificates: &[Pem]) -> Result<Self> {
+        Self::speaking(Speech::default(), services, pools, certificates)
+    }
+
+    /// The same, and it speaks so with the servers of all pools.
+    ///
+    /// # Errors
+    /// When it does not come to serve.
+    pub fn speaking(
+        speech: Speech,
+        services: &str,
+        pools: &[(&str, Vec<BackendOrder>)],
+        certificates: &[Pem],
+    ) -> Result<Self> {
         let (here, there) = UnixStream::pair()?;
         let mut child = Command::new(lb())
             .args(["desk-process", "--log-level", "warn"])
@@ -63,7 +78,7 @@ impl Desk {
             socket.set_nonblocking(true)?;
             orders::send(&here, &ToDesk::Listen(vec![address]), &[socket.as_fd()])?;
         }
-        let mut desk = Self { child, control: here, addresses, number: 0, lines };
+        let mut desk = Self { child, control: here, addresses, number: 0, speech, lines };
         desk.serve(services, pools, certificates)?;
         Ok(desk)
     }
@@ -80,15 +95,18 @@ impl Desk {
     ) -> Result<()> {
         let named: String =
             pools.iter().map(|(name, _)| format!("[pools.{name}]\nbackends = []\n")).collect();
-        let document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
+        let mut document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
+        document.config.pools.values_mut().for_each(|pool| pool.speech = self.speech.clone());
         let mut services = desk::services(&document.config, |_| None::<&Pem>);
         for (service, &address) in services.iter_mut().zip(&self.addresses) {
             service.listen = address;
             service.certificates = certificates.to_vec();
         }
-        let pools = pools
-            .iter()
-            .map(|(name, backends)| PoolOrder { name: (*name).into(), backends: backends.clone() });
+        let pools = pools.iter().map(|(name, backends)| PoolOrder {
+            name: (*name).into(),
+            speech: self.speech.clone(),
+            backends: backends.clone(),
+        });
         self.number += 1;
         let mut credentials = Credentials::default();
         credentials.refresh(&document.config);

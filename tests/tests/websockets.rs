@@ -51,8 +51,8 @@ fn echo(stream: TcpStream, heads: &Mutex<Vec<Request>>) -> Result<(), Error> {
         heads.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
         if request.uri().path() == "/closed" {
             let mut refusal = ErrorResponse::new(Some("not for you".into()));
-            *refusal.status_mut() = tungstenite::http::StatusCode::FORBIDDEN;
-            refusal.headers_mut().insert("content-length", tungstenite::http::HeaderValue::from_static("11"));
+            *refusal.status_mut() = http::StatusCode::FORBIDDEN;
+            refusal.headers_mut().insert("content-length", http::HeaderValue::from_static("11"));
             return Err(refusal);
         }
         let wanted = request.headers().get("sec-websocket-protocol").cloned();

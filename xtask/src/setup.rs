@@ -31,15 +31,22 @@ const TOOLS: &[Tool] = &[
     Tool { program: "tcpdump", package: "tcpdump", use_: "looking at packets in the lab" },
     Tool { program: "nft", package: "nftables", use_: "firewalls in the tests" },
     Tool { program: SERVER, package: "postgresql", use_: "the tests of databases, and the demo of one" },
+    Tool { program: GRPC, package: GRPC, use_: "the tests of the reception desk" },
 ];
 
 /// Debian's is not on `PATH`.
 const SERVER: &str = "postgres";
 
+/// What a script in Python uses, no program: a server and a client of gRPC as many have them.
+const GRPC: &str = "python3-grpcio";
+
 impl Tool {
     fn place(&self) -> Option<PathBuf> {
         if self.program == SERVER {
             return postgres::programs().ok().map(|programs| programs.join(SERVER));
+        }
+        if self.program == GRPC {
+            return Some(PathBuf::from("/usr/lib/python3/dist-packages/grpc")).filter(|place| place.is_dir());
         }
         toolchain::on_path(self.program)
     }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{
     Backend, BackendAddress, Config, Forward, Pool, Service, Via,
-    desk::{DESK_POOL, Route},
+    desk::{DESK_POOL, Route, Speech},
 };
 
 pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
@@ -58,6 +58,13 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             let message = format!("via = \"vip\", but no service gives pool \"{name}\" a VIP to answer for");
             let remedy = "remove it; it is for pools of TCP services with forward = \"dsr\" on one port";
             sink.complaints.push(places.pool(name).error(message, remedy));
+        }
+        let at_desk = || config.at_desk().flat_map(|(_, _, desk)| &desk.routes).filter_map(Route::pool);
+        if pool.speech != Speech::default() && !at_desk().any(|pool| pool == name) {
+            let message =
+                format!("no service with routes uses pool \"{name}\", and packets are forwarded as they are");
+            let remedy = "remove protocol and tls, or name the pool in a service with routes";
+            sink.complaints.push(places.speech(name).warning(message, remedy));
         }
         if !used.contains(name.as_str()) {
             let message = format!("no service uses pool \"{name}\"");

@@ -89,6 +89,7 @@ pub(super) enum Thing {
     Certificate(String, usize),
     Way(String, usize, usize),
     RingSize(String),
+    Speech(String),
 }
 
 impl Places {
@@ -123,6 +124,11 @@ impl Places {
     /// Where a backend's address is.
     pub fn backend(&self, pool: &str, address: BackendAddress) -> Place<'_> {
         self.of(&Thing::Backend(pool.to_owned(), address))
+    }
+
+    /// Where a pool says how the desk is to speak with it.
+    pub fn speech(&self, pool: &str) -> Place<'_> {
+        self.of(&Thing::Speech(pool.to_owned()))
     }
 
     /// Where a service says what it listens on.

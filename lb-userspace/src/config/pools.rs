@@ -9,6 +9,7 @@ use super::{
     read::{Fields, Node, Sink},
     roles,
     settings::check_unicast,
+    tls,
 };
 use crate::model::{Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via};
 
@@ -43,6 +44,10 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     let slow_start = slow_start.and_then(|node| node.duration(sink));
     let tells = health.as_ref().is_none_or(|health| health.probe.tells_roles());
     let (replica_fallback, on_unfit, on_no_primary) = roles::wishes(&mut fields, tells, sink);
+    let (speech, speech_at) = tls::speech(&mut fields, sink);
+    if let Some(span) = speech_at {
+        places.note(Thing::Speech(name.to_owned()), span);
+    }
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",
@@ -68,6 +73,7 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         replica_fallback,
         on_unfit,
         on_no_primary,
+        speech,
     })
 }
 

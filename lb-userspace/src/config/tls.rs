@@ -1,12 +1,16 @@
-//! Certificates of a service: `{ cert, key }`, or a list of them.
+//! TLS in documents: certificates of a service, `{ cert, key }` or a list of them, and how the desk speaks with a
+//! pool.
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
 use super::{
     complaint::{Places, Thing},
-    read::{Node, Sink},
+    read::{Fields, Node, Sink},
 };
-use crate::model::desk::CertificateFiles;
+use crate::{
+    model::desk::{CertificateFiles, ServerTls, Speech},
+    proxy::route::is_name,
+};
 
 /// The certificates of a service. Whether their files are fit is only known where they are.
 pub(super) fn certificates(
@@ -50,4 +54,86 @@ pub(super) fn certificates(
         found.push(CertificateFiles { cert, key });
     }
     found
+}
+
+/// `protocol` and `tls` of a pool: how the desk speaks with its servers, and where that is said.
+pub(super) fn speech(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> (Speech, Option<Range<usize>>) {
+    let protocol = fields.get("protocol");
+    let tls = fields.get("tls");
+    let span = protocol.as_ref().or(tls.as_ref()).map(|node| node.span.clone());
+    let http2 = protocol.and_then(|node| node.choice(sink, &[("http1", false), ("h2", true)]));
+    let tls = tls.and_then(|node| server(&node, sink));
+    (Speech { http2: http2.unwrap_or(false), tls }, span)
+}
+
+/// `{ host = "shop.internal", ca = "ca.pem" }`.
+fn server(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<ServerTls> {
+    let mut fields = node.table(sink)?;
+    let host = fields.require(sink, "host", "\"shop.internal\"");
+    let ca = fields.require(sink, "ca", "\"ca.pem\"");
+    fields.finish(sink);
+    let host = host.and_then(|node| {
+        let name = node.string(sink)?;
+        if !is_name(name) && name.parse::<std::net::IpAddr>().is_err() {
+            node.refuse(
+                sink,
+                "write the name that the servers' certificate is for, such as \"shop.internal\"",
+            );
+            return None;
+        }
+        Some(name.to_owned())
+    });
+    let ca = ca.and_then(|node| {
+        let name = node.string(sink)?;
+        if name.is_empty() {
+            node.refuse(sink, "write the name of a PEM file, such as \"ca.pem\"");
+            return None;
+        }
+        Some(PathBuf::from(name))
+    });
+    Some(ServerTls { host: host?, ca: ca? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Document;
+
+    fn document(pool: &str, service: &str) -> String {
+        format!(
+            "interfaces = [\"eth0\"]\n[pools.web]\nbackends = [ {{ address = \"10.0.0.11:80\" }} ]\n{pool}\n\
+             [services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n{service}\n"
+        )
+    }
+
+    #[test]
+    fn how_a_pool_is_spoken_with_is_read_as_it_is_written() {
+        let pool = "protocol = \"h2\"\ntls = { host = \"shop.internal\", ca = \"ca.pem\" }";
+        let mut document =
+            Document::parse(&document(pool, "routes = [ { path = \"/x\", respond = 404 } ]")).unwrap();
+        assert!(document.warnings.is_empty(), "{:?}", document.warnings);
+        document.config.resolve(std::path::Path::new("/etc/lobby"));
+        let tls = ServerTls { host: "shop.internal".into(), ca: "/etc/lobby/ca.pem".into() };
+        assert_eq!(document.config.pools["web"].speech, Speech { http2: true, tls: Some(tls) });
+    }
+
+    #[test]
+    fn mistakes_in_it_are_refused_and_what_is_of_no_use_is_told() {
+        for (pool, wanted) in [
+            ("protocol = \"h3\"", "cannot be \"h3\""),
+            ("tls = true", "4:"),
+            ("tls = { ca = \"ca.pem\" }", "host"),
+            ("tls = { host = \"a.example\" }", "ca"),
+            ("tls = { host = \"a b\", ca = \"ca.pem\" }", "the name that the servers' certificate is for"),
+            ("tls = { host = \"a.example\", ca = \"\" }", "the name of a PEM file"),
+            ("tls = { host = \"a.example\", ca = \"ca.pem\", verify = false }", "verify"),
+        ] {
+            let refused = Document::parse(&document(pool, "routes = [ { path = \"/x\", respond = 404 } ]"))
+                .unwrap_err();
+            assert!(refused.to_string().contains(wanted), "{pool}: {refused}");
+        }
+        let unused = Document::parse(&document("protocol = \"h2\"", "")).unwrap().warnings;
+        assert_eq!(unused.len(), 1, "{unused:?}");
+        assert!(unused[0].message.starts_with("no service with routes uses pool \"web\""), "{unused:?}");
+    }
 }

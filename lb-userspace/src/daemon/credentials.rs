@@ -1,5 +1,5 @@
-//! Files that say who is known to the desk: read here, since the desk may not, and looked at before they are
-//! handed on. Nothing of what is in them is said anywhere.
+//! Files that say who is known to the desk, and by whose word it believes servers: read here, since the desk may not,
+//! and looked at before they are handed on. Nothing of what is in them is said anywhere.
 
 use std::{
     collections::BTreeSet,
@@ -8,14 +8,16 @@ use std::{
 };
 
 use crate::{
-    config::{Complaint, Document},
+    config::{Complaint, Document, Place},
     model::{
         Config,
+        desk::ServerTls,
         guard::{KeyForm, Way},
     },
     proxy::{
         auth::{self, entries::EntryError},
         orders::{Files, Secret},
+        tls::{self, CertificateError},
     },
 };
 
@@ -38,25 +40,43 @@ pub enum ReadError {
         /// Where in it, and why.
         source: EntryError,
     },
+    /// It has no authorities.
+    #[error("{}: {source}", .path.display())]
+    Authority {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: CertificateError,
+    },
+}
+
+/// A file that is wanted, and what for.
+#[derive(Clone, Copy)]
+enum Wanted<'c> {
+    Way(&'c Way),
+    Authority(&'c ServerTls),
 }
 
 impl ReadError {
-    fn remedy(&self, way: &Way) -> &'static str {
+    fn remedy(&self, wanted: Wanted<'_>) -> &'static str {
         match self {
             Self::File { .. } => {
                 "name a file that is there, by its whole path or beside the document, and that the daemon may read"
             }
-            Self::Entry { .. } => match way {
-                Way::Jwt { form: KeyForm::Jwks, .. } => {
+            Self::Entry { .. } | Self::Authority { .. } => match wanted {
+                Wanted::Authority(_) => {
+                    "name a PEM file with the certificate of who signs the servers' certificates, or the one of all that the system trusts, such as /etc/ssl/certs/ca-certificates.crt"
+                }
+                Wanted::Way(Way::Jwt { form: KeyForm::Jwks, .. }) => {
                     "put the issuer's set of public keys there, as its jwks_uri gives it"
                 }
-                Way::Jwt { form: KeyForm::Pem, .. } => {
+                Wanted::Way(Way::Jwt { form: KeyForm::Pem, .. }) => {
                     "put the issuer's public key there, RSA, P-256, P-384 or Ed25519, from BEGIN PUBLIC KEY to END"
                 }
-                Way::Jwt { form: KeyForm::Secret, .. } => {
+                Wanted::Way(Way::Jwt { form: KeyForm::Secret, .. }) => {
                     "put a secret made by chance there, such as `openssl rand -base64 48` prints, and tell the issuer"
                 }
-                Way::Basic { .. } | Way::Key { .. } => {
+                Wanted::Way(Way::Basic { .. } | Way::Key { .. }) => {
                     "write a line for each, name:hash or name:hash:role,role; `lb auth hash` prints one"
                 }
             },
@@ -64,32 +84,61 @@ impl ReadError {
     }
 }
 
-/// Reads the file of a way.
-fn read(way: &Way) -> Result<Secret, ReadError> {
-    let path = || way.file().to_owned();
-    let text = fs::read_to_string(way.file()).map_err(|source| ReadError::File { path: path(), source })?;
-    auth::check(way, &text).map_err(|source| ReadError::Entry { path: path(), source })?;
-    Ok(Secret::new(text))
+impl<'c> Wanted<'c> {
+    fn path(self) -> &'c Path {
+        match self {
+            Self::Way(way) => way.file(),
+            Self::Authority(tls) => &tls.ca,
+        }
+    }
+
+    /// Reads it and looks whether it can be used.
+    fn read(self) -> Result<Secret, ReadError> {
+        let path = || self.path().to_owned();
+        let text =
+            fs::read_to_string(self.path()).map_err(|source| ReadError::File { path: path(), source })?;
+        match self {
+            Self::Way(way) => {
+                auth::check(way, &text).map_err(|source| ReadError::Entry { path: path(), source })?;
+            }
+            Self::Authority(_) => {
+                tls::authorities(&text).map_err(|source| ReadError::Authority { path: path(), source })?;
+            }
+        }
+        Ok(Secret::new(text))
+    }
 }
 
 /// Files of a document that cannot be used.
 pub fn complaints(document: &Document) -> Vec<Complaint> {
     let mut complaints = Vec::new();
+    let mut look = |wanted: Wanted<'_>, place: Place<'_>| {
+        if let Err(error) = wanted.read() {
+            complaints.push(place.error(error.to_string(), error.remedy(wanted)));
+        }
+    };
     for (name, _, desk) in document.config.at_desk() {
         for (number, route) in desk.routes.iter().enumerate() {
             for (at, way) in route.guard.ways.iter().enumerate() {
-                if let Err(error) = read(way) {
-                    let place = document.places.way(name, number, at);
-                    complaints.push(place.error(error.to_string(), error.remedy(way)));
-                }
+                look(Wanted::Way(way), document.places.way(name, number, at));
             }
         }
+    }
+    for (name, tls) in servers(&document.config) {
+        look(Wanted::Authority(tls), document.places.speech(name));
     }
     complaints
 }
 
-fn ways(config: &Config) -> impl Iterator<Item = &Way> {
-    config.at_desk().flat_map(|(_, _, desk)| &desk.routes).flat_map(|route| &route.guard.ways)
+/// The pools whose servers are spoken with over TLS.
+fn servers(config: &Config) -> impl Iterator<Item = (&String, &ServerTls)> {
+    config.pools.iter().filter_map(|(name, pool)| Some((name, pool.speech.tls.as_ref()?)))
+}
+
+fn all(config: &Config) -> impl Iterator<Item = Wanted<'_>> {
+    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
+    let ways = routes.flat_map(|route| &route.guard.ways).map(Wanted::Way);
+    ways.chain(servers(config).map(|(_, tls)| Wanted::Authority(tls)))
 }
 
 /// The files as they were when they could last be used.
@@ -105,12 +154,12 @@ impl Credentials {
     pub fn refresh(&mut self, config: &Config) {
         let mut good = Files::new();
         let mut refused = BTreeSet::new();
-        for way in ways(config) {
-            let path = way.file().to_owned();
-            match read(way) {
+        for wanted in all(config) {
+            let path = wanted.path().to_owned();
+            match wanted.read() {
                 Ok(text) => _ = good.insert(path, text),
                 Err(error) => {
-                    refused.insert(format!("who is known to the desk is kept as it was: {error}"));
+                    refused.insert(format!("a file that the desk goes by is kept as it was: {error}"));
                     if let Some(before) = self.good.remove(&path) {
                         good.insert(path, before);
                     }
@@ -134,6 +183,7 @@ impl Credentials {
 
 /// The directories in which a change of them shows: of the files, and of what they are links to.
 pub fn directories(config: &Config) -> BTreeSet<PathBuf> {
-    let both = ways(config).flat_map(|way| [Some(way.file().to_owned()), fs::canonicalize(way.file()).ok()]);
+    let paths = all(config).map(Wanted::path);
+    let both = paths.flat_map(|path| [Some(path.to_owned()), fs::canonicalize(path).ok()]);
     both.flatten().filter_map(|path| path.parent().map(Path::to_owned)).collect()
 }

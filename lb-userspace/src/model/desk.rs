@@ -36,6 +36,24 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
+/// How the desk speaks with the servers of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speech {
+    /// HTTP/2, which the servers are known to speak (RFC 9113 section 3.3); else HTTP/1.1.
+    pub http2: bool,
+    /// Over TLS; `None`: in clear text.
+    pub tls: Option<ServerTls>,
+}
+
+/// Whom the desk believes to be a server of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerTls {
+    /// The name that its certificate is for.
+    pub host: String,
+    /// PEM file of the authorities that may have signed it.
+    pub ca: PathBuf,
+}
+
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeskTimeouts {

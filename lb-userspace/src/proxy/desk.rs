@@ -30,7 +30,7 @@ use super::{
     auth::Porter,
     chance::Chance,
     confine::confine,
-    engine::{self, Upstream},
+    engine::{self, Connections},
     figures::Figures,
     orders::{self, Frame, FromDesk, Orders, ToDesk},
     state::State,
@@ -54,7 +54,7 @@ const BY_ITSELF: Duration = Duration::from_secs(10);
 /// What connections share.
 pub(super) struct Shared {
     pub(super) state: ArcSwap<State>,
-    pub(super) upstream: Upstream,
+    pub(super) connections: Connections,
     pub(super) chance: Chance,
     pub(super) porter: Porter,
     pub(super) figures: Figures,
@@ -70,7 +70,7 @@ impl Shared {
     fn new() -> io::Result<Self> {
         Ok(Self {
             state: ArcSwap::default(),
-            upstream: Upstream::default(),
+            connections: Connections::default(),
             chance: Chance::new(),
             porter: Porter::new()?,
             figures: Figures::default(),
@@ -296,7 +296,7 @@ impl Desk {
     }
 
     fn report(&mut self) {
-        self.shared.upstream.sweep();
+        self.shared.connections.sweep();
         let Some(control) = &self.control else { return };
         let report = self.shared.figures.report(self.shared.log.lost());
         if let Err(error) = orders::send(control, &FromDesk::Report(report), &[]) {

@@ -2,6 +2,7 @@
 //! that knows of hyper; what is decided, and by what rules, is in their siblings and speaks of `http` types alone.
 
 mod body;
+mod connections;
 mod converse;
 mod tunnel;
 mod upstream;
@@ -19,7 +20,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
-pub use self::upstream::Upstream;
+pub use self::connections::Connections;
 use self::{
     body::{Body, Upload, Watched, nothing},
     converse::{Pulse, Spoken, converse},
@@ -221,10 +222,14 @@ impl Visit {
     ) -> Result<Response<Body>, Trouble> {
         let state = self.shared.state.load_full();
         let pool = state.pools.get(pool).ok_or(Trouble::Closed)?;
+        if becoming.is_some() && pool.transport.http2 {
+            return Err(Trouble::Unsupported("websockets with servers of HTTP/2"));
+        }
         let timeouts = &service.order.timeouts;
         let upload = Arc::new(Upload::default());
         let body = Watched::upload(body, timeouts.body, Arc::clone(&upload));
-        let sent = self.shared.upstream.send(
+        let sent = upstream::send(
+            &self.shared.connections,
             &self.shared,
             pool,
             self.called.port(),
@@ -232,8 +237,8 @@ impl Visit {
             (parts, body),
             &upload,
         );
-        let (response, ticket) = sent.await?;
-        case.line.backend = Some(ticket.address.to_string());
+        let (response, hold) = sent.await?;
+        case.line.backend = Some(hold.ticket.address.to_string());
         let (mut parts, body) = response.into_parts();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let to = parts.headers.get(header::UPGRADE).map(HeaderValue::as_bytes);
@@ -247,10 +252,11 @@ impl Visit {
             let agreed = becoming.zip(parts.extensions.remove::<OnUpgrade>()).filter(|_| to_websocket);
             let (client, backend) = agreed.ok_or(Trouble::Broken)?;
             headers::become_websocket(&mut parts.headers);
+            let ticket = hold.ticket;
             case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
             return Ok(Response::from_parts(parts, nothing()));
         }
-        let body = Watched::download(body, timeouts.body, ticket);
+        let body = Watched::download(body, timeouts.body, hold);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 

@@ -79,7 +79,7 @@ pub struct Orders {
     pub services: Vec<ServiceOrder>,
     /// The pools that their routes name.
     pub pools: Vec<PoolOrder>,
-    /// The files that their routes name: who is known there.
+    /// The files that they name: who is known to routes, and authorities by which servers are verified.
     pub files: Files,
 }
 

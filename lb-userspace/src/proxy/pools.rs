@@ -13,11 +13,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::{orders::Files, transport::Transport};
+use crate::model::desk::Speech;
+
 /// A pool as the daemon sees it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolOrder {
     /// Its name.
     pub name: String,
+    /// How to speak with them.
+    pub speech: Speech,
     /// Its backends.
     pub backends: Vec<BackendOrder>,
 }
@@ -49,6 +54,8 @@ pub struct Pool {
     members: Vec<Member>,
     /// Sums of the weights of members that get requests, up to each.
     shares: Vec<u64>,
+    /// How to speak with them.
+    pub transport: Arc<Transport>,
     budget: Arc<Budget>,
 }
 
@@ -94,10 +101,10 @@ impl Drop for Ticket {
 
 impl Pools {
     /// Pools as ordered, with what was counted before.
-    pub fn ordered(orders: &[PoolOrder], before: &Self) -> Self {
+    pub fn ordered(orders: &[PoolOrder], files: &Files, before: &Self) -> Self {
         let pool = |order: &PoolOrder| {
             let before = before.0.get(&order.name);
-            (order.name.clone(), Arc::new(Pool::ordered(order, before.map(Arc::as_ref))))
+            (order.name.clone(), Arc::new(Pool::ordered(order, files, before.map(Arc::as_ref))))
         };
         let pools = Self(orders.iter().map(pool).collect());
         for (name, pool) in &before.0 {
@@ -117,7 +124,7 @@ impl Pools {
 }
 
 impl Pool {
-    fn ordered(order: &PoolOrder, before: Option<&Self>) -> Self {
+    fn ordered(order: &PoolOrder, files: &Files, before: Option<&Self>) -> Self {
         let member = |order: &BackendOrder| {
             let known = before.and_then(|pool| pool.member(order));
             Member {
@@ -134,6 +141,7 @@ impl Pool {
         });
         Self {
             shares: shares.collect(),
+            transport: Transport::ordered(&order.speech, files, before.map(|pool| &pool.transport)),
             budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
             members,
         }
@@ -233,11 +241,15 @@ mod tests {
             draining: false,
             cut: false,
         };
-        vec![PoolOrder { name: "web".into(), backends: backends.iter().map(backend).collect() }]
+        vec![PoolOrder {
+            name: "web".into(),
+            speech: Speech::default(),
+            backends: backends.iter().map(backend).collect(),
+        }]
     }
 
     fn pools(backends: &[(u8, u16, bool)]) -> Pools {
-        Pools::ordered(&order(backends), &Pools::default())
+        Pools::ordered(&order(backends), &Files::new(), &Pools::default())
     }
 
     /// Numbers that are as if drawn (splitmix64).
@@ -292,7 +304,7 @@ mod tests {
         let before = pools(&[(1, 1, true), (2, 1, true)]);
         let mut held = Vec::new();
         count(&before, 100, &mut held);
-        let after = Pools::ordered(&order(&[(1, 1, true), (3, 1, true)]), &before);
+        let after = Pools::ordered(&order(&[(1, 1, true), (3, 1, true)]), &Files::new(), &before);
         let under_way = |last: u8| {
             let pool = after.get("web").unwrap();
             let is = |m: &&Member| m.order.address == IpAddr::from([10, 0, 0, last]);
@@ -321,15 +333,15 @@ mod tests {
         let mut orders = order(&all[..1]);
         orders[0].backends[0].cut = true;
         orders[0].backends.extend(order(&all)[0].backends[2..].iter().cloned());
-        let second = Pools::ordered(&orders, &first);
+        let second = Pools::ordered(&orders, &Files::new(), &first);
         assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
         // What comes after it is back goes on.
-        let third = Pools::ordered(&order(&all), &second);
+        let third = Pools::ordered(&order(&all), &Files::new(), &second);
         let mut later = Vec::new();
         count(&third, 100, &mut later);
         assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [false; 3]);
         assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
-        Pools::ordered(&[], &third);
+        Pools::ordered(&[], &Files::new(), &third);
         assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [true; 3]);
     }
 
@@ -348,7 +360,7 @@ mod tests {
         assert_eq!(pools(&[]).get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Unfit);
         let mut orders = order(&[(1, 1, false)]);
         orders[0].backends[0].draining = true;
-        let drained = Pools::ordered(&orders, &Pools::default());
+        let drained = Pools::ordered(&orders, &Files::new(), &Pools::default());
         assert_eq!(drained.get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Drained);
     }
 

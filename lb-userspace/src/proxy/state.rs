@@ -74,7 +74,7 @@ impl State {
         };
         Self {
             services: orders.services.iter().filter_map(service).collect(),
-            pools: Pools::ordered(&orders.pools, &before.pools),
+            pools: Pools::ordered(&orders.pools, &orders.files, &before.pools),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::{
-    ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig,
     client::verify_server_name,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -74,6 +74,33 @@ pub fn server(certificates: &[Pem]) -> Result<Option<Arc<ServerConfig>>, Certifi
         .with_cert_resolver(Arc::new(ByName(certified)));
     config.alpn_protocols = vec![H2.to_vec(), HTTP1.to_vec()];
     Ok(Some(Arc::new(config)))
+}
+
+/// Authorities by which servers are verified.
+///
+/// # Errors
+/// When there are none, or they cannot be used.
+pub fn authorities(pem: &str) -> Result<RootCertStore, CertificateError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        let certificate = certificate.map_err(|_| CertificateError::NoCertificate)?;
+        roots.add(certificate).map_err(|error| CertificateError::Unfit(error.to_string()))?;
+    }
+    if roots.is_empty() { Err(CertificateError::NoCertificate) } else { Ok(roots) }
+}
+
+/// How servers are spoken with that these authorities vouch for.
+///
+/// # Errors
+/// When the authorities cannot be used.
+pub fn client(authorities: &str, http2: bool) -> Result<ClientConfig, CertificateError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CertificateError::Unfit(error.to_string()))?
+        .with_root_certificates(self::authorities(authorities)?)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![if http2 { H2 } else { HTTP1 }.to_vec()];
+    Ok(config)
 }
 
 /// The first certificate that is for the name asked for; the first of all where none is, or no name is asked

@@ -16,6 +16,8 @@ pub enum Trouble {
     Drained,
     /// No connection to a server came about.
     Unreachable,
+    /// The server did not show that it is who it should be, or there is nothing to tell by.
+    Untrusted,
     /// The server broke off, or answered something that is no HTTP.
     Broken,
     /// The server took too long.
@@ -118,6 +120,12 @@ impl Trouble {
                 "Nobody opens this door",
                 "The server behind it cannot be reached. Nothing of your request has been done. It is worth another try in a few seconds.",
             )),
+            Self::Untrusted => words(
+                502,
+                "untrusted",
+                "Somebody else is behind this door",
+                "The server behind it does not show that it is the right one, so nothing was handed to it. Nothing is wrong with your request. Who looks after this place has to mend it.",
+            ),
             Self::Broken => words(
                 502,
                 "broken",

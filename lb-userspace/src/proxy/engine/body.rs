@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::connections::Share;
 use crate::proxy::{pools::Ticket, request::BODY_LIMIT, voice::Trouble};
 
 /// No body.
@@ -29,6 +30,14 @@ pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Any body.
 pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// What an answer has of its backend until it has ended.
+#[derive(Debug)]
+pub(super) struct Hold {
+    pub(super) ticket: Ticket,
+    #[expect(dead_code, reason = "counted by being there")]
+    pub(super) share: Option<Share>,
+}
 
 /// How it goes with a client's body.
 #[derive(Debug, Default)]
@@ -78,13 +87,13 @@ pub(super) struct Watched {
     left: u64,
     upload: Option<Arc<Upload>>,
     /// The backend is busy with it until it has ended.
-    _ticket: Option<Ticket>,
+    _hold: Option<Hold>,
 }
 
 impl Watched {
     fn new(inner: Incoming, patience: Duration, left: u64) -> Self {
         let rest = Box::pin(tokio::time::sleep(patience));
-        Self { inner, patience, rest, waiting: false, left, upload: None, _ticket: None }
+        Self { inner, patience, rest, waiting: false, left, upload: None, _hold: None }
     }
 
     /// A client's.
@@ -93,8 +102,8 @@ impl Watched {
     }
 
     /// A backend's.
-    pub(super) fn download(inner: Incoming, patience: Duration, ticket: Ticket) -> Self {
-        Self { _ticket: Some(ticket), ..Self::new(inner, patience, u64::MAX) }
+    pub(super) fn download(inner: Incoming, patience: Duration, hold: Hold) -> Self {
+        Self { _hold: Some(hold), ..Self::new(inner, patience, u64::MAX) }
     }
 
     fn fault(&self, fault: u8) {

@@ -1,0 +1,386 @@
+//! What the desk speaks with servers: HTTP/2, and TLS with a server that shows who it is.
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use lb_userspace::model::desk::{ServerTls, Speech};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tests::{
+    desk::{Deed, Desk, Recorder, backend},
+    multiplex::{Exchange, Multiplex, answer, whole},
+    requests::Speaker,
+};
+use tokio::net::TcpStream;
+
+const SERVICE: &str = r#"
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+pool = "web"
+timeouts = { header = "5s", connect = "2s", response = "5s", body = "5s" }
+[[services.shop.routes]]
+path = "/admin"
+respond = 403
+"#;
+
+const H2C: Speech = Speech { http2: true, tls: None };
+
+fn desk(speech: Speech, servers: &[SocketAddr]) -> Result<Desk> {
+    let backends = servers.iter().map(|&server| backend(server)).collect();
+    Desk::speaking(speech, SERVICE, &[("web", backends)], &[])
+}
+
+/// A server that says how long the request was.
+fn counting(tls: Option<Arc<rustls::ServerConfig>>) -> Result<Multiplex> {
+    Multiplex::start(tls, 100, |mut it: Exchange| async move {
+        let (body, _) = whole(it.request.body_mut()).await?;
+        answer(&mut it.respond, format!("{} bytes", body.len()))
+    })
+}
+
+fn ask(desk: &Desk, request: &str, body: &[u8]) -> Result<(u16, String)> {
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    speaker.say(format!("{request}\r\n\r\n").as_bytes())?;
+    // A refusal may come before all of it has been sent.
+    _ = speaker.say(body);
+    let heard = speaker.hear()?.context("an answer")?;
+    Ok((heard.status, heard.body))
+}
+
+#[test]
+fn a_request_by_http1_is_one_by_http2_to_the_server() -> Result<()> {
+    let server = counting(None)?;
+    let desk = desk(H2C, &[server.address])?;
+    let head = "X-Own: 1\r\nConnection: keep-alive, x-private\r\nX-Private: 1\r\nTE: trailers\r\n\
+                X-Forwarded-Proto: made-up\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c";
+    let get = format!("GET /a/../b?x=1 HTTP/1.1\r\nHost: shop.example:8080\r\n{head}");
+    assert_eq!(ask(&desk, &get, b"")?, (200, "0 bytes".into()));
+    let post = "POST /up HTTP/1.1\r\nHost: shop.example\r\n";
+    let large = vec![b'a'; 1_500_000];
+    assert_eq!(
+        ask(&desk, &format!("{post}Content-Length: {}", large.len()), &large)?,
+        (200, "1500000 bytes".into())
+    );
+    let chunked =
+        ask(&desk, &format!("{post}Transfer-Encoding: chunked"), b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")?;
+    assert_eq!(chunked, (200, "5 bytes".into()));
+    let heads = server.heads();
+    let lines: Vec<&str> = heads.iter().map(|head| head.line.as_str()).collect();
+    assert_eq!(
+        lines,
+        ["GET http://shop.example:8080/b?x=1", "POST http://shop.example/up", "POST http://shop.example/up"]
+    );
+    let names: BTreeSet<&str> = heads[0].headers.keys().map(http::HeaderName::as_str).collect();
+    let wanted = ["te", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-own", "x-request-id"];
+    assert_eq!(names, BTreeSet::from(wanted));
+    assert_eq!(heads[0].headers["te"], "trailers");
+    assert_eq!(heads[1].headers.get("content-length").map(HeaderValue::as_bytes), Some(&b"1500000"[..]));
+    assert_eq!(heads[2].headers.get("transfer-encoding"), None);
+    assert_eq!(server.connections(), 1, "one connection is for all");
+    // Nobody can say which host without one.
+    assert_eq!(ask(&desk, "GET / HTTP/1.0", b"")?.0, 400);
+    Ok(())
+}
+
+/// Requests at the same time share a connection, a hundred of them; more get another.
+#[test]
+fn requests_share_connections() -> Result<()> {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let waits = Arc::clone(&gate);
+    let server = Multiplex::start(None, 200, move |mut it: Exchange| {
+        let waits = Arc::clone(&waits);
+        async move {
+            waits.acquire().await?.forget();
+            answer(&mut it.respond, "done")
+        }
+    })?;
+    let desk = desk(H2C, &[server.address])?;
+    let mut speakers = Vec::new();
+    for wanted in [100, 130] {
+        while speakers.len() < wanted {
+            let mut speaker = Speaker::to(desk.addresses[0])?;
+            speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+            speakers.push(speaker);
+        }
+        let began = std::time::Instant::now();
+        while server.heads().len() < wanted {
+            ensure!(began.elapsed() < Duration::from_secs(20), "{} of {wanted}", server.heads().len());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(server.connections(), wanted.div_ceil(100));
+    }
+    gate.add_permits(130);
+    for mut speaker in speakers {
+        assert_eq!(speaker.hear()?.context("an answer")?.body, "done");
+    }
+    Ok(())
+}
+
+/// What a server has not looked at is asked again; so is what is as good once more. A POST whose fate nobody knows is not.
+#[test]
+fn only_what_is_safe_is_sent_again() -> Result<()> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    let server = Multiplex::start(None, 100, move |mut it: Exchange| {
+        let first = counter.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            let reason = match it.request.uri().path() {
+                "/refused" => h2::Reason::REFUSED_STREAM,
+                _ => h2::Reason::INTERNAL_ERROR,
+            };
+            if first {
+                it.respond.send_reset(reason);
+                return Ok(());
+            }
+            answer(&mut it.respond, "done")
+        }
+    })?;
+    for (request, body, wanted, asked) in [
+        ("POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 0", &b""[..], 200, 2),
+        ("GET /broken HTTP/1.1\r\nHost: a", b"", 200, 2),
+        ("POST /broken HTTP/1.1\r\nHost: a\r\nContent-Length: 0", b"", 502, 1),
+        ("POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 3", b"abc", 502, 1),
+    ] {
+        let desk = desk(H2C, &[server.address])?;
+        // On a connection that has been made before.
+        count.store(1, Ordering::Relaxed);
+        assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?.0, 200);
+        let before = server.heads().len();
+        count.store(0, Ordering::Relaxed);
+        assert_eq!(ask(&desk, request, body)?.0, wanted, "{request}");
+        assert_eq!(server.heads().len() - before, asked, "{request}");
+    }
+    Ok(())
+}
+
+/// A server that has ended is called anew, where it is there again.
+#[test]
+fn a_server_that_comes_back_is_called_anew() -> Result<()> {
+    let server = Multiplex::start(None, 100, |mut it: Exchange| async move {
+        let connection = it.connection;
+        answer(&mut it.respond, format!("by {connection}"))
+    })?;
+    let desk = desk(H2C, &[server.address])?;
+    let mut by = BTreeSet::new();
+    for _ in 0..20 {
+        by.insert(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?);
+    }
+    assert_eq!(by, BTreeSet::from([(200, "by 0".into())]));
+    let address = server.address;
+    drop(server);
+    assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?.0, 502, "nobody is there");
+    let again = Multiplex::at(address, None, 100, |mut it: Exchange| async move {
+        answer(&mut it.respond, "by another")
+    })?;
+    assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?, (200, "by another".into()));
+    assert_eq!(again.connections(), 1);
+    Ok(())
+}
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    file: tempfile::NamedTempFile,
+}
+
+impl Authority {
+    fn new() -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key)?;
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), certificate.pem())?;
+        Ok(Self { issuer: Issuer::new(params, key), file })
+    }
+
+    /// A server's TLS under this name, that can speak these protocols.
+    fn server(&self, name: &str, alpn: &[&[u8]]) -> Result<Arc<rustls::ServerConfig>> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.issuer)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let der = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], der.map_err(anyhow::Error::msg)?)?;
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(Arc::new(config))
+    }
+
+    fn speech(&self, http2: bool) -> Speech {
+        Speech {
+            http2,
+            tls: Some(ServerTls { host: "shop.internal".into(), ca: self.file.path().to_owned() }),
+        }
+    }
+}
+
+#[test]
+fn a_server_shows_who_it_is_or_gets_nothing() -> Result<()> {
+    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let get = "GET /secret HTTP/1.1\r\nHost: a";
+    for (what, tls, speech, status, reason) in [
+        ("all is well", ours.server("shop.internal", &[b"h2"])?, ours.speech(true), 200, ""),
+        ("another name", ours.server("other.internal", &[b"h2"])?, ours.speech(true), 502, "untrusted"),
+        ("another authority", theirs.server("shop.internal", &[b"h2"])?, ours.speech(true), 502, "untrusted"),
+        ("nothing agreed", ours.server("shop.internal", &[])?, ours.speech(true), 502, "unreachable"),
+    ] {
+        let server = counting(Some(tls))?;
+        let desk = desk(speech, &[server.address])?;
+        assert_eq!(ask(&desk, get, b"")?.0, status, "{what}");
+        if status == 200 {
+            assert_eq!(server.heads()[0].line, "GET https://a/secret");
+            continue;
+        }
+        let report = desk.report(|report| !report.troubles.is_empty())?;
+        assert_eq!(report.troubles.keys().collect::<Vec<_>>(), [reason], "{what}");
+        assert!(server.heads().is_empty(), "{what}");
+    }
+    // A server in clear text gets no request, and nothing readable.
+    let clear = Recorder::start(|_| Deed::Nothing)?;
+    for http2 in [false, true] {
+        let desk = desk(ours.speech(http2), &[clear.address])?;
+        assert_eq!(ask(&desk, get, b"")?.0, 502);
+    }
+    assert!(clear.got().is_empty());
+    Ok(())
+}
+
+/// HTTP/1.1 over TLS, on kept connections; another authority holds for the next connection.
+#[test]
+fn http1_goes_over_tls_too() -> Result<()> {
+    let authority = Authority::new()?;
+    let tls = authority.server("shop.internal", &[b"http/1.1"])?;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    std::thread::spawn(move || -> Result<()> {
+        for stream in listener.incoming() {
+            count.fetch_add(1, Ordering::Relaxed);
+            let tls = rustls::ServerConnection::new(Arc::clone(&tls))?;
+            let mut stream = rustls::StreamOwned::new(tls, stream?);
+            std::thread::spawn(move || {
+                use std::io::{Read as _, Write as _};
+                let mut buffer = [0; 4096];
+                // Requests of this test come in one piece each.
+                while stream.read(&mut buffer).is_ok_and(|length| length > 0) {
+                    _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsafe");
+                }
+            });
+        }
+        Ok(())
+    });
+    let mut desk = desk(authority.speech(false), &[address])?;
+    for _ in 0..5 {
+        assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?, (200, "safe".into()));
+    }
+    assert_eq!(connections.load(Ordering::Relaxed), 1);
+    let other = Authority::new()?;
+    std::fs::copy(other.file.path(), authority.file.path())?;
+    desk.serve(SERVICE, &[("web", vec![backend(address)])], &[])?;
+    assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?.0, 502, "kept connections are of the old one");
+    Ok(())
+}
+
+/// A call that says and hears by turns, with what comes behind the last message, in both directions.
+#[test]
+fn calls_stream_both_ways_and_end_with_trailers() -> Result<()> {
+    let server = Multiplex::start(None, 100, |mut it: Exchange| async move {
+        let head = Response::builder().header("content-type", "application/grpc").body(())?;
+        let mut sender = it.respond.send_response(head, false)?;
+        let body = it.request.body_mut();
+        while let Some(part) = body.data().await {
+            let part = part?;
+            body.flow_control().release_capacity(part.len())?;
+            sender.send_data(part, false)?;
+        }
+        let mut trailers = body.trailers().await?.unwrap_or_default();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        sender.send_trailers(trailers)?;
+        Ok(())
+    })?;
+    let desk = desk(H2C, &[server.address])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stream = TcpStream::connect(desk.addresses[0]).await?;
+        let (client, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let mut client = client.ready().await?;
+        let request = Request::post("http://shop.example/svc/Method")
+            .header("te", "trailers")
+            .header("content-type", "application/grpc")
+            .body(())?;
+        let (answer, mut sender) = client.send_request(request, false)?;
+        let mut body = answer.await?.into_body();
+        for size in [1, 50_000, 3] {
+            let said = Bytes::from(vec![7; size]);
+            sender.send_data(said.clone(), false)?;
+            let mut heard = Vec::new();
+            while heard.len() < size {
+                let part = body.data().await.context("more of it")??;
+                body.flow_control().release_capacity(part.len())?;
+                heard.extend_from_slice(&part);
+            }
+            assert_eq!(heard, said);
+        }
+        let mut behind = HeaderMap::new();
+        behind.insert("x-behind", HeaderValue::from_static("1"));
+        sender.send_trailers(behind)?;
+        let (rest, trailers) = whole(&mut body).await?;
+        let trailers = trailers.context("trailers")?;
+        assert_eq!(
+            (rest.len(), &trailers["grpc-status"], &trailers["x-behind"]),
+            (0, &"0".parse()?, &"1".parse()?)
+        );
+        anyhow::Ok(())
+    })
+}
+
+/// Who does not read holds up nobody else of the same connection.
+#[test]
+fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {
+    let server = Multiplex::start(None, 100, |mut it: Exchange| async move {
+        let large = it.request.uri().path() == "/large";
+        answer(&mut it.respond, if large { vec![1; 8 << 20] } else { b"small".to_vec() })
+    })?;
+    let desk = desk(H2C, &[server.address])?;
+    let stalled: Result<Vec<_>> = (0..60)
+        .map(|_| {
+            let mut speaker = Speaker::to(desk.addresses[0])?;
+            speaker.say(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")?;
+            Ok(speaker)
+        })
+        .collect();
+    let stalled = stalled?;
+    while server.heads().len() < 60 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for _ in 0..20 {
+        assert_eq!(ask(&desk, "GET /small HTTP/1.1\r\nHost: a", b"")?, (200, "small".into()));
+    }
+    assert_eq!(server.connections(), 1);
+    drop(stalled);
+    Ok(())
+}
+
+/// Websockets have no way yet over HTTP/2.
+#[test]
+fn a_websocket_to_a_server_of_http2_is_refused() -> Result<()> {
+    let server = counting(None)?;
+    let desk = desk(H2C, &[server.address])?;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    assert_eq!(ask(&desk, request, b"")?.0, 501);
+    assert!(server.heads().is_empty());
+    Ok(())
+}
