@@ -8,6 +8,7 @@ mod check;
 mod complaint;
 pub mod edit;
 mod guard;
+mod limit;
 mod pools;
 mod read;
 mod roles;

@@ -5,6 +5,7 @@
 
 pub mod desk;
 pub mod guard;
+pub mod limit;
 mod network;
 mod roles;
 
@@ -226,6 +227,8 @@ pub struct Pool {
     pub on_no_primary: OnNoPrimary,
     /// How the desk speaks with them.
     pub speech: desk::Speech,
+    /// How many requests of the desk may be under way with each; `None`: as many as come.
+    pub crowd: Option<desk::Crowd>,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.

@@ -5,7 +5,7 @@
 //!  client ─► XDP: firewall, then up ─► kernel's TCP ─► [`engine`] ─► [`request`] ─► [`route`] ─► [`auth`] ─► [`pools`] ─► backend
 //! ```
 //!
-//! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`auth`], [`headers`],
+//! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`auth`], [`limits`], [`headers`],
 //! [`pools`], [`transport`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
 //! each other, [`confine`] how it gives up its rights.
 
@@ -17,6 +17,7 @@ pub mod desk;
 pub mod engine;
 pub mod figures;
 pub mod headers;
+pub mod limits;
 pub mod orders;
 pub mod path;
 pub mod pools;

@@ -18,7 +18,7 @@ pub use lb_userspace::proxy::pools::BackendOrder;
 use lb_userspace::{
     config::Document,
     daemon::{credentials::Credentials, desk},
-    model::desk::Speech,
+    model::desk::{Crowd, Speech},
     proxy::{
         orders::{self, FromDesk, Orders, Pem, Report, ToDesk},
         pools::PoolOrder,
@@ -27,6 +27,9 @@ use lb_userspace::{
 
 use crate::stage::lb;
 
+/// How the desk speaks with servers, and how many requests each may have.
+pub type Settings = (Speech, Option<Crowd>);
+
 /// A desk's process.
 pub struct Desk {
     child: Child,
@@ -34,7 +37,7 @@ pub struct Desk {
     /// Where it listens, in the order of the document's services by name.
     pub addresses: Vec<SocketAddr>,
     number: u64,
-    speech: Speech,
+    pool: Settings,
     lines: std::sync::mpsc::Receiver<String>,
 }
 
@@ -45,15 +48,15 @@ impl Desk {
     /// # Errors
     /// When it does not come to serve.
     pub fn start(services: &str, pools: &[(&str, Vec<BackendOrder>)], certificates: &[Pem]) -> Result<Self> {
-        Self::speaking(Speech::default(), services, pools, certificates)
+        Self::with(Settings::default(), services, pools, certificates)
     }
 
-    /// The same, and it speaks so with the servers of all pools.
+    /// The same, with what else is said of all pools.
     ///
     /// # Errors
     /// When it does not come to serve.
-    pub fn speaking(
-        speech: Speech,
+    pub fn with(
+        pool: Settings,
         services: &str,
         pools: &[(&str, Vec<BackendOrder>)],
         certificates: &[Pem],
@@ -78,7 +81,7 @@ impl Desk {
             socket.set_nonblocking(true)?;
             orders::send(&here, &ToDesk::Listen(vec![address]), &[socket.as_fd()])?;
         }
-        let mut desk = Self { child, control: here, addresses, number: 0, speech, lines };
+        let mut desk = Self { child, control: here, addresses, number: 0, pool, lines };
         desk.serve(services, pools, certificates)?;
         Ok(desk)
     }
@@ -96,7 +99,7 @@ impl Desk {
         let named: String =
             pools.iter().map(|(name, _)| format!("[pools.{name}]\nbackends = []\n")).collect();
         let mut document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
-        document.config.pools.values_mut().for_each(|pool| pool.speech = self.speech.clone());
+        document.config.pools.values_mut().for_each(|pool| pool.speech = self.pool.0.clone());
         let mut services = desk::services(&document.config, |_| None::<&Pem>);
         for (service, &address) in services.iter_mut().zip(&self.addresses) {
             service.listen = address;
@@ -104,7 +107,8 @@ impl Desk {
         }
         let pools = pools.iter().map(|(name, backends)| PoolOrder {
             name: (*name).into(),
-            speech: self.speech.clone(),
+            speech: self.pool.0.clone(),
+            crowd: self.pool.1,
             backends: backends.clone(),
         });
         self.number += 1;

@@ -3,7 +3,7 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use socket2::{Domain, Socket, Type};
 use xtask::lab::Namespace;
 
 /// How long an answer may take.
@@ -54,6 +55,17 @@ impl Speaker {
     /// When the connection is not made.
     pub fn to(address: SocketAddr) -> Result<Self> {
         Self::of(TcpStream::connect_timeout(&address, PATIENCE)?)
+    }
+
+    /// The same, from another address of loopback.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn from_source(source: IpAddr, address: SocketAddr) -> Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+        socket.connect(&address.into())?;
+        Self::of(socket.into())
     }
 
     fn of(stream: TcpStream) -> Result<Self> {

@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     path::Path,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -126,6 +127,8 @@ fn claims(role: &str, audience: &str, seconds: i64) -> Result<String> {
 struct Scene {
     desk: Desk,
     recorder: Recorder,
+    /// Each asks from an address of its own: who is wrong too often from one is not listened to.
+    asked: AtomicU8,
     _directory: tempfile::TempDir,
 }
 
@@ -139,11 +142,12 @@ impl Scene {
             routes("shop", directory.path())
         );
         let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
-        Ok(Self { desk, recorder, _directory: directory })
+        Ok(Self { desk, recorder, asked: 1.into(), _directory: directory })
     }
 
     fn ask(&self, path: &str, headers: &str) -> Result<Answer> {
-        let mut speaker = Speaker::to(self.desk.addresses[0])?;
+        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut speaker = Speaker::from_source([127, 1, 0, number].into(), self.desk.addresses[0])?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
         speaker.say(request.as_bytes())?;
         speaker.hear()?.context("an answer")
@@ -317,8 +321,13 @@ fn curl_is_asked_who_it_is() -> Result<()> {
     let url = "http://203.0.113.10/staff/page";
     std::fs::create_dir_all(stage.directory().join("staff"))?;
     std::fs::write(stage.directory().join("staff/page"), "a page\n")?;
+    // Each from another address, so that what is tried until it is right is not too often wrong from one.
+    let all = ["route", "add", "local", "10.1.0.128/25", "dev", "lo"];
+    ensure!(run(&stage.lab.client, Path::new("ip"), &all)?.status.success(), "more addresses");
+    let asked = AtomicU8::new(0);
     let curl = |stage: &Stage, arguments: &[&str]| -> Result<String> {
-        let output = stage.try_curl(arguments)?;
+        let source = format!("10.1.0.{}", 128 + asked.fetch_add(1, Ordering::Relaxed) % 126);
+        let output = stage.try_curl(&[&["--interface", &source], arguments].concat())?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let user = format!("anna:{PASSWORD}");

@@ -36,7 +36,7 @@ const H2C: Speech = Speech { http2: true, tls: None };
 
 fn desk(speech: Speech, servers: &[SocketAddr]) -> Result<Desk> {
     let backends = servers.iter().map(|&server| backend(server)).collect();
-    Desk::speaking(speech, SERVICE, &[("web", backends)], &[])
+    Desk::with((speech, None), SERVICE, &[("web", backends)], &[])
 }
 
 /// A server that says how long the request was.

@@ -59,13 +59,7 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             let remedy = "remove it; it is for pools of TCP services with forward = \"dsr\" on one port";
             sink.complaints.push(places.pool(name).error(message, remedy));
         }
-        let at_desk = || config.at_desk().flat_map(|(_, _, desk)| &desk.routes).filter_map(Route::pool);
-        if pool.speech != Speech::default() && !at_desk().any(|pool| pool == name) {
-            let message =
-                format!("no service with routes uses pool \"{name}\", and packets are forwarded as they are");
-            let remedy = "remove protocol and tls, or name the pool in a service with routes";
-            sink.complaints.push(places.speech(name).warning(message, remedy));
-        }
+        of_desk_alone(config, name, pool, places, sink);
         if !used.contains(name.as_str()) {
             let message = format!("no service uses pool \"{name}\"");
             sink.complaints.push(places.pool(name).warning(message, "name it in a service, or remove it"));
@@ -84,6 +78,24 @@ fn no_pool(config: &Config, pool: &str, places: &Places, place: &Place<'_>, sink
         Some(_) => suggest(pool, named),
     };
     sink.complaints.push(place.error(format!("there is no pool \"{pool}\""), remedy));
+}
+
+/// What a pool says for the desk is of no use where packets are forwarded as they are.
+fn of_desk_alone(config: &Config, name: &str, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
+    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| &desk.routes).filter_map(Route::pool);
+    if at_desk.any(|pool| pool == name) {
+        return;
+    }
+    let said = [
+        (pool.speech != Speech::default(), places.speech(name), "protocol and tls"),
+        (pool.crowd.is_some(), places.crowd(name), "requests"),
+    ];
+    for (_, place, keys) in said.into_iter().filter(|(is_said, ..)| *is_said) {
+        let message =
+            format!("no service with routes uses pool \"{name}\", and packets are forwarded as they are");
+        let remedy = format!("remove {keys}, or name the pool in a service with routes");
+        sink.complaints.push(place.warning(message, remedy));
+    }
 }
 
 /// A pool that the desk connects to.

@@ -90,6 +90,7 @@ pub(super) enum Thing {
     Way(String, usize, usize),
     RingSize(String),
     Speech(String),
+    Crowd(String),
 }
 
 impl Places {
@@ -129,6 +130,11 @@ impl Places {
     /// Where a pool says how the desk is to speak with it.
     pub fn speech(&self, pool: &str) -> Place<'_> {
         self.of(&Thing::Speech(pool.to_owned()))
+    }
+
+    /// Where a pool says how many requests may be under way.
+    pub fn crowd(&self, pool: &str) -> Place<'_> {
+        self.of(&Thing::Crowd(pool.to_owned()))
     }
 
     /// Where a service says what it listens on.

@@ -11,13 +11,19 @@ use super::{
     settings::check_unicast,
     tls,
 };
-use crate::model::{Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via};
+use crate::model::{
+    Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via, desk::Crowd,
+};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
 const RISE: u32 = 2;
 const FALL: u32 = 3;
 const JITTER: f64 = 0.1;
+
+/// Requests of a pool that may wait for room, and how long, unless the document says otherwise.
+const QUEUE: u32 = 100;
+const WAIT: Duration = Duration::from_secs(1);
 
 pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mut Places) -> Option<Pool> {
     let mut fields = node.table(sink)?;
@@ -44,6 +50,10 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     let slow_start = slow_start.and_then(|node| node.duration(sink));
     let tells = health.as_ref().is_none_or(|health| health.probe.tells_roles());
     let (replica_fallback, on_unfit, on_no_primary) = roles::wishes(&mut fields, tells, sink);
+    let crowd = fields.read(sink, "requests", |node, sink| {
+        places.note(Thing::Crowd(name.to_owned()), node.span.clone());
+        crowd(node, sink)
+    });
     let (speech, speech_at) = tls::speech(&mut fields, sink);
     if let Some(span) = speech_at {
         places.note(Thing::Speech(name.to_owned()), span);
@@ -74,7 +84,18 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         on_unfit,
         on_no_primary,
         speech,
+        crowd,
     })
+}
+
+/// `{ limit = 100, queue = 50, wait = "1s" }`.
+fn crowd(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Crowd> {
+    let mut fields = node.table(sink)?;
+    let limit = fields.require(sink, "limit", "100").and_then(|node| node.integer(sink, 1..=1_000_000));
+    let queue = fields.read(sink, "queue", |node, sink| node.integer(sink, 0..=1_000_000));
+    let wait = fields.read(sink, "wait", Node::duration);
+    fields.finish(sink);
+    Some(Crowd { limit: limit?, queue: queue.unwrap_or(QUEUE), wait: wait.unwrap_or(WAIT) })
 }
 
 /// The pool of the reception desk: this host itself.

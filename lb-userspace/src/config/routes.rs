@@ -9,6 +9,7 @@ use std::{
 use super::{
     complaint::{Places, Thing},
     guard::guard,
+    limit::limits,
     read::{Fields, Node, Sink},
 };
 use crate::{
@@ -60,15 +61,15 @@ fn route(
         places.note(Thing::PoolOfRoute(service.to_owned(), number), span);
     });
     let guard = guard(service, number, &mut fields, sink, places);
+    let limits = limits(&mut fields, !guard.ways.is_empty(), sink);
     let response_headers = fields.read(sink, "response_headers", edits).unwrap_or_default();
     fields.later(&[
-        ("limits", "remove it; this version does not count requests"),
         ("sticky", "remove it; this version gives each request to the backend that has least to do"),
         ("rewrite", "write strip_prefix = true, or let the server know the path as it is"),
         ("timeouts", "write it in the service, where it holds for all routes"),
     ]);
     fields.finish(sink);
-    Some(Route { condition, guard, action: action?, response_headers })
+    Some(Route { condition, guard, limits, action: action?, response_headers })
 }
 
 /// A name, or `*.` and a name.

@@ -180,6 +180,7 @@ fn everything_else(pool: &str) -> Route {
             headers: std::collections::BTreeMap::new(),
         },
         guard: Guard::default(),
+        limits: Vec::new(),
         action: Action::Forward {
             pool: pool.to_owned(),
             strip_prefix: false,

@@ -232,8 +232,8 @@ pub fn pools(
             let cut = verdict.flows != FlowsOf::Keep;
             Some(BackendOrder { address, port, weight, usable, draining, cut })
         });
-        let speech = pool.speech.clone();
-        Some(PoolOrder { name: name.to_owned(), speech, backends: backends.collect() })
+        let (speech, crowd) = (pool.speech.clone(), pool.crowd);
+        Some(PoolOrder { name: name.to_owned(), speech, crowd, backends: backends.collect() })
     };
     names.into_iter().filter_map(order).collect()
 }

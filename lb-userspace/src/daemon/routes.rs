@@ -33,7 +33,7 @@ pub fn list(
                 service: name.clone(),
                 listen: service.listen.to_string(),
                 tls: !desk.certificates.is_empty(),
-                asks: route.guard.to_string(),
+                asks: route.asks(),
                 action: route.action.to_string(),
                 usable: route.pool().map(&usable),
                 answers: answers(name, &condition),
@@ -143,7 +143,7 @@ fn at_service(
     explanation.routes = table.routes().map(consider).collect();
     explanation.outcome = match &found {
         Found::Route(_, route) => {
-            explanation.asks = route.guard.to_string();
+            explanation.asks = route.asks();
             if let Action::Forward { strip_prefix, .. } = &route.action {
                 let sent = match &route.condition.path {
                     PathPattern::Prefix(prefix) if *strip_prefix => path::strip(&target.path, prefix),

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::guard::Guard;
+use super::{guard::Guard, limit::RateLimit};
 
 /// The pool that services of the desk are forwarded to: this host itself. No document can name it so.
 pub const DESK_POOL: &str = "(desk)";
@@ -34,6 +34,17 @@ pub struct CertificateFiles {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// How many requests of the desk may be under way with each server of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crowd {
+    /// So many with each, at least one.
+    pub limit: u32,
+    /// So many may wait for room, in the whole pool.
+    pub queue: u32,
+    /// So long at most.
+    pub wait: Duration,
 }
 
 /// How the desk speaks with the servers of a pool.
@@ -89,6 +100,8 @@ pub struct Route {
     pub condition: Condition,
     /// Who may come in.
     pub guard: Guard,
+    /// How often requests may come.
+    pub limits: Vec<RateLimit>,
     /// What becomes of them.
     pub action: Action,
     /// What is changed in the answer.
@@ -178,6 +191,15 @@ pub struct HeaderEdits {
     pub set: BTreeMap<String, String>,
     /// These are there besides.
     pub add: BTreeMap<String, String>,
+}
+
+impl Route {
+    /// What it asks of who comes by it: `basic or key, role admin, at most 100/s by source`.
+    pub fn asks(&self) -> String {
+        let limits = self.limits.iter().map(|limit| format!("at most {limit}"));
+        let guard = Some(self.guard.to_string()).filter(|guard| !guard.is_empty());
+        guard.into_iter().chain(limits).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl fmt::Display for HostPattern {

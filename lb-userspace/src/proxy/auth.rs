@@ -12,6 +12,7 @@ pub mod key;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -23,11 +24,15 @@ use self::{
     jwt::TokenError,
     key::Keys,
 };
-use super::orders::Files;
+use super::{desk::network, limits::Buckets, orders::Files};
 use crate::model::{
     Network,
     guard::{Guard, TokenRule, Way},
 };
+
+/// So often may be wrong from one source, in such a time, what is said of who one is; then nobody listens for a while.
+const STRIKES: u32 = 10;
+const STRIKES_IN: Duration = Duration::from_secs(60);
 
 /// Who asks: claims, each with its values. `user` is their name, `role` what they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +66,8 @@ pub enum Refusal {
     Lacks,
     /// Nobody may, from where they call.
     Source,
+    /// What was said from there was wrong too often: for so long it is not looked at.
+    Slowed(Duration),
     /// Too many ask at the same time.
     Busy,
     /// What is needed to know them is not at hand.
@@ -88,11 +95,14 @@ pub struct Passport {
     pub tells: Vec<(HeaderName, HeaderValue)>,
     /// Headers of the client that do not go on.
     pub withheld: Vec<HeaderName>,
+    /// Who asks, where that is known.
+    pub user: Option<String>,
 }
 
 /// What all gates share.
 pub struct Porter {
     memory: Memory,
+    strikes: Buckets,
 }
 
 impl Porter {
@@ -103,7 +113,8 @@ impl Porter {
     pub fn new() -> std::io::Result<Self> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(std::io::Error::other)?;
-        Ok(Self { memory: Memory::new(key) })
+        let strikes = Buckets::new(STRIKES, STRIKES_IN, STRIKES);
+        Ok(Self { memory: Memory::new(key), strikes })
     }
 }
 
@@ -154,11 +165,19 @@ impl Gate {
         if !Network::admits(&self.guard.allow, &self.guard.deny, caller.source) {
             return Err(Refusal::Source);
         }
-        let mut passport = Passport { tells: Vec::new(), withheld: self.withheld.clone() };
+        let mut passport = Passport { tells: Vec::new(), withheld: self.withheld.clone(), user: None };
         if self.ways.is_empty() {
             return Ok(passport);
         }
-        let identity = self.identify(caller, porter).await?;
+        let (key, now) = (porter.strikes.key(network(caller.source)), Instant::now());
+        if let Some(wait) = porter.strikes.empty(key, now).filter(|_| self.shows(caller)) {
+            return Err(Refusal::Slowed(wait));
+        }
+        let identity = self.identify(caller, porter).await.inspect_err(|why| {
+            if let Refusal::Wrong(_) = why {
+                porter.strikes.overdraw(key, now);
+            }
+        })?;
         let has = |(claim, wanted): (&String, &BTreeSet<String>)| {
             identity.values(claim).iter().any(|value| wanted.contains(value))
         };
@@ -172,8 +191,14 @@ impl Gate {
             let value = HeaderValue::from_bytes(value.as_bytes()).ok().filter(|value| !value.is_empty());
             Some((HeaderName::try_from(name).ok()?, value?))
         };
+        passport.user = identity.first("user").map(str::to_owned);
         passport.tells = self.guard.identity.iter().filter_map(tell).collect();
         Ok(passport)
+    }
+
+    /// Whether anything is shown that could be right or wrong.
+    fn shows(&self, caller: &Caller<'_>) -> bool {
+        self.guard.ways.iter().any(|way| caller.headers.contains_key(way.header()))
     }
 
     async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Identity, Refusal> {

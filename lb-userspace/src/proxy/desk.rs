@@ -113,7 +113,7 @@ impl Drop for Visitor {
 }
 
 /// Whom an address belongs to: of IPv6 a whole network.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

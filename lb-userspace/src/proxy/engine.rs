@@ -113,7 +113,7 @@ impl Visit {
         let mut response = match self.decide(&service, parts, body, &mut case).await {
             Ok(response) => response,
             Err(trouble) => {
-                if let Trouble::Refused(_) = trouble {
+                if let Trouble::Refused(_) | Trouble::TooOften(_) = trouble {
                     let (status, reason) = (trouble.words().status, trouble.reason());
                     self.shared.figures.denied(&service.order.name, &case.line.route, status, reason);
                 }
@@ -273,8 +273,8 @@ impl Visit {
         }
         insert(&mut response, header::CONTENT_TYPE, case.form.media_type());
         insert(&mut response, header::CACHE_CONTROL, "no-store");
-        if let Some(after) = words.retry_after {
-            insert(&mut response, header::RETRY_AFTER, &after.as_secs().to_string());
+        if let Some(after) = words.retry_after_seconds() {
+            insert(&mut response, header::RETRY_AFTER, &after.to_string());
         }
         for challenge in trouble.challenges() {
             response.headers_mut().append(header::WWW_AUTHENTICATE, challenge.clone());

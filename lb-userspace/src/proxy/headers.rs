@@ -223,6 +223,7 @@ mod tests {
         let passport = Passport {
             tells: vec![(HeaderName::from_static("x-user"), HeaderValue::from_static("anna"))],
             withheld: ["x-user", "x-roles", "x-api-key"].map(HeaderName::from_static).into(),
+            user: None,
         };
         let passport = &passport;
         forward(&mut headers, &Asker { client, tls: true, host: "shop.example:8443", id: "7", passport });

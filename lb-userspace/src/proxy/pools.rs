@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -11,10 +12,11 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{orders::Files, transport::Transport};
-use crate::model::desk::Speech;
+use crate::model::desk::{Crowd, Speech};
 
 /// A pool as the daemon sees it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,8 @@ pub struct PoolOrder {
     pub name: String,
     /// How to speak with them.
     pub speech: Speech,
+    /// How many requests each may have.
+    pub crowd: Option<Crowd>,
     /// Its backends.
     pub backends: Vec<BackendOrder>,
 }
@@ -56,7 +60,25 @@ pub struct Pool {
     shares: Vec<u64>,
     /// How to speak with them.
     pub transport: Arc<Transport>,
+    crowd: Option<Crowd>,
+    room: Arc<Room>,
     budget: Arc<Budget>,
+}
+
+/// Who waits until a backend has room.
+#[derive(Debug, Default)]
+struct Room {
+    waiting: AtomicU64,
+    freed: Notify,
+}
+
+/// A place among those who wait, until this is dropped.
+struct Place<'r>(&'r Room);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -75,6 +97,8 @@ pub enum NoBackend {
     Unfit,
     /// Those that are fit have been tried.
     Tried,
+    /// Those that are fit have all they may have.
+    Full,
 }
 
 /// A backend, and a request that it is counted to have until this is dropped.
@@ -84,6 +108,7 @@ pub struct Ticket {
     pub address: SocketAddr,
     under_way: Arc<AtomicU64>,
     cut: CancellationToken,
+    room: Arc<Room>,
 }
 
 impl Ticket {
@@ -96,6 +121,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.room.freed.notify_one();
     }
 }
 
@@ -142,6 +168,8 @@ impl Pool {
         Self {
             shares: shares.collect(),
             transport: Transport::ordered(&order.speech, files, before.map(|pool| &pool.transport)),
+            crowd: order.crowd,
+            room: before.map(|pool| Arc::clone(&pool.room)).unwrap_or_default(),
             budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
             members,
         }
@@ -152,6 +180,34 @@ impl Pool {
         let same =
             |member: &&Member| (member.order.address, member.order.port) == (order.address, order.port);
         self.members.iter().find(same)
+    }
+
+    /// A backend for a request, as [`Self::choose`] has it, once one has room.
+    ///
+    /// # Errors
+    /// Why there is none; [`NoBackend::Full`] when none has room in time, or too many wait already.
+    pub async fn enter(&self, port: u16, tried: &[SocketAddr], random: u64) -> Result<Ticket, NoBackend> {
+        let first = self.choose(port, tried, random);
+        let (Err(NoBackend::Full), Some(crowd)) = (&first, self.crowd) else { return first };
+        let before = self.room.waiting.fetch_add(1, Ordering::Relaxed);
+        let _place = Place(&self.room);
+        if before >= u64::from(crowd.queue) {
+            return first;
+        }
+        let mut over = pin!(tokio::time::sleep(crowd.wait));
+        loop {
+            // What is freed from here on is noticed, though nobody waits for it yet.
+            let mut freed = pin!(self.room.freed.notified());
+            freed.as_mut().enable();
+            match self.choose(port, tried, random) {
+                Err(NoBackend::Full) => {}
+                other => return other,
+            }
+            tokio::select! {
+                () = freed => {}
+                () = over.as_mut() => return Err(NoBackend::Full),
+            }
+        }
     }
 
     /// A backend for a request to `port`, none of those that have been `tried`. Time and chance are in
@@ -172,23 +228,32 @@ impl Pool {
             self.shares.partition_point(|&share| share <= point)
         };
         let pair = [(random >> 32) as u32, random as u32].map(drawn);
-        let fresh = |&number: &usize| !tried.contains(&address(&self.members[number]));
+        let limit = self.crowd.map_or(u64::MAX, |crowd| crowd.limit.into());
+        let has_room = |member: &Member| member.under_way.load(Ordering::Relaxed) < limit;
+        let untried = |&number: &usize| !tried.contains(&address(&self.members[number]));
+        let fresh = |number: &usize| untried(number) && has_room(&self.members[*number]);
         // Where chance names only those that have been tried, whoever is left.
-        let left = || {
-            let fit = |&n: &usize| self.members[n].order.usable && self.members[n].order.weight > 0;
-            (0..self.members.len()).filter(fit).find(fresh)
+        let fit = |&n: &usize| self.members[n].order.usable && self.members[n].order.weight > 0;
+        let left = || (0..self.members.len()).filter(fit).find(fresh);
+        let none = || match (0..self.members.len()).filter(fit).any(|n| untried(&n)) {
+            true => NoBackend::Full,
+            false => NoBackend::Tried,
         };
         let load = |&number: &usize| {
             let member = &self.members[number];
             (member.under_way.load(Ordering::Relaxed) + 1) * 1000 / u64::from(member.order.weight).max(1)
         };
-        let number = pair.into_iter().filter(fresh).min_by_key(load).or_else(left).ok_or(NoBackend::Tried)?;
+        let number = pair.into_iter().filter(fresh).min_by_key(load).or_else(left).ok_or_else(none)?;
         let member = &self.members[number];
-        member.under_way.fetch_add(1, Ordering::Relaxed);
+        // Somebody else may have taken the last of its room meanwhile.
+        let one_more = |count| (count < limit).then_some(count + 1);
+        let taken = member.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.map_err(|_| NoBackend::Full)?;
         Ok(Ticket {
             address: address(member),
             under_way: Arc::clone(&member.under_way),
             cut: member.cut.clone(),
+            room: Arc::clone(&self.room),
         })
     }
 
@@ -230,6 +295,8 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn order(backends: &[(u8, u16, bool)]) -> Vec<PoolOrder> {
@@ -244,6 +311,7 @@ mod tests {
         vec![PoolOrder {
             name: "web".into(),
             speech: Speech::default(),
+            crowd: None,
             backends: backends.iter().map(backend).collect(),
         }]
     }
@@ -343,6 +411,48 @@ mod tests {
         assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
         Pools::ordered(&[], &Files::new(), &third);
         assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [true; 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_has_only_so_many_and_some_wait() {
+        let mut orders = order(&[(1, 1, true), (2, 1, true)]);
+        orders[0].crowd = Some(Crowd { limit: 3, queue: 2, wait: Duration::from_secs(1) });
+        let pools = Pools::ordered(&orders, &Files::new(), &Pools::default());
+        let pool = Arc::clone(pools.get("web").unwrap());
+        let mut random = numbers();
+        let mut held: Vec<_> =
+            (0..6).map(|_| pool.choose(80, &[], random.next().unwrap()).unwrap()).collect();
+        let of = |held: &[Ticket], last: u8| {
+            held.iter().filter(|ticket| ticket.address.ip() == IpAddr::from([10, 0, 0, last])).count()
+        };
+        assert_eq!((of(&held, 1), of(&held, 2)), (3, 3));
+        let began = tokio::time::Instant::now();
+        assert_eq!(pool.enter(80, &[], 7).await.unwrap_err(), NoBackend::Full);
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        // Of three who wait one is too many; the two others get what is given back, one after the other.
+        let wait = || {
+            let pool = Arc::clone(&pool);
+            tokio::spawn(async move { pool.enter(80, &[], 7).await })
+        };
+        let (first, second) = (wait(), wait());
+        tokio::task::yield_now().await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(pool.enter(80, &[], 7).await.unwrap_err(), NoBackend::Full);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        let freed = held.pop().unwrap().address;
+        let first = first.await.unwrap().unwrap();
+        assert_eq!(first.address, freed);
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished());
+        // Orders that come meanwhile change nothing of that.
+        let after = Pools::ordered(&orders, &Files::new(), &pools);
+        drop(first);
+        let second = second.await.unwrap().unwrap();
+        let all = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 8080)));
+        assert_eq!(after.get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Full);
+        assert_eq!(pool.choose(80, &all, 7).unwrap_err(), NoBackend::Tried);
+        drop((second, held));
+        assert!((0..6).all(|_| pool.choose(80, &[], 7).map(std::mem::forget).is_ok()));
     }
 
     #[test]

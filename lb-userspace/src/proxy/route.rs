@@ -177,6 +177,7 @@ mod tests {
                 headers: headers.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
             },
             guard: crate::model::guard::Guard::default(),
+            limits: Vec::new(),
             action: Action::Respond { status: 200, body: String::new(), content_type: String::new() },
             response_headers: HeaderEdits::default(),
         }

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use http::HeaderName;
@@ -12,13 +13,14 @@ use tracing::error;
 
 use super::{
     auth::{Caller, Gate, Passport, Porter},
+    limits::{Limits, Visitor},
     orders::{Orders, ServiceOrder},
     pools::Pools,
     route::Table,
     tls,
     voice::Trouble,
 };
-use crate::model::Network;
+use crate::model::{Network, desk::Route};
 
 /// What is served.
 #[derive(Default)]
@@ -37,6 +39,8 @@ pub struct Service {
     pub table: Table,
     /// What each route asks of who comes by it, by its number.
     gates: Vec<Gate>,
+    /// How often requests may come by each.
+    limits: Vec<Limits>,
     /// Headers that tell who asks, on whatever route of whatever service: from outside they could say anything.
     telling: Arc<[HeaderName]>,
     /// What it shows to its clients; `None`: plain HTTP.
@@ -69,8 +73,19 @@ impl State {
             }
             let table = Table::new(&order.routes);
             let gates = order.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
+            let limits = |route: &Route| {
+                let same = |before: &&Arc<Service>| {
+                    let place = before.order.routes.iter().position(|it| it.condition == route.condition);
+                    place.and_then(|place| before.limits.get(place)).cloned()
+                };
+                Limits::new(&route.limits, before.as_ref().and_then(same).as_ref())
+            };
+            let limits = order.routes.iter().map(limits).collect();
             let telling = Arc::clone(&telling);
-            Some((order.listen, Arc::new(Service { order: order.clone(), table, gates, telling, tls })))
+            Some((
+                order.listen,
+                Arc::new(Service { order: order.clone(), table, gates, limits, telling, tls }),
+            ))
         };
         Self {
             services: orders.services.iter().filter_map(service).collect(),
@@ -101,8 +116,14 @@ impl Service {
         porter: &Porter,
     ) -> Result<Passport, Trouble> {
         // Each route has its gate; without one nobody would come in.
-        let gate = self.gates.get(route).ok_or(Trouble::Closed)?;
+        let (gate, limits) = self.gates.get(route).zip(self.limits.get(route)).ok_or(Trouble::Closed)?;
+        let visitor = Visitor { source: caller.source, headers: caller.headers, user: None };
+        limits.take(&visitor, Instant::now()).map_err(Trouble::TooOften)?;
         let mut passport = gate.admit(caller, porter).await.map_err(Trouble::Refused)?;
+        if let Some(user) = &passport.user {
+            let known = Visitor { user: Some(user), ..visitor };
+            limits.take(&known, Instant::now()).map_err(Trouble::TooOften)?;
+        }
         passport.withheld.extend_from_slice(&self.telling);
         Ok(passport)
     }
@@ -135,6 +156,7 @@ mod tests {
             },
             table: Table::new(&[]),
             gates: Vec::new(),
+            limits: Vec::new(),
             telling: Arc::new([]),
             tls: None,
         };

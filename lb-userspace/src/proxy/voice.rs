@@ -12,6 +12,8 @@ use super::auth::Refusal;
 pub enum Trouble {
     /// No server of the pool is fit.
     Closed,
+    /// All servers have as much to do as they may, and as many wait as may.
+    Full,
     /// All servers of the pool are being taken out.
     Drained,
     /// No connection to a server came about.
@@ -40,6 +42,8 @@ pub enum Trouble {
     WebsocketVersion,
     /// Something that the desk does not do.
     Unsupported(&'static str),
+    /// They come more often than they may; when there is room again.
+    TooOften(Duration),
     /// They may not come in by this route.
     Refused(Refusal),
 }
@@ -60,6 +64,11 @@ pub struct Words {
 }
 
 impl Words {
+    /// When it is worth another try, in whole seconds, so that nobody comes too early.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+    }
+
     /// Status and message as gRPC has them (the first by gRPC's "HTTP to gRPC Status Code Mapping", but for what
     /// it calls unknown; the second in percent encoding, by "gRPC over HTTP2").
     pub fn for_grpc(&self, id: &str) -> (u8, String) {
@@ -69,7 +78,7 @@ impl Words {
             403 => 7,
             404 | 405 | 501 => 12,
             408 | 504 => 4,
-            413 => 8,
+            413 | 429 => 8,
             502 | 503 => 14,
             _ => 2,
         };
@@ -107,6 +116,12 @@ impl Trouble {
                 "no_backend",
                 "This room is closed for the moment",
                 "None of the servers behind it is able to answer just now. Nothing is wrong with your request, and nothing of it has been done. It is worth another try in a few seconds.",
+            )),
+            Self::Full => soon(words(
+                503,
+                "full",
+                "Too many are before you",
+                "The servers behind this door have all that they can do. Nothing of your request has been done. It is worth another try in a few seconds.",
             )),
             Self::Drained => soon(words(
                 503,
@@ -177,6 +192,15 @@ impl Trouble {
                 "That cannot be promised",
                 "The request expects something other than 100-continue.",
             ),
+            Self::TooOften(wait) => Words {
+                retry_after: Some(*wait),
+                ..words(
+                    429,
+                    "too_often",
+                    "Not so fast",
+                    "More has been asked for from where you are than this room allows. Nothing of your request has been done. It is worth another try later.",
+                )
+            },
             Self::WebsocketVersion => words(
                 426,
                 "websocket_version",
@@ -211,6 +235,15 @@ impl Trouble {
                     "Not from there",
                     "This room cannot be entered from the address that you call from.",
                 ),
+                Refusal::Slowed(wait) => Words {
+                    retry_after: Some(*wait),
+                    ..words(
+                        429,
+                        "slowed",
+                        "Take a breath",
+                        "What was said of who you are was wrong too often from where you call, so nobody listens for a while. It is worth another try later.",
+                    )
+                },
                 Refusal::Busy => soon(words(
                     503,
                     "auth_busy",
@@ -298,14 +331,14 @@ impl Form {
 
     /// The words in this form, with the request's number.
     pub fn page(self, words: &Words, id: &str) -> String {
-        let Words { status, reason, title, text, retry_after } = words;
+        let Words { status, reason, title, text, .. } = words;
         match self {
             Self::Json => {
                 let mut page = serde_json::json!({
                     "status": status, "reason": reason, "title": title, "detail": text, "request_id": id,
                 });
-                if let Some(after) = retry_after {
-                    page["retry_after_seconds"] = after.as_secs().into();
+                if let Some(after) = words.retry_after_seconds() {
+                    page["retry_after_seconds"] = after.into();
                 }
                 format!("{page}\n")
             }

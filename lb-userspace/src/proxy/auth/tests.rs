@@ -27,7 +27,7 @@ fn by_token() -> Way {
     let rule = TokenRule {
         issuer: BTreeSet::new(),
         audience: BTreeSet::new(),
-        leeway: std::time::Duration::from_secs(30),
+        leeway: Duration::from_secs(30),
         user: "sub".into(),
         role: "role".into(),
     };

@@ -63,10 +63,11 @@ pub(super) async fn send(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Trouble::Unreachable;
     for attempt in 0..ATTEMPTS {
-        let ticket = match pool.choose(port, &tried, shared.chance.next()) {
+        let ticket = match pool.enter(port, &tried, shared.chance.next()).await {
             Ok(ticket) => ticket,
             Err(NoBackend::Drained) => return Err(Trouble::Drained),
             Err(NoBackend::Unfit) => return Err(Trouble::Closed),
+            Err(NoBackend::Full) => return Err(Trouble::Full),
             Err(NoBackend::Tried) => return Err(last),
         };
         if attempt > 0 {
