@@ -42,6 +42,7 @@ const WAYS: [(&str, Way); 23] = [
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
     ("cargo xtask demo 2", Way::Elsewhere("`cargo xtask ci` runs it")),
     ("cargo xtask demo 4", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
+    ("cargo xtask demo 5", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask demo --json result.json", Way::Elsewhere("`cargo xtask ci` runs it, with another file")),
     ("cargo xtask lab up --backends 3", Way::Desk),
     ("cargo xtask lab exec b1 -- nginx -g 'daemon off;' &", Way::Serve),

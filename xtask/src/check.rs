@@ -116,6 +116,13 @@ fn demos() -> Result<()> {
     if database["good"] != true || !right || !at_work {
         bail!("the database demo's summary is not good: {database}");
     }
+    let services = summary("demo 5", &["xtask", "demo", "5"])?;
+    let none =
+        ["lost", "told_closed_elsewhere", "told_to_slow_down_elsewhere"].map(|what| &services[what] == 0);
+    let some = ["answered", "told_closed", "told_to_slow_down"].map(|what| services[what].as_u64() > Some(0));
+    if services["good"] != true || none.contains(&false) || some.contains(&false) {
+        bail!("the summary of the demo of five services is not good: {services}");
+    }
     Ok(())
 }
 

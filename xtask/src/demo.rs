@@ -7,7 +7,9 @@ pub mod bank;
 pub mod customers;
 mod database;
 pub mod display;
+pub mod guests;
 pub mod ledger;
+mod microservices;
 pub mod payments;
 mod reverse;
 pub mod server;
@@ -31,7 +33,7 @@ use crate::{
 #[derive(clap::Args, Clone, Debug)]
 pub struct DemoOptions {
     /// The stage: 1 for a single server, 2 for one behind the reception desk, 3 for servers that come and go under load,
-    /// 4 for a database whose primary is killed
+    /// 4 for a database whose primary is killed, 5 for five services behind one address
     #[arg(default_value_t = 3, value_parser = stage)]
     pub stage: u8,
     /// Write what came of it to this file, as JSON
@@ -72,6 +74,7 @@ pub fn run(options: &DemoOptions) -> Result<ExitCode> {
     let good = match options.stage {
         1 => single::show(&program, directory.path()),
         2 => reverse::show(&program, directory.path()),
+        5 => microservices::show(&program, directory.path(), options.json.as_deref()),
         4 => database::show(&program, directory.path(), options.json.as_deref()),
         _ => payments::show(&program, directory.path(), options.json.as_deref()),
     };
@@ -93,7 +96,8 @@ fn stage(text: &str) -> Result<u8, String> {
         "2" => Ok(2),
         "3" => Ok(3),
         "4" => Ok(4),
-        _ => Err("there are stages 1 (a single server), 2 (behind the reception desk), 3 (servers that come and go) and 4 (a database)".into()),
+        "5" => Ok(5),
+        _ => Err("there are stages 1 (a single server), 2 (behind the reception desk), 3 (servers that come and go), 4 (a database) and 5 (five services behind one address)".into()),
     }
 }
 

@@ -27,6 +27,7 @@ const EXAMPLES: &str = "Examples:
   cargo xtask demo 1                  the first stage: one server behind Lobby, and a curl
   cargo xtask demo 2                  the second: the same server behind the reception desk
   cargo xtask demo 4                  the fourth: a database whose primary is killed
+  cargo xtask demo 5                  the fifth: five services behind one address
   cargo xtask test                    all tests
   cargo xtask lab up --backends 3     a network to play in
   cargo xtask lab exec lb -- ip addr  a command at the balancer's place in it";
@@ -87,6 +88,7 @@ const DEMO_EXAMPLES: &str = "Examples:
   cargo xtask demo 1                   one server behind Lobby, and a curl
   cargo xtask demo 2                   the same behind the reception desk: TLS, routes, a closed room
   cargo xtask demo 4                   a bank on a PostgreSQL cluster whose primary is killed
+  cargo xtask demo 5                   five services behind one address: one fails, one gets a new version
 
 The exit code is 0 only if no payment was lost or done twice, by the ledgers of clients and servers;
 those on their way to the server that is killed are counted, and excused. With the database: only if no
