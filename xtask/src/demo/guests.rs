@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Account {
     /// Answers of a server, by its name.
     pub answered: BTreeMap<String, u64>,
-    /// Plain words that the room is closed.
+    /// Plain words that the room is closed, or that nobody opens it.
     pub closed: u64,
     /// Plain words that they ask too often.
     pub slowed: u64,
@@ -141,6 +141,8 @@ async fn ask_again(kind: Kind, address: SocketAddr, accounts: Accounts, closing:
             let account = accounts.entry(kind.name).or_default();
             match told {
                 Ok((StatusCode::OK, server)) => *account.answered.entry(server).or_default() += 1,
+                // At first the servers are just not there; then health checks have noticed it.
+                Ok((StatusCode::BAD_GATEWAY, said)) if said.contains("unreachable") => account.closed += 1,
                 Ok((StatusCode::SERVICE_UNAVAILABLE, said)) if said.contains("no_backend") => {
                     account.closed += 1;
                 }
