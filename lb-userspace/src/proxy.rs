@@ -5,12 +5,13 @@
 //!  client ─► XDP: firewall, then up ─► kernel's TCP ─► [`engine`] ─► [`request`] ─► [`route`] ─► [`auth`] ─► [`pools`] ─► backend
 //! ```
 //!
-//! What decides is pure and knows nothing of sockets: [`path`], [`request`], [`route`], [`auth`], [`limits`], [`headers`],
+//! What decides is pure and knows nothing of sockets: [`chain`], [`path`], [`request`], [`route`], [`auth`], [`limits`], [`headers`],
 //! [`pools`], [`transport`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
 //! each other, [`confine`] how it gives up its rights.
 
 pub mod access;
 pub mod auth;
+pub mod chain;
 pub mod chance;
 pub mod confine;
 pub mod desk;

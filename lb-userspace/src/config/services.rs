@@ -64,7 +64,7 @@ pub(super) fn service(
             sink.error(&node.span, format!("{key} is for services with routes"), AT_DESK);
         }
     }
-    fields.later(&[("auth", AUTH)]);
+    of_routes(&mut fields, sink);
     fields.finish(sink);
     let datagrams = listen.is_some_and(|listen| listen.protocol == Protocol::Udp);
     let otherwise = if datagrams && sticky != Some(true) { Track::Never } else { Track::Changes };
@@ -82,7 +82,15 @@ pub(super) fn service(
     })
 }
 
-const AUTH: &str = "write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests";
+/// What is said of each route, and of no service.
+fn of_routes(fields: &mut Fields<'_>, sink: &mut Sink<'_>) {
+    for key in ["auth", "limits"] {
+        if let Some(node) = fields.get(key) {
+            let remedy = "write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests";
+            sink.error(&node.span, format!("{key} is for routes, not for services"), remedy);
+        }
+    }
+}
 
 /// A service of the reception desk: to the packet path one that is forwarded to this host.
 fn at_desk(
@@ -147,12 +155,18 @@ fn at_desk(
     let timeouts = fields.read(sink, "timeouts", routes::timeouts).unwrap_or_default();
     let access_log = fields.read(sink, "access_log", Node::boolean).unwrap_or(false);
     let (allow, deny) = firewall(&mut fields, listen, sink);
-    fields.later(&[
-        ("auth", AUTH),
-        ("limits", "remove it; this version does not count requests"),
-        ("pages", "remove it; this version has pages of its own"),
-        ("proxy_protocol", "remove it; this version takes the client's address from the connection"),
-    ]);
+    let proxies: Vec<Network> =
+        networks(&mut fields, "proxies", listen, sink).into_iter().map(|(network, _)| network).collect();
+    let proxy_protocol = fields.read(sink, "proxy_protocol", |node, sink| {
+        let wanted = node.boolean(sink)?;
+        if wanted && proxies.is_empty() {
+            let remedy = "add proxies = [\"10.9.0.0/16\"]: from anybody else it could say anything";
+            sink.error(&node.span, "proxy_protocol is for proxies, and none is named", remedy);
+        }
+        Some(wanted)
+    });
+    of_routes(&mut fields, sink);
+    fields.later(&[("pages", "remove it; this version has pages of its own")]);
     fields.finish(sink);
     let routes = found.into_iter().map(|(route, _)| route).collect();
     Some(Service {
@@ -166,7 +180,14 @@ fn at_desk(
         ring_size: Some(2),
         allow,
         deny,
-        desk: Some(Desk { certificates, routes, timeouts, access_log }),
+        desk: Some(Desk {
+            certificates,
+            routes,
+            timeouts,
+            access_log,
+            proxies,
+            proxy_protocol: proxy_protocol.unwrap_or(false),
+        }),
     })
 }
 

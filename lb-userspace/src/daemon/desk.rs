@@ -210,6 +210,8 @@ pub fn services<'p>(
             routes: desk.routes.clone(),
             timeouts: desk.timeouts,
             access_log: desk.access_log,
+            proxies: desk.proxies.clone(),
+            proxy_protocol: desk.proxy_protocol,
         })
     };
     config.at_desk().filter_map(order).collect()

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{guard::Guard, limit::RateLimit};
+use super::{Network, guard::Guard, limit::RateLimit};
 
 /// The pool that services of the desk are forwarded to: this host itself. No document can name it so.
 pub const DESK_POOL: &str = "(desk)";
@@ -25,6 +25,10 @@ pub struct Desk {
     pub timeouts: DeskTimeouts,
     /// Whether each request has a line on standard output.
     pub access_log: bool,
+    /// Proxies before it, which are believed when they say who asks.
+    pub proxies: Vec<Network>,
+    /// They say so before anything else, by the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// Files of a certificate, in PEM form.

@@ -36,6 +36,11 @@ impl Network {
         Some(Self { address, prefix })
     }
 
+    /// Whether an address is in one of them.
+    pub fn any(networks: &[Self], address: IpAddr) -> bool {
+        !networks.is_empty() && Self::admits(networks, &[], address)
+    }
+
     /// Whether somebody may come in: the longest prefix decides. Without `allow`, all that are not denied may.
     pub fn admits(allow: &[Self], deny: &[Self], client: IpAddr) -> bool {
         let client = client.to_canonical();

@@ -353,10 +353,12 @@ fn visit(shared: &Arc<Shared>, stream: TcpStream, client: SocketAddr, called: So
         shared.figures.refused("firewall");
         return;
     }
-    let Some(visitor) = shared.enter(client.ip()) else {
+    // A proxy brings the connections of many.
+    let visitor = (!service.is_proxy(client.ip())).then(|| shared.enter(client.ip()));
+    if let Some(None) = visitor {
         shared.figures.refused("too_many_of_source");
         return;
-    };
+    }
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let _visitor = visitor;

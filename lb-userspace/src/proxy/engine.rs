@@ -17,7 +17,11 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use tokio::net::TcpStream;
+use proxy_header::{ParseConfig, io::ProxiedStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::TlsAcceptor;
 
 pub use self::connections::Connections;
@@ -29,6 +33,7 @@ use self::{
 use super::{
     access::Line,
     auth::Caller,
+    chain::{self, Origin},
     desk::Shared,
     headers::{self, Asker},
     path,
@@ -45,24 +50,44 @@ struct Visit {
     shared: Arc<Shared>,
     /// Where the client called.
     called: SocketAddr,
-    client: IpAddr,
+    /// Who called: a client, or a proxy.
+    peer: IpAddr,
     tls: bool,
     /// What the connection becomes when it has said its last answer.
     tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpStream, client: SocketAddr) {
+pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpStream, peer: SocketAddr) {
     let Some(service) = shared.state.load().service(called) else { return };
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
-    let visit = |tls| Visit {
-        shared: Arc::clone(&shared),
-        called,
-        client: client.ip(),
-        tls,
-        tunnel: Mutex::default(),
-    };
+    let peer = peer.ip();
+    if !service.order.proxy_protocol || !service.is_proxy(peer) {
+        return receive(shared, &service, called, stream, peer).await;
+    }
+    let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
+    let header = ProxiedStream::create_from_tokio(stream, config);
+    match tokio::time::timeout(service.order.timeouts.header, header).await {
+        Ok(Ok(stream)) => {
+            // Without an address it is the proxy itself that asks, to see whether somebody is there.
+            let client = stream.proxy_header().proxied_address().map_or(peer, |address| address.source.ip());
+            if service.admits(client) {
+                receive(shared, &service, called, stream, client).await;
+            } else {
+                shared.figures.refused("firewall");
+            }
+        }
+        Ok(Err(_)) | Err(_) => shared.figures.refused("proxy_header"),
+    }
+}
+
+/// Serves a connection of somebody.
+async fn receive<S>(shared: Arc<Shared>, service: &Service, called: SocketAddr, stream: S, peer: IpAddr)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let visit = |tls| Visit { shared: Arc::clone(&shared), called, peer, tls, tunnel: Mutex::default() };
     let patience = service.order.timeouts.header;
     match &service.tls {
         None => converse(visit(false), stream, Spoken::Unsaid, patience).await,
@@ -88,6 +113,8 @@ struct Case {
     is_http2: bool,
     form: Form,
     line: Line,
+    /// Where it comes from.
+    origin: Origin,
     /// What the connection becomes with the answer.
     tunnel: Option<Tunnel>,
 }
@@ -98,14 +125,18 @@ impl Visit {
         let errand = pulse.begin(request.version());
         let id = format!("{:016x}", self.shared.chance.next());
         let (parts, body) = request.into_parts();
+        let service = self.shared.state.load().service(self.called);
+        let proxies = service.as_ref().map_or(&[][..], |service| &service.order.proxies);
+        let origin = chain::origin(self.peer, &parts.headers, proxies);
         let mut case = Case {
             form: Form::wanted(&parts.headers),
-            line: Line::of(&parts, self.client, self.tls, &id),
+            line: Line::of(&parts, origin.client, origin.tls.unwrap_or(self.tls), &id),
+            origin,
             is_http2: parts.version == Version::HTTP_2,
             tunnel: None,
             id,
         };
-        let Some(service) = self.shared.state.load().service(self.called) else {
+        let Some(service) = service else {
             // It has gone while the client was connected.
             return self.trouble(&Trouble::Closed, &case);
         };
@@ -176,7 +207,7 @@ impl Visit {
             Found::NoHost => return Err(Trouble::NoHost),
         };
         case.line.route = route.condition.to_string();
-        let caller = Caller { headers: &parts.headers, source: self.client, now: now() };
+        let caller = Caller { headers: &parts.headers, source: case.origin.client, now: now() };
         let passport = service.admit(number, &caller, &self.shared.porter).await?;
         let mut response = match &route.action {
             Action::Redirect { status, to } => redirect(*status, to, &target)?,
@@ -193,8 +224,9 @@ impl Visit {
                     _ => &target.path,
                 };
                 let asker = Asker {
-                    client: self.client,
-                    tls: self.tls,
+                    peer: self.peer,
+                    before: &case.origin.before,
+                    tls: case.origin.tls.unwrap_or(self.tls),
                     host: &target.authority,
                     id: &case.id,
                     passport: &passport,

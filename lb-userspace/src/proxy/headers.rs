@@ -14,11 +14,9 @@ const HOP_BY_HOP: [&str; 6] =
 /// Headers that only the desk writes: from outside they could say anything.
 const OURS: [&str; 5] = ["x-forwarded-proto", "x-forwarded-host", "x-request-id", "x-real-ip", "forwarded"];
 
-const FORWARDED_FOR: &str = "x-forwarded-for";
+pub(super) const FORWARDED_PROTO: &str = "x-forwarded-proto";
+pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
 const REQUEST_ID: &str = "x-request-id";
-
-/// Longest list of forwarders that is believed to be one.
-const LONGEST_CHAIN: usize = 1024;
 
 /// Whether a header says where messages begin and end, or is of one connection: not to be edited.
 pub fn is_of_framing(name: &str) -> bool {
@@ -69,7 +67,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// The items of a list, in lower case.
-fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
+pub(super) fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
     let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
     texts
         .flat_map(|text| text.split(','))
@@ -81,9 +79,11 @@ fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
 /// Who asks, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker<'a> {
-    /// The client's address.
-    pub client: IpAddr,
-    /// Over TLS.
+    /// Who called: the client, or the last of the proxies before the desk.
+    pub peer: IpAddr,
+    /// The chain before them, as far as it is believed.
+    pub before: &'a [IpAddr],
+    /// The client asked over TLS.
     pub tls: bool,
     /// The host as the client wrote it.
     pub host: &'a str,
@@ -93,8 +93,7 @@ pub struct Asker<'a> {
     pub passport: &'a Passport,
 }
 
-/// Says to a backend who asks. A client's own word on it is kept in `X-Forwarded-For` alone, before the
-/// address that it has called from.
+/// Says to a backend who asks. A client's own word on it goes no further.
 pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     let ours = |name: &str| {
         // Some servers take `_` for `-`.
@@ -103,19 +102,14 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
             || name == FORWARDED_FOR
             || asker.passport.withheld.iter().any(|withheld| withheld.as_str().replace('_', "-") == name)
     };
-    let before: Vec<String> = tokens(headers, HeaderName::from_static(FORWARDED_FOR));
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| ours(name.as_str())).cloned().collect();
     for name in doomed {
         headers.remove(name);
     }
-    let chain = before.join(", ");
-    let client = asker.client.to_canonical();
-    let chain = match chain.len() {
-        1..=LONGEST_CHAIN => format!("{chain}, {client}"),
-        _ => client.to_string(),
-    };
+    let chain = asker.before.iter().chain([&asker.peer]).map(|address| address.to_canonical().to_string());
+    let chain = chain.collect::<Vec<_>>().join(", ");
     set(headers, FORWARDED_FOR, &chain);
-    set(headers, "x-forwarded-proto", if asker.tls { "https" } else { "http" });
+    set(headers, FORWARDED_PROTO, if asker.tls { "https" } else { "http" });
     set(headers, "x-forwarded-host", asker.host);
     set(headers, REQUEST_ID, asker.id);
     for (name, value) in &asker.passport.tells {
@@ -219,28 +213,30 @@ mod tests {
             ("x-roles", "admin"),
             ("x_api_key", "a key"),
         ]);
-        let client = "::ffff:198.51.100.7".parse().unwrap();
+        let peer = "::ffff:198.51.100.7".parse().unwrap();
         let passport = Passport {
             tells: vec![(HeaderName::from_static("x-user"), HeaderValue::from_static("anna"))],
             withheld: ["x-user", "x-roles", "x-api-key"].map(HeaderName::from_static).into(),
             user: None,
         };
         let passport = &passport;
-        forward(&mut headers, &Asker { client, tls: true, host: "shop.example:8443", id: "7", passport });
+        let before: &[IpAddr] = &[];
+        let asker = Asker { peer, before, tls: true, host: "shop.example:8443", id: "7", passport };
+        forward(&mut headers, &asker);
         assert_eq!(
             lines(&headers),
             [
-                "x-forwarded-for: 192.0.2.1, 192.0.2.2, 192.0.2.3, 198.51.100.7",
+                "x-forwarded-for: 198.51.100.7",
                 "x-forwarded-host: shop.example:8443",
                 "x-forwarded-proto: https",
                 "x-request-id: 7",
                 "x-user: anna",
             ]
         );
-        // What is too long to be a chain of proxies is none.
-        let mut headers = map(&[("x-forwarded-for", &"1.1.1.1,".repeat(1000))]);
-        forward(&mut headers, &Asker { client, tls: false, host: "a", id: "7", passport });
-        assert_eq!(headers["x-forwarded-for"], "198.51.100.7");
+        // What proxies say of it, who are believed, is another matter.
+        let before: &[IpAddr] = &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        forward(&mut headers, &Asker { before, ..asker });
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 2001:db8::1, 198.51.100.7");
     }
 
     #[test]

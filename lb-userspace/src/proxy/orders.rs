@@ -105,6 +105,10 @@ pub struct ServiceOrder {
     pub timeouts: DeskTimeouts,
     /// Whether each request has a line.
     pub access_log: bool,
+    /// Proxies before it, which are believed when they say who asks.
+    pub proxies: Vec<Network>,
+    /// They say so before anything else, by the PROXY protocol.
+    pub proxy_protocol: bool,
 }
 
 /// A certificate and its key, as their files have them.

@@ -128,6 +128,11 @@ impl Service {
         Ok(passport)
     }
 
+    /// Whether somebody is a proxy that is believed.
+    pub fn is_proxy(&self, peer: IpAddr) -> bool {
+        Network::any(&self.order.proxies, peer)
+    }
+
     /// Whether a client may come in: the longest prefix decides, as in the packet path, which has looked at
     /// those that come by a listed interface; others come here only.
     pub fn admits(&self, client: IpAddr) -> bool {
@@ -153,6 +158,8 @@ mod tests {
                 routes: Vec::new(),
                 timeouts: DeskTimeouts::default(),
                 access_log: false,
+                proxies: Vec::new(),
+                proxy_protocol: false,
             },
             table: Table::new(&[]),
             gates: Vec::new(),

@@ -136,12 +136,12 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "access_log = true",
             "auth = {}",
-            "11: auth is not in this version of Lobby (write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests)",
+            "11: auth is for routes, not for services (write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests)",
         ),
         (
             "access_log = true",
             "limits = {}",
-            "11: limits is not in this version of Lobby (remove it; this version does not count requests)",
+            "11: limits is for routes, not for services (write it in the routes that it is for, such as [[services.front.routes]] with path = \"/\" for all requests)",
         ),
         (
             "strip_prefix = true",
@@ -376,4 +376,25 @@ fn what_is_for_the_desk_alone_is_refused_elsewhere() {
     let text = "interfaces = [\"eth0\"]\n[pools.web]\nbackends = []\n[services.s]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\naccess_log = true\n";
     let why = Document::parse(text).unwrap_err().to_string();
     assert!(why.contains("access_log is for services with routes"), "{why}");
+}
+
+#[test]
+fn whoever_speaks_for_others_is_named() {
+    let document = |proxies: &str| {
+        format!(
+            "interfaces = [\"eth0\"]\n[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\n{proxies}\n\
+             routes = [ {{ respond = 404 }} ]\n"
+        )
+    };
+    let good = Document::parse(&document("proxies = [\"10.9.0.0/16\"]\nproxy_protocol = true")).unwrap();
+    let (_, _, desk) = good.config.at_desk().next().unwrap();
+    assert_eq!((desk.proxies.as_slice(), desk.proxy_protocol), (&["10.9.0.0/16".parse().unwrap()][..], true));
+    for (proxies, wanted) in [
+        ("proxy_protocol = true", "none is named"),
+        ("proxies = [\"10.9.0.1/16\"]", "10.9.0.0/16"),
+        ("proxies = [\"10.9.0.0/16\"]\nproxy_protocol = \"v2\"", "proxy_protocol"),
+    ] {
+        let refused = Document::parse(&document(proxies)).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{proxies}: {refused}");
+    }
 }
