@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::atomic::AtomicU64};
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
 use prometheus_client::{
-    encoding::text::encode,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    encoding::{EncodeMetric, MetricEncoder, text::encode},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::{Registry, Unit},
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{
     request::{Reply, Request},
-    view::{Desk, Snapshot, Traffic},
+    view::{Desk, Latencies, Snapshot, Traffic},
 };
 
 type Labels = Vec<(&'static str, String)>;
@@ -209,6 +209,31 @@ fn backends(snapshot: &Snapshot, registry: &mut Registry) {
     traffic("backend", snapshot.backends.iter().map(|b| (labels(b), b.traffic)), registry);
 }
 
+/// What others have counted.
+#[derive(Debug)]
+struct Histograms(Vec<Latencies>);
+
+impl EncodeMetric for Histograms {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
+        for its in &self.0 {
+            let labels = vec![("service", its.service.clone()), ("route", its.route.clone())];
+            let mut buckets = its.up_to_seconds.clone();
+            buckets.push((f64::MAX, its.longer));
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            let mut one = encoder.encode_family(&labels)?;
+            one.encode_histogram::<NoLabels>(its.seconds, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// Labels of examples, of which there are none.
+type NoLabels = Vec<(String, String)>;
+
 fn desk(desk: &Desk, registry: &mut Registry) {
     let requests = Counters::default();
     for answers in &desk.answers {
@@ -220,6 +245,8 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         requests.get_or_create(&labels).inc_by(answers.count);
     }
     registry.register("desk_requests", "Requests answered, by route and class of status", requests);
+    let help = "How long answers took to begin, by route";
+    registry.register_with_unit("desk_answer", help, Unit::Seconds, Histograms(desk.latencies.clone()));
     let by_reason = |counts: &BTreeMap<String, u64>| {
         let counters = Counters::default();
         for (reason, &count) in counts {
@@ -324,6 +351,7 @@ mod tests {
             "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "connections": 12,
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
                 "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
+                "latencies": [{{"service": "front", "route": "*/*", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
                 "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}]}}
         }}"#
         );
@@ -357,6 +385,10 @@ mod tests {
             "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
             "lobby_desk_requests_total{service=\"front\",route=\"*/*\",status=\"2xx\"} 10",
             "lobby_desk_denied_total{service=\"front\",route=\"*/*\",status=\"401\",reason=\"no_credentials\"} 8",
+            "lobby_desk_answer_seconds_bucket{le=\"0.5\",service=\"front\",route=\"*/*\"} 3",
+            "lobby_desk_answer_seconds_bucket{le=\"+Inf\",service=\"front\",route=\"*/*\"} 4",
+            "lobby_desk_answer_seconds_count{service=\"front\",route=\"*/*\"} 4",
+            "lobby_desk_answer_seconds_sum{service=\"front\",route=\"*/*\"} 12.5",
             "lobby_desk_troubles_total{reason=\"slow\"} 5",
             "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",
             "lobby_desk_connections_total 12",

@@ -4,7 +4,7 @@ mod desk;
 
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Answers, Considered, Denied, Desk, Route, RouteExplanation, RouteQuestion};
+pub use desk::{Answers, Considered, Denied, Desk, Latencies, Route, RouteExplanation, RouteQuestion};
 
 /// Everything but connections, at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]

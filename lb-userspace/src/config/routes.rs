@@ -13,7 +13,9 @@ use super::{
     read::{Fields, Node, Sink},
 };
 use crate::{
-    model::desk::{Action, Condition, DeskTimeouts, Elsewhere, HeaderEdits, HostPattern, PathPattern, Route},
+    model::desk::{
+        Action, Condition, DeskTimeouts, Elsewhere, HeaderEdits, HostPattern, PathPattern, Route, Sticky,
+    },
     proxy::{
         headers, path,
         route::{host_name, is_name},
@@ -64,7 +66,6 @@ fn route(
     let limits = limits(&mut fields, !guard.ways.is_empty(), sink);
     let response_headers = fields.read(sink, "response_headers", edits).unwrap_or_default();
     fields.later(&[
-        ("sticky", "remove it; this version gives each request to the backend that has least to do"),
         ("rewrite", "write strip_prefix = true, or let the server know the path as it is"),
         ("timeouts", "write it in the service, where it holds for all routes"),
     ]);
@@ -204,6 +205,7 @@ fn action(
     let (pool, redirect, respond) = (fields.get("pool"), fields.get("redirect"), fields.get("respond"));
     let strip = fields.get("strip_prefix");
     let headers = fields.get("headers");
+    let sticky = fields.get("sticky");
     if kinds.len() != 1 {
         let message = match kinds.as_slice() {
             [] => "the route does not say what becomes of its requests".to_owned(),
@@ -214,8 +216,9 @@ fn action(
         return None;
     }
     let Some(pool) = pool else {
-        for node in [strip, headers].into_iter().flatten() {
-            let message = "strip_prefix and headers are for what a backend gets, and this route has none";
+        for node in [strip, headers, sticky].into_iter().flatten() {
+            let message =
+                "strip_prefix, headers and sticky are for what a backend gets, and this route has none";
             sink.error(&node.span, message, "remove it, or name a pool");
         }
         let redirect = redirect.and_then(|node| self::redirect(&node, sink));
@@ -233,8 +236,37 @@ fn action(
     Some(Action::Forward {
         pool: pool.string(sink)?.to_owned(),
         strip_prefix: strip_prefix.unwrap_or(false),
+        sticky: sticky.and_then(|node| self::sticky(&node, sink)),
         headers: headers.and_then(|node| edits(&node, sink)).unwrap_or_default(),
     })
+}
+
+/// `"source"`, `{ header = "x-user" }` or `{ cookie = "lobby" }`.
+fn sticky(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Sticky> {
+    if !node.is_table() {
+        return node.choice(sink, &[("source", &Sticky::Source)]).cloned();
+    }
+    let mut fields = node.table(sink)?;
+    let (header, cookie) = (fields.get("header"), fields.get("cookie"));
+    let span = fields.span.clone();
+    fields.finish(sink);
+    match (header, cookie) {
+        (Some(node), None) => header_name(node.string(sink)?, &node.span, sink).map(Sticky::Header),
+        (None, Some(node)) => {
+            let name = node.string(sink)?;
+            // RFC 6265 section 4.1.1: a token, as names of headers are.
+            let fits = http::HeaderName::from_str(name).is_ok();
+            if !fits {
+                node.refuse(sink, "write a name for the cookie, such as \"lobby\"");
+            }
+            fits.then(|| Sticky::Cookie(name.to_owned()))
+        }
+        _ => {
+            let remedy = "write one of \"source\", { header = \"x-user\" }, { cookie = \"lobby\" }";
+            sink.error(&span, "sticky does not say by what", remedy);
+            None
+        }
+    }
 }
 
 /// `"https"`, an address, or `{ to, status }`.

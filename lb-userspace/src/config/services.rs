@@ -205,6 +205,7 @@ fn everything_else(pool: &str) -> Route {
         action: Action::Forward {
             pool: pool.to_owned(),
             strip_prefix: false,
+            sticky: None,
             headers: HeaderEdits::default(),
         },
         response_headers: HeaderEdits::default(),

@@ -30,7 +30,7 @@ use crate::{
     health::{State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen},
     proxy::{
-        orders::{self, Files, FromDesk, Orders, Pem, ServiceOrder, ToDesk},
+        orders::{self, Files, FromDesk, LATENCY_BOUNDS, Orders, Pem, ServiceOrder, ToDesk},
         pools::{BackendOrder, PoolOrder},
     },
 };
@@ -132,6 +132,13 @@ impl Desk {
             reason: it.reason,
             count: it.count,
         });
+        let latencies = report.latencies.into_iter().map(|it| view::Latencies {
+            service: it.service,
+            route: it.route,
+            seconds: it.microseconds as f64 / 1e6,
+            up_to_seconds: LATENCY_BOUNDS.into_iter().zip(it.counts.iter().copied()).collect(),
+            longer: it.counts.get(LATENCY_BOUNDS.len()).copied().unwrap_or(0),
+        });
         view::Desk {
             pid,
             up_to_date: pid.is_some() && serving == self.orders.number,
@@ -145,6 +152,7 @@ impl Desk {
             troubles: report.troubles,
             lines_lost: report.lines_lost,
             answers: answers.collect(),
+            latencies: latencies.collect(),
             denied: denied.collect(),
         }
     }

@@ -154,6 +154,8 @@ pub enum Action {
         pool: String,
         /// The route's path is left out of what the backend sees.
         strip_prefix: bool,
+        /// Which requests come to the same backend; `None`: each goes to whoever has less to do.
+        sticky: Option<Sticky>,
         /// What is changed in the request.
         headers: HeaderEdits,
     },
@@ -173,6 +175,17 @@ pub enum Action {
         /// Its media type.
         content_type: String,
     },
+}
+
+/// Which requests come to the same backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sticky {
+    /// Those from one IPv4 address, or one IPv6 network of 64 bits.
+    Source,
+    /// Those with one value of this header.
+    Header(String),
+    /// Those with this cookie, which the desk sets.
+    Cookie(String),
 }
 
 /// Where a client is sent.

@@ -14,7 +14,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use proxy_header::{ParseConfig, io::ProxiedStream};
@@ -34,16 +36,17 @@ use super::{
     access::Line,
     auth::Caller,
     chain::{self, Origin},
-    desk::Shared,
+    desk::{Shared, network},
     headers::{self, Asker},
     path,
+    pools::{self, Wish},
     request::{Target, target},
     route::{Asked, Found},
     state::Service,
     tls,
     voice::{Form, Trouble},
 };
-use crate::model::desk::{Action, Elsewhere, HeaderEdits, PathPattern};
+use crate::model::desk::{Action, Elsewhere, HeaderEdits, PathPattern, Sticky};
 
 /// A client's connection.
 struct Visit {
@@ -159,7 +162,7 @@ impl Visit {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status().as_u16();
-        self.shared.figures.answer(&service.order.name, &case.line.route, status);
+        self.shared.figures.answer(&service.order.name, &case.line.route, status, began.elapsed());
         case.line.status = status;
         let line = service.order.access_log.then_some((case.line, began));
         if let Some(tunnel) = case.tunnel {
@@ -218,7 +221,8 @@ impl Visit {
                 }
                 response
             }
-            Action::Forward { pool, strip_prefix, headers } => {
+            Action::Forward { pool, strip_prefix, sticky, headers } => {
+                let wish = wish(sticky.as_ref(), &parts.headers, case.origin.client);
                 let path = match (&route.condition.path, strip_prefix) {
                     (PathPattern::Prefix(prefix), true) => path::strip(&target.path, prefix).unwrap_or("/"),
                     _ => &target.path,
@@ -236,22 +240,31 @@ impl Visit {
                 if becoming.is_some() {
                     headers::become_websocket(&mut parts.headers);
                 }
-                self.forward(service, pool, (parts, body), becoming, case).await?
+                let (mut response, mark) =
+                    self.forward(service, (pool, wish), (parts, body), becoming, case).await?;
+                if let Some(Sticky::Cookie(name)) = sticky
+                    && wish != Wish::Marked(mark)
+                {
+                    let secure = if case.origin.tls.unwrap_or(self.tls) { "; Secure" } else { "" };
+                    let cookie = format!("{name}={mark:016x}; Path=/; HttpOnly; SameSite=Lax{secure}");
+                    append(&mut response, header::SET_COOKIE, &cookie);
+                }
+                response
             }
         };
         headers::edit(response.headers_mut(), &route.response_headers);
         Ok(response)
     }
 
-    /// Has a backend answer.
+    /// Has a backend answer; gives its mark too.
     async fn forward(
         &self,
         service: &Service,
-        pool: &str,
+        (pool, wish): (&str, Wish),
         (parts, body): (Parts, Incoming),
         becoming: Option<OnUpgrade>,
         case: &mut Case,
-    ) -> Result<Response<Body>, Trouble> {
+    ) -> Result<(Response<Body>, u64), Trouble> {
         let state = self.shared.state.load_full();
         let pool = state.pools.get(pool).ok_or(Trouble::Closed)?;
         if becoming.is_some() && pool.transport.http2 {
@@ -264,12 +277,13 @@ impl Visit {
             &self.shared.connections,
             &self.shared,
             pool,
-            self.called.port(),
+            (self.called.port(), wish),
             timeouts,
             (parts, body),
             &upload,
         );
         let (response, hold) = sent.await?;
+        let mark = hold.ticket.mark;
         case.line.backend = Some(hold.ticket.address.to_string());
         let (mut parts, body) = response.into_parts();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -286,10 +300,10 @@ impl Visit {
             headers::become_websocket(&mut parts.headers);
             let ticket = hold.ticket;
             case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
-            return Ok(Response::from_parts(parts, nothing()));
+            return Ok((Response::from_parts(parts, nothing()), mark));
         }
         let body = Watched::download(body, timeouts.body, hold);
-        Ok(Response::from_parts(parts, body.boxed_unsync()))
+        Ok((Response::from_parts(parts, body.boxed_unsync()), mark))
     }
 
     fn trouble(&self, trouble: &Trouble, case: &Case) -> Response<Body> {
@@ -387,6 +401,29 @@ fn plain(status: u16, text: String) -> Response<Body> {
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
+}
+
+/// To whom a request would rather come.
+fn wish(sticky: Option<&Sticky>, headers: &HeaderMap, client: IpAddr) -> Wish {
+    match sticky {
+        None => Wish::Anyone,
+        Some(Sticky::Source) => Wish::Same(pools::key(network(client).to_string().as_bytes())),
+        Some(Sticky::Header(name)) => match headers.get(name) {
+            Some(value) => Wish::Same(pools::key(value.as_bytes())),
+            None => Wish::Anyone,
+        },
+        Some(Sticky::Cookie(name)) => {
+            let mark = headers::cookie(headers, name).and_then(|mark| u64::from_str_radix(mark, 16).ok());
+            mark.map_or(Wish::Anyone, Wish::Marked)
+        }
+    }
+}
+
+/// Only what can be a header's value is written, besides what there is of the name.
+fn append(response: &mut Response<Body>, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().append(name, value);
+    }
 }
 
 /// Only what can be a header's value is written; a path that has been normalised can.

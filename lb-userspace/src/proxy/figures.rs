@@ -6,9 +6,10 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use super::orders::{Answers, Denied, Report};
+use super::orders::{Answers, Denied, LATENCY_BOUNDS, Latencies, Report};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -24,8 +25,19 @@ pub struct Figures {
 struct Named {
     refused: BTreeMap<&'static str, u64>,
     troubles: BTreeMap<&'static str, u64>,
-    answers: BTreeMap<(String, String, u16), u64>,
+    /// By service and route: looked up for each request, so without a key to be made.
+    routes: BTreeMap<String, BTreeMap<String, OfRoute>>,
     denied: BTreeMap<(String, String, u16, &'static str), u64>,
+}
+
+/// What a route has answered.
+#[derive(Clone, Debug, Default)]
+struct OfRoute {
+    /// By the first digit of the status.
+    classes: [u64; 6],
+    /// By how long it took, see [`LATENCY_BOUNDS`]; the last is for what took longer.
+    latencies: [u64; LATENCY_BOUNDS.len() + 1],
+    microseconds: u64,
 }
 
 /// Something that is open until this is dropped.
@@ -77,10 +89,23 @@ impl Figures {
         *self.named().denied.entry(key).or_default() += 1;
     }
 
-    /// A request was answered.
-    pub fn answer(&self, service: &str, route: &str, status: u16) {
-        let key = (service.to_owned(), route.to_owned(), status / 100);
-        *self.named().answers.entry(key).or_default() += 1;
+    /// A request was answered; the head of its answer took so long.
+    pub fn answer(&self, service: &str, route: &str, status: u16, took: Duration) {
+        let mut named = self.named();
+        if !named.routes.contains_key(service) {
+            named.routes.insert(service.to_owned(), BTreeMap::new());
+        }
+        let Some(routes) = named.routes.get_mut(service) else { return };
+        if !routes.contains_key(route) {
+            routes.insert(route.to_owned(), OfRoute::default());
+        }
+        let Some(of) = routes.get_mut(route) else { return };
+        if let Some(count) = of.classes.get_mut(usize::from(status / 100)) {
+            *count += 1;
+        }
+        let slot = LATENCY_BOUNDS.partition_point(|&bound| bound < took.as_secs_f64());
+        of.latencies[slot] += 1;
+        of.microseconds += u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     }
 
     fn named(&self) -> std::sync::MutexGuard<'_, Named> {
@@ -93,11 +118,24 @@ impl Figures {
         let owned = |counts: &BTreeMap<&'static str, u64>| {
             counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
         };
-        let answers = named.answers.iter().map(|((service, route, class), &count)| Answers {
+        let routes = || {
+            let of = |(service, routes)| Iterator::zip(std::iter::repeat(service), routes);
+            named.routes.iter().flat_map(of)
+        };
+        let answers = routes().flat_map(|(service, (route, of))| {
+            let given = (0u16..).zip(of.classes).filter(|(_, count)| *count > 0);
+            given.map(|(class, count)| Answers {
+                service: service.clone(),
+                route: route.clone(),
+                class,
+                count,
+            })
+        });
+        let latencies = routes().map(|(service, (route, of))| Latencies {
             service: service.clone(),
             route: route.clone(),
-            class: *class,
-            count,
+            counts: of.latencies.to_vec(),
+            microseconds: of.microseconds,
         });
         let denied = named.denied.iter().map(|((service, route, status, reason), &count)| Denied {
             service: service.clone(),
@@ -114,8 +152,39 @@ impl Figures {
             retries: self.retries.load(Ordering::Relaxed),
             lines_lost,
             answers: answers.collect(),
+            latencies: latencies.collect(),
             troubles: owned(&named.troubles),
             denied: denied.collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_counted_by_route_and_by_how_long_they_took() {
+        let figures = Figures::default();
+        for (route, status, ms) in
+            [("/a/*", 200, 0), ("/a/*", 204, 1), ("/a/*", 503, 2), ("/a/*", 200, 60_000), ("/b/*", 101, 7)]
+        {
+            figures.answer("shop", route, status, Duration::from_millis(ms));
+        }
+        let report = figures.report(0);
+        let answers = report.answers.iter().map(|it| (it.route.as_str(), it.class, it.count));
+        assert_eq!(answers.collect::<Vec<_>>(), [("/a/*", 2, 3), ("/a/*", 5, 1), ("/b/*", 1, 1)]);
+        let [a, b] = report.latencies.as_slice() else { panic!("{:?}", report.latencies) };
+        // A bound is part of what it bounds, as Prometheus has it.
+        assert_eq!((a.counts[0], a.counts[1], a.counts[LATENCY_BOUNDS.len()]), (2, 1, 1), "{a:?}");
+        assert_eq!((a.counts.iter().sum::<u64>(), a.microseconds), (4, 60_003_000));
+        let slot = LATENCY_BOUNDS.iter().position(|bound| *bound >= 0.007).unwrap();
+        assert_eq!((b.counts[slot], b.microseconds), (1, 7000));
+        let mut now = figures.report(0);
+        now.add(&report);
+        assert_eq!((now.latencies[0].counts[0], now.latencies[0].microseconds), (4, 120_006_000));
+        let mut fresh = Report::default();
+        fresh.add(&report);
+        assert_eq!(fresh.latencies, report.latencies);
     }
 }

@@ -76,6 +76,13 @@ pub(super) fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
         .collect()
 }
 
+/// The value of a cookie (RFC 6265 section 4.2), the first of its name.
+pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let texts = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 /// Who asks, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Asker<'a> {

@@ -161,11 +161,31 @@ pub struct Report {
     pub lines_lost: u64,
     /// Answers.
     pub answers: Vec<Answers>,
+    /// How long answers took to begin.
+    #[serde(default)]
+    pub latencies: Vec<Latencies>,
     /// Answers of the desk's own, by reason.
     pub troubles: BTreeMap<String, u64>,
     /// Requests that were not let in.
     #[serde(default)]
     pub denied: Vec<Denied>,
+}
+
+/// What the time until an answer begins is counted by, in seconds: up to each of these.
+pub const LATENCY_BOUNDS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// How long answers of a route took to begin.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Latencies {
+    /// The service.
+    pub service: String,
+    /// The route, as its condition is written; empty: none.
+    pub route: String,
+    /// How many, by [`LATENCY_BOUNDS`]; the last: longer.
+    pub counts: Vec<u64>,
+    /// All of them together.
+    pub microseconds: u64,
 }
 
 /// Requests that were not let in for one reason.
@@ -217,6 +237,17 @@ impl Report {
             }
         }
         self.answers.sort();
+        for other in &before.latencies {
+            let same = |mine: &&mut Latencies| (&mine.service, &mine.route) == (&other.service, &other.route);
+            match self.latencies.iter_mut().find(same) {
+                Some(mine) => {
+                    mine.counts.iter_mut().zip(&other.counts).for_each(|(mine, count)| *mine += count);
+                    mine.microseconds += other.microseconds;
+                }
+                None => self.latencies.push(other.clone()),
+            }
+        }
+        self.latencies.sort();
         for other in &before.denied {
             let same = |mine: &&mut Denied| **mine == Denied { count: mine.count, ..other.clone() };
             match self.denied.iter_mut().find(same) {

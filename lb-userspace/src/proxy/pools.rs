@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{orders::Files, transport::Transport};
+use super::{chance::mix, orders::Files, transport::Transport};
 use crate::model::desk::{Crowd, Speech};
 
 /// A pool as the daemon sees it now.
@@ -84,8 +84,56 @@ impl Drop for Place<'_> {
 #[derive(Debug)]
 struct Member {
     order: BackendOrder,
+    /// What it is known by, to other desks too.
+    mark: u64,
     under_way: Arc<AtomicU64>,
     cut: CancellationToken,
+}
+
+/// A request that wants a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The port that its client called.
+    pub port: u16,
+    /// Time and chance.
+    pub random: u64,
+    /// Whom it would rather come to.
+    pub wish: Wish,
+}
+
+/// Whom a request would rather come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Whoever has less to do, of two.
+    Anyone,
+    /// Always the same for this key, as long as they are fit; of those that come and go only a share moves.
+    Same(u64),
+    /// The one with this mark.
+    Marked(u64),
+}
+
+/// A key for [`Wish::Same`], the same for all desks.
+pub fn key(of: &[u8]) -> u64 {
+    of.chunks(8).fold(mix(of.len() as u64), |key, chunk| {
+        let number = chunk.iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
+        mix(key ^ mix(number))
+    })
+}
+
+/// What a backend is known by.
+fn mark(order: &BackendOrder) -> u64 {
+    let port = order.port.map_or(String::new(), |port| port.to_string());
+    key(format!("{} {port}", order.address).as_bytes())
+}
+
+impl Member {
+    /// How good it is for a key; by highest random weight (Thaler and Ravishankar, 1998), here with weights by
+    /// the logarithmic method.
+    fn score(&self, key: u64) -> f64 {
+        // In (0, 1), never one of its ends: 53 bits are what a double holds.
+        let drawn = ((mix(key ^ self.mark) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        -f64::from(self.order.weight) / drawn.ln()
+    }
 }
 
 /// Why there is no backend.
@@ -106,6 +154,8 @@ pub enum NoBackend {
 pub struct Ticket {
     /// Where it is.
     pub address: SocketAddr,
+    /// What it is known by to who wishes to come back.
+    pub mark: u64,
     under_way: Arc<AtomicU64>,
     cut: CancellationToken,
     room: Arc<Room>,
@@ -155,6 +205,7 @@ impl Pool {
             let known = before.and_then(|pool| pool.member(order));
             Member {
                 order: order.clone(),
+                mark: mark(order),
                 under_way: known.map(|m| Arc::clone(&m.under_way)).unwrap_or_default(),
                 // One that comes back begins anew.
                 cut: known.map(|m| m.cut.clone()).filter(|cut| !cut.is_cancelled()).unwrap_or_default(),
@@ -186,8 +237,8 @@ impl Pool {
     ///
     /// # Errors
     /// Why there is none; [`NoBackend::Full`] when none has room in time, or too many wait already.
-    pub async fn enter(&self, port: u16, tried: &[SocketAddr], random: u64) -> Result<Ticket, NoBackend> {
-        let first = self.choose(port, tried, random);
+    pub async fn enter(&self, call: Call, tried: &[SocketAddr]) -> Result<Ticket, NoBackend> {
+        let first = self.choose(call, tried);
         let (Err(NoBackend::Full), Some(crowd)) = (&first, self.crowd) else { return first };
         let before = self.room.waiting.fetch_add(1, Ordering::Relaxed);
         let _place = Place(&self.room);
@@ -199,7 +250,7 @@ impl Pool {
             // What is freed from here on is noticed, though nobody waits for it yet.
             let mut freed = pin!(self.room.freed.notified());
             freed.as_mut().enable();
-            match self.choose(port, tried, random) {
+            match self.choose(call, tried) {
                 Err(NoBackend::Full) => {}
                 other => return other,
             }
@@ -210,12 +261,12 @@ impl Pool {
         }
     }
 
-    /// A backend for a request to `port`, none of those that have been `tried`. Time and chance are in
-    /// `random`.
+    /// A backend for a request, none of those that have been `tried`.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn choose(&self, port: u16, tried: &[SocketAddr], random: u64) -> Result<Ticket, NoBackend> {
+    pub fn choose(&self, call: Call, tried: &[SocketAddr]) -> Result<Ticket, NoBackend> {
+        let Call { port, random, wish } = call;
         let total = self.shares.last().copied().unwrap_or(0);
         if total == 0 {
             let drained = !self.members.is_empty() && self.members.iter().all(|m| m.order.draining);
@@ -235,6 +286,15 @@ impl Pool {
         // Where chance names only those that have been tried, whoever is left.
         let fit = |&n: &usize| self.members[n].order.usable && self.members[n].order.weight > 0;
         let left = || (0..self.members.len()).filter(fit).find(fresh);
+        let candidates = || (0..self.members.len()).filter(fit).filter(fresh);
+        let wished = match wish {
+            Wish::Anyone => None,
+            Wish::Marked(mark) => candidates().find(|&number| self.members[number].mark == mark),
+            Wish::Same(key) => {
+                let score = |&number: &usize| self.members[number].score(key);
+                candidates().max_by(|a, b| score(a).total_cmp(&score(b)))
+            }
+        };
         let none = || match (0..self.members.len()).filter(fit).any(|n| untried(&n)) {
             true => NoBackend::Full,
             false => NoBackend::Tried,
@@ -243,7 +303,8 @@ impl Pool {
             let member = &self.members[number];
             (member.under_way.load(Ordering::Relaxed) + 1) * 1000 / u64::from(member.order.weight).max(1)
         };
-        let number = pair.into_iter().filter(fresh).min_by_key(load).or_else(left).ok_or_else(none)?;
+        let of_two = || pair.into_iter().filter(fresh).min_by_key(load);
+        let number = wished.or_else(of_two).or_else(left).ok_or_else(none)?;
         let member = &self.members[number];
         // Somebody else may have taken the last of its room meanwhile.
         let one_more = |count| (count < limit).then_some(count + 1);
@@ -252,6 +313,7 @@ impl Pool {
         Ok(Ticket {
             address: address(member),
             under_way: Arc::clone(&member.under_way),
+            mark: member.mark,
             cut: member.cut.clone(),
             room: Arc::clone(&self.room),
         })
@@ -294,193 +356,4 @@ impl Budget {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn order(backends: &[(u8, u16, bool)]) -> Vec<PoolOrder> {
-        let backend = |&(last, weight, usable): &(u8, u16, bool)| BackendOrder {
-            address: [10, 0, 0, last].into(),
-            port: (last != 9).then_some(8080),
-            weight,
-            usable,
-            draining: false,
-            cut: false,
-        };
-        vec![PoolOrder {
-            name: "web".into(),
-            speech: Speech::default(),
-            crowd: None,
-            backends: backends.iter().map(backend).collect(),
-        }]
-    }
-
-    fn pools(backends: &[(u8, u16, bool)]) -> Pools {
-        Pools::ordered(&order(backends), &Files::new(), &Pools::default())
-    }
-
-    /// Numbers that are as if drawn (splitmix64).
-    fn numbers() -> impl Iterator<Item = u64> {
-        (1u64..).map(crate::proxy::chance::mix)
-    }
-
-    fn count(pools: &Pools, times: usize, held: &mut Vec<Ticket>) -> HashMap<SocketAddr, usize> {
-        let mut counts = HashMap::new();
-        for random in numbers().take(times) {
-            let ticket = pools.get("web").unwrap().choose(80, &[], random).unwrap();
-            *counts.entry(ticket.address).or_default() += 1;
-            held.push(ticket);
-        }
-        counts
-    }
-
-    #[test]
-    fn requests_under_way_are_spread_by_weight() {
-        let pools = pools(&[(1, 1, true), (2, 2, true), (3, 1, false), (4, 0, true)]);
-        let mut held = Vec::new();
-        let counts = count(&pools, 3000, &mut held);
-        assert_eq!(counts.len(), 2, "{counts:?}");
-        let of = |last: u8| counts[&SocketAddr::from(([10, 0, 0, last], 8080))];
-        assert!((980..=1020).contains(&of(1)) && (1980..=2020).contains(&of(2)), "{counts:?}");
-    }
-
-    #[test]
-    fn who_has_much_to_do_gets_less() {
-        let pools = pools(&[(1, 1, true), (2, 1, true)]);
-        let busy: SocketAddr = ([10, 0, 0, 1], 8080).into();
-        let pool = pools.get("web").unwrap();
-        let burden: Vec<_> =
-            (0..100).map(|_| pool.choose(80, &[([10, 0, 0, 2], 8080).into()], 0).unwrap()).collect();
-        assert!(burden.iter().all(|ticket| ticket.address == busy));
-        let mut taken = 0;
-        for random in numbers().take(1000) {
-            taken += usize::from(pool.choose(80, &[], random).unwrap().address == busy);
-        }
-        // Only where chance names it twice.
-        assert!((150..350).contains(&taken), "{taken}");
-        drop(burden);
-        let mut taken = 0;
-        for random in numbers().take(1000) {
-            taken += usize::from(pool.choose(80, &[], random).unwrap().address == busy);
-        }
-        assert!(taken > 400, "{taken}");
-    }
-
-    #[test]
-    fn counts_outlive_orders() {
-        let before = pools(&[(1, 1, true), (2, 1, true)]);
-        let mut held = Vec::new();
-        count(&before, 100, &mut held);
-        let after = Pools::ordered(&order(&[(1, 1, true), (3, 1, true)]), &Files::new(), &before);
-        let under_way = |last: u8| {
-            let pool = after.get("web").unwrap();
-            let is = |m: &&Member| m.order.address == IpAddr::from([10, 0, 0, last]);
-            pool.members.iter().find(is).unwrap().under_way.load(Ordering::Relaxed)
-        };
-        assert!(under_way(1) > 0 && under_way(3) == 0);
-        held.clear();
-        assert_eq!(under_way(1), 0);
-    }
-
-    #[tokio::test]
-    async fn who_is_taken_out_ends_what_it_has() {
-        use futures::FutureExt as _;
-        let now = |ticket: &Ticket| ticket.cut().now_or_never().is_some();
-        let all = [(1, 1, true), (2, 1, true), (3, 1, true)];
-        let first = pools(&all);
-        let mut held = Vec::new();
-        count(&first, 100, &mut held);
-        let cut_of = |held: &[Ticket], last: u8| {
-            let of: Vec<bool> =
-                held.iter().filter(|t| t.address.ip() == IpAddr::from([10, 0, 0, last])).map(now).collect();
-            assert!(of.len() > 3 && of.iter().all(|cut| *cut == of[0]), "{last}: {of:?}");
-            of[0]
-        };
-        // Unfit, and away altogether; the third one is as it was.
-        let mut orders = order(&all[..1]);
-        orders[0].backends[0].cut = true;
-        orders[0].backends.extend(order(&all)[0].backends[2..].iter().cloned());
-        let second = Pools::ordered(&orders, &Files::new(), &first);
-        assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
-        // What comes after it is back goes on.
-        let third = Pools::ordered(&order(&all), &Files::new(), &second);
-        let mut later = Vec::new();
-        count(&third, 100, &mut later);
-        assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [false; 3]);
-        assert_eq!([1, 2, 3].map(|last| cut_of(&held, last)), [true, true, false]);
-        Pools::ordered(&[], &Files::new(), &third);
-        assert_eq!([1, 2, 3].map(|last| cut_of(&later, last)), [true; 3]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_has_only_so_many_and_some_wait() {
-        let mut orders = order(&[(1, 1, true), (2, 1, true)]);
-        orders[0].crowd = Some(Crowd { limit: 3, queue: 2, wait: Duration::from_secs(1) });
-        let pools = Pools::ordered(&orders, &Files::new(), &Pools::default());
-        let pool = Arc::clone(pools.get("web").unwrap());
-        let mut random = numbers();
-        let mut held: Vec<_> =
-            (0..6).map(|_| pool.choose(80, &[], random.next().unwrap()).unwrap()).collect();
-        let of = |held: &[Ticket], last: u8| {
-            held.iter().filter(|ticket| ticket.address.ip() == IpAddr::from([10, 0, 0, last])).count()
-        };
-        assert_eq!((of(&held, 1), of(&held, 2)), (3, 3));
-        let began = tokio::time::Instant::now();
-        assert_eq!(pool.enter(80, &[], 7).await.unwrap_err(), NoBackend::Full);
-        assert_eq!(began.elapsed(), Duration::from_secs(1));
-        // Of three who wait one is too many; the two others get what is given back, one after the other.
-        let wait = || {
-            let pool = Arc::clone(&pool);
-            tokio::spawn(async move { pool.enter(80, &[], 7).await })
-        };
-        let (first, second) = (wait(), wait());
-        tokio::task::yield_now().await;
-        let began = tokio::time::Instant::now();
-        assert_eq!(pool.enter(80, &[], 7).await.unwrap_err(), NoBackend::Full);
-        assert_eq!(began.elapsed(), Duration::ZERO);
-        let freed = held.pop().unwrap().address;
-        let first = first.await.unwrap().unwrap();
-        assert_eq!(first.address, freed);
-        tokio::task::yield_now().await;
-        assert!(!second.is_finished());
-        // Orders that come meanwhile change nothing of that.
-        let after = Pools::ordered(&orders, &Files::new(), &pools);
-        drop(first);
-        let second = second.await.unwrap().unwrap();
-        let all = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 8080)));
-        assert_eq!(after.get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Full);
-        assert_eq!(pool.choose(80, &all, 7).unwrap_err(), NoBackend::Tried);
-        drop((second, held));
-        assert!((0..6).all(|_| pool.choose(80, &[], 7).map(std::mem::forget).is_ok()));
-    }
-
-    #[test]
-    fn nobody_is_tried_twice_and_reasons_are_told() {
-        let two = pools(&[(1, 1, true), (9, 1, true)]);
-        let pool = two.get("web").unwrap();
-        let first = pool.choose(443, &[], 7).unwrap().address;
-        let second = pool.choose(443, &[first], 7).unwrap().address;
-        assert_ne!(first, second);
-        assert!(
-            [first, second].contains(&([10, 0, 0, 9], 443).into()),
-            "the client's port, where none is named"
-        );
-        assert_eq!(pool.choose(443, &[first, second], 7).unwrap_err(), NoBackend::Tried);
-        assert_eq!(pools(&[]).get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Unfit);
-        let mut orders = order(&[(1, 1, false)]);
-        orders[0].backends[0].draining = true;
-        let drained = Pools::ordered(&orders, &Files::new(), &Pools::default());
-        assert_eq!(drained.get("web").unwrap().choose(80, &[], 7).unwrap_err(), NoBackend::Drained);
-    }
-
-    #[test]
-    fn a_fifth_may_be_tried_again() {
-        let budget = Budget::default();
-        assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
-        (0..50).for_each(|_| budget.earn());
-        assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
-        (0..100_000).for_each(|_| budget.earn());
-        assert_eq!((0..1000).filter(|_| budget.spend()).count(), 100);
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// The desk.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Desk {
     /// Its process; `null` while there is none.
     pub pid: Option<u32>,
@@ -32,9 +32,27 @@ pub struct Desk {
     pub lines_lost: u64,
     /// Answers by service, route and class of status.
     pub answers: Vec<Answers>,
+    /// How long answers took to begin, by route.
+    #[serde(default)]
+    pub latencies: Vec<Latencies>,
     /// Requests that were not let in.
     #[serde(default)]
     pub denied: Vec<Denied>,
+}
+
+/// How long answers of a route took to begin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latencies {
+    /// The service.
+    pub service: String,
+    /// The route; empty where none was taken.
+    pub route: String,
+    /// All of them together.
+    pub seconds: f64,
+    /// How many took up to so many seconds, and more than the bound before.
+    pub up_to_seconds: Vec<(f64, u64)>,
+    /// How many took longer.
+    pub longer: u64,
 }
 
 /// Requests that a route did not let in, for one reason.

@@ -4,7 +4,7 @@ use crate::{
     config::{Complaints, Document},
     model::{
         Forward, Scheduler, Track,
-        desk::{Action, DESK_POOL, Elsewhere, HostPattern, PathPattern},
+        desk::{Action, DESK_POOL, Elsewhere, HostPattern, PathPattern, Sticky},
     },
 };
 
@@ -396,5 +396,37 @@ fn whoever_speaks_for_others_is_named() {
     ] {
         let refused = Document::parse(&document(proxies)).unwrap_err().to_string();
         assert!(refused.contains(wanted), "{proxies}: {refused}");
+    }
+}
+
+#[test]
+fn what_makes_requests_stick_is_read_as_it_is_written() {
+    let document = |route: &str| {
+        let pool = "[pools.web]\nbackends = [ { address = \"10.0.0.11:80\" } ]\n";
+        format!(
+            "interfaces = [\"eth0\"]\n{pool}[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\n\
+             routes = [ {{ {route} }} ]\n"
+        )
+    };
+    for (sticky, wanted) in [
+        ("\"source\"", Sticky::Source),
+        ("{ header = \"X-User\" }", Sticky::Header("x-user".into())),
+        ("{ cookie = \"Lobby\" }", Sticky::Cookie("Lobby".into())),
+    ] {
+        let document = Document::parse(&document(&format!("pool = \"web\", sticky = {sticky}"))).unwrap();
+        let (_, _, desk) = document.config.at_desk().next().unwrap();
+        let Action::Forward { sticky, .. } = &desk.routes[0].action else { panic!("{desk:?}") };
+        assert_eq!(sticky.as_ref(), Some(&wanted));
+    }
+    for (route, wanted) in [
+        ("pool = \"web\", sticky = true", "sticky"),
+        ("pool = \"web\", sticky = \"moon\"", "cannot be \"moon\""),
+        ("pool = \"web\", sticky = {}", "does not say by what"),
+        ("pool = \"web\", sticky = { header = \"a\", cookie = \"b\" }", "does not say by what"),
+        ("pool = \"web\", sticky = { cookie = \"a;b\" }", "a name for the cookie"),
+        ("respond = 404, sticky = \"source\"", "and this route has none"),
+    ] {
+        let refused = Document::parse(&document(route)).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{route}: {refused}");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     model::desk::DeskTimeouts,
     proxy::{
         desk::Shared,
-        pools::{NoBackend, Pool},
+        pools::{Call, NoBackend, Pool, Wish},
         transport::Transport,
         voice::Trouble,
     },
@@ -36,7 +36,7 @@ enum Failed {
     Slow,
 }
 
-/// Sends a request to a backend of a pool, which a client called on `port`.
+/// Sends a request to a backend of a pool.
 ///
 /// # Errors
 /// Why there is no answer.
@@ -44,7 +44,7 @@ pub(super) async fn send(
     connections: &Connections,
     shared: &Shared,
     pool: &Pool,
-    port: u16,
+    (port, wish): (u16, Wish),
     timeouts: &DeskTimeouts,
     (mut parts, body): (Parts, Watched),
     upload: &Upload,
@@ -63,7 +63,8 @@ pub(super) async fn send(
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Trouble::Unreachable;
     for attempt in 0..ATTEMPTS {
-        let ticket = match pool.enter(port, &tried, shared.chance.next()).await {
+        let call = Call { port, random: shared.chance.next(), wish };
+        let ticket = match pool.enter(call, &tried).await {
             Ok(ticket) => ticket,
             Err(NoBackend::Drained) => return Err(Trouble::Drained),
             Err(NoBackend::Unfit) => return Err(Trouble::Closed),
