@@ -218,7 +218,7 @@ impl EncodeMetric for Histograms {
         for its in &self.0 {
             let labels = vec![("service", its.service.clone()), ("route", its.route.clone())];
             let mut buckets = its.up_to_seconds.clone();
-            buckets.push((f64::MAX, its.longer));
+            buckets.push((f64::INFINITY, its.longer));
             let count = buckets.iter().map(|(_, count)| count).sum();
             let mut one = encoder.encode_family(&labels)?;
             one.encode_histogram::<NoLabels>(its.seconds, count, &buckets, None)?;

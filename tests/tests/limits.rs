@@ -18,6 +18,7 @@ const KEYS: &str = "anna:7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add
 
 fn services(directory: &std::path::Path, calm: &str) -> String {
     let keys = directory.join("keys").display().to_string();
+    let secret = directory.join("secret").display().to_string();
     format!(
         r#"
 [services.shop]
@@ -37,6 +38,10 @@ path = "/user"
 pool = "web"
 auth = {{ key = {{ keys = "{keys}" }} }}
 limits = [ {{ rate = "3/h", by = "user" }}, {{ rate = "100/h" }} ]
+[[services.shop.routes]]
+path = "/two"
+pool = "web"
+auth = [ {{ jwt = {{ secret_file = "{secret}" }} }}, {{ key = {{ keys = "{keys}" }} }} ]
 "#
     )
 }
@@ -51,6 +56,7 @@ impl Scene {
     fn new() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         std::fs::write(directory.path().join("keys"), KEYS)?;
+        std::fs::write(directory.path().join("secret"), "a secret of more than 32 bytes, made by nobody")?;
         let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
         let services = services(directory.path(), "");
         let desk = Desk::start(&services, &[("web", vec![backend(recorder.address)])], &[])?;
@@ -130,6 +136,59 @@ fn guessing_is_slowed() -> Result<()> {
     // And it ends: one more each six seconds.
     std::thread::sleep(Duration::from_secs(wait.parse::<u64>()?));
     assert_eq!(scene.statuses(1, 1, "/user", "X-Api-Key: one\r\n")?, [200]);
+    Ok(())
+}
+
+/// Who is known by one thing does not get to guess another.
+#[test]
+fn guessing_is_slowed_for_who_is_known_too() -> Result<()> {
+    let scene = Scene::new()?;
+    let both = "Authorization: Bearer a.b.c\r\nX-Api-Key: one\r\n";
+    assert_eq!(scene.statuses(11, 1, "/two", both)?, [vec![200; 10], vec![429]].concat());
+    assert_eq!(scene.statuses(12, 2, "/two", "X-Api-Key: one\r\n")?, [200; 12], "nothing of it is wrong");
+    Ok(())
+}
+
+/// Who does not take their answers loses them, and their places with a server that has only so many.
+#[test]
+fn who_does_not_read_does_not_hold_a_server() -> Result<()> {
+    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let service = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
+                   timeouts = { body = \"1s\" }\n\
+                   [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
+    let crowd = Crowd { limit: 3, queue: 0, wait: Duration::from_millis(1) };
+    let settings = (Speech::default(), Some(crowd));
+    let desk = Desk::with(settings, service, &[("web", vec![backend(recorder.address)])], &[])?;
+    let ask = || -> Result<u16> {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        Ok(speaker.hear()?.context("an answer")?.status)
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let held = runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(desk.addresses[0]).await?;
+        // Nobody can send it a byte of a body.
+        let (client, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await?;
+        tokio::spawn(connection);
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            let mut client = client.clone().ready().await?;
+            let request = http::Request::get("http://shop.example/").body(())?;
+            let (answer, _) = client.send_request(request, true)?;
+            answers.push(answer.await?);
+        }
+        anyhow::Ok((client, answers))
+    })?;
+    assert_eq!(ask()?, 503, "all places are taken");
+    let began = std::time::Instant::now();
+    while ask()? != 200 {
+        ensure!(began.elapsed() < Duration::from_secs(20), "the places stay taken");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Two of the three places were free; the third is found free as well.
+    assert_eq!((0..20).map(|_| ask()).collect::<Result<Vec<_>>>()?, [200; 20]);
+    drop(held);
     Ok(())
 }
 

@@ -76,6 +76,15 @@ fn who_asks_is_believed_of_proxies_alone() -> Result<()> {
     let few: Result<Vec<_>> =
         [1, 1, 1, 2].iter().map(|&n| status(&desk, PROXY, "/few", &client(n))).collect();
     assert_eq!(few?, [200, 200, 429, 200]);
+    (0..4).try_for_each(|_| desk.line().map(drop))?;
+    // However long or odd what a client sends itself.
+    let odd = ["6.6.6.6, ".repeat(500), "\u{e9}, ".into()];
+    for own in odd {
+        let headers = format!("X-Forwarded-For: {own}10.1.2.9\r\nForwarded: for=10.1.2.3\r\n");
+        assert_eq!(status(&desk, PROXY, "/x", &headers)?, 200);
+        let line: serde_json::Value = serde_json::from_str(&desk.line()?)?;
+        assert_eq!(line["client"], "10.1.2.9", "{own}");
+    }
     let strangers: Result<Vec<_>> =
         [1, 2, 3].iter().map(|&n| status(&desk, STRANGER, "/few", &client(n))).collect();
     assert_eq!(strangers?, [200, 200, 429]);

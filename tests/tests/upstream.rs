@@ -346,6 +346,56 @@ fn calls_stream_both_ways_and_end_with_trailers() -> Result<()> {
     })
 }
 
+/// Of a call that streams both ways one side may be silent for longer than a body may rest; not both.
+#[test]
+fn one_side_of_a_call_may_be_silent() -> Result<()> {
+    let server = Multiplex::start(None, 100, |mut it: Exchange| async move {
+        let talks = it.request.uri().path() == "/server-talks";
+        let mut sender = it.respond.send_response(Response::new(()), false)?;
+        if talks {
+            for _ in 0..12 {
+                sender.send_data(Bytes::from_static(b"word "), false)?;
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            sender.send_data(Bytes::from_static(b"end"), true)?;
+            return Ok(());
+        }
+        let (heard, _) = whole(it.request.body_mut()).await?;
+        sender.send_data(Bytes::from(format!("{} bytes", heard.len())), true)?;
+        Ok(())
+    })?;
+    let hasty = SERVICE.replace("body = \"5s\"", "body = \"1s\"");
+    let desk = Desk::with((H2C, None), &hasty, &[("web", vec![backend(server.address)])], &[])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let stream = TcpStream::connect(desk.addresses[0]).await?;
+        let (mut client, connection) = h2::client::handshake(stream).await?;
+        tokio::spawn(connection);
+        let post = |path: &str| Request::post(format!("http://shop.example{path}")).body(());
+        client = client.ready().await?;
+        let (answer, kept_open) = client.send_request(post("/server-talks")?, false)?;
+        let (heard, _) = whole(answer.await?.body_mut()).await?;
+        assert_eq!(heard.len(), 12 * 5 + 3, "the client says nothing for three seconds");
+        drop(kept_open);
+        client = client.ready().await?;
+        let (answer, mut sender) = client.send_request(post("/client-talks")?, false)?;
+        let mut answer = answer.await?;
+        for _ in 0..12 {
+            sender.send_data(Bytes::from_static(b"word "), false)?;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        sender.send_data(Bytes::new(), true)?;
+        let (heard, _) = whole(answer.body_mut()).await?;
+        assert_eq!(heard, b"60 bytes", "the server says nothing for three seconds");
+        client = client.ready().await?;
+        let (answer, kept_open) = client.send_request(post("/nobody-talks")?, false)?;
+        let mut answer = answer.await?;
+        assert!(whole(answer.body_mut()).await.is_err(), "neither says anything, and nobody ends it");
+        drop(kept_open);
+        anyhow::Ok(())
+    })
+}
+
 /// Who does not read holds up nobody else of the same connection.
 #[test]
 fn a_client_that_does_not_read_holds_up_no_other() -> Result<()> {

@@ -18,7 +18,13 @@ pub(super) fn limits(fields: &mut Fields<'_>, asks: bool, sink: &mut Sink<'_>) -
     if node.array(&mut Sink::new("")).is_some_and(|nodes| nodes.is_empty()) {
         sink.error(&node.span, "limits names no limit", "write { rate = \"100/s\" }, or remove it");
     }
-    node.list(sink, one).into_iter().map(|(limit, _)| limit).collect()
+    let found = node.list(sink, one);
+    for (number, (limit, span)) in found.iter().enumerate() {
+        if found[..number].iter().any(|(other, _)| other.by == limit.by && other.period == limit.period) {
+            sink.error(span, "there is a limit by the same in the same time already", "keep one of them");
+        }
+    }
+    found.into_iter().map(|(limit, _)| limit).collect()
 }
 
 /// `{ rate = "100/s", burst = 200, by = "source" }`.
@@ -112,6 +118,7 @@ mod tests {
             ("{ rate = \"0/s\" }", "write how many in which time"),
             ("{ rate = \"5/d\" }", "write how many in which time"),
             ("{ rate = \"5/s\", burst = 0 }", "burst"),
+            ("[ { rate = \"5/s\" }, { rate = \"9/s\" } ]", "already"),
             ("{ rate = \"5/s\", by = \"moon\" }", "cannot be \"moon\""),
             ("{ rate = \"5/s\", by = \"user\" }", "does not ask who one is"),
             ("{ rate = \"5/s\", by = { header = \"a b\" } }", "no name of a header"),

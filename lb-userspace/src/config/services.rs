@@ -13,7 +13,9 @@ use crate::{
     maglev,
     model::{
         Forward, Listen, Network, Protocol, Scheduler, Service, Track,
-        desk::{Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, PathPattern, Route},
+        desk::{
+            Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, PathPattern, ProxyHeader, Route,
+        },
         guard::Guard,
     },
 };
@@ -157,6 +159,10 @@ fn at_desk(
     let (allow, deny) = firewall(&mut fields, listen, sink);
     let proxies: Vec<Network> =
         networks(&mut fields, "proxies", listen, sink).into_iter().map(|(network, _)| network).collect();
+    let proxy_header = fields.read(sink, "proxy_header", |node, sink| {
+        let all = [("x-forwarded-for", ProxyHeader::ForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
+        node.choice(sink, &all)
+    });
     let proxy_protocol = fields.read(sink, "proxy_protocol", |node, sink| {
         let wanted = node.boolean(sink)?;
         if wanted && proxies.is_empty() {
@@ -186,6 +192,7 @@ fn at_desk(
             timeouts,
             access_log,
             proxies,
+            proxy_header: proxy_header.unwrap_or_default(),
             proxy_protocol: proxy_protocol.unwrap_or(false),
         }),
     })

@@ -7,10 +7,7 @@ use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
 };
-use crate::{
-    model::desk::{CertificateFiles, ServerTls, Speech},
-    proxy::route::is_name,
-};
+use crate::model::desk::{CertificateFiles, ServerTls, Speech};
 
 /// The certificates of a service. Whether their files are fit is only known where they are.
 pub(super) fn certificates(
@@ -74,7 +71,7 @@ fn server(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<ServerTls> {
     fields.finish(sink);
     let host = host.and_then(|node| {
         let name = node.string(sink)?;
-        if !is_name(name) && name.parse::<std::net::IpAddr>().is_err() {
+        if rustls::pki_types::ServerName::try_from(name).is_err() {
             node.refuse(
                 sink,
                 "write the name that the servers' certificate is for, such as \"shop.internal\"",
@@ -125,6 +122,10 @@ mod tests {
             ("tls = { ca = \"ca.pem\" }", "host"),
             ("tls = { host = \"a.example\" }", "ca"),
             ("tls = { host = \"a b\", ca = \"ca.pem\" }", "the name that the servers' certificate is for"),
+            (
+                "tls = { host = \"-a.example\", ca = \"ca.pem\" }",
+                "the name that the servers' certificate is for",
+            ),
             ("tls = { host = \"a.example\", ca = \"\" }", "the name of a PEM file"),
             ("tls = { host = \"a.example\", ca = \"ca.pem\", verify = false }", "verify"),
         ] {

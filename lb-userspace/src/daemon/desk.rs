@@ -219,6 +219,7 @@ pub fn services<'p>(
             timeouts: desk.timeouts,
             access_log: desk.access_log,
             proxies: desk.proxies.clone(),
+            proxy_header: desk.proxy_header,
             proxy_protocol: desk.proxy_protocol,
         })
     };

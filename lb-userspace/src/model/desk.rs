@@ -27,8 +27,20 @@ pub struct Desk {
     pub access_log: bool,
     /// Proxies before it, which are believed when they say who asks.
     pub proxies: Vec<Network>,
+    /// The header that they say it in.
+    pub proxy_header: ProxyHeader,
     /// They say so before anything else, by the PROXY protocol.
     pub proxy_protocol: bool,
+}
+
+/// In which header proxies say who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyHeader {
+    /// `X-Forwarded-For`, and `X-Forwarded-Proto`.
+    #[default]
+    ForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// Files of a certificate, in PEM form.

@@ -173,11 +173,18 @@ impl Gate {
         if let Some(wait) = porter.strikes.empty(key, now).filter(|_| self.shows(caller)) {
             return Err(Refusal::Slowed(wait));
         }
-        let identity = self.identify(caller, porter).await.inspect_err(|why| {
-            if let Refusal::Wrong(_) = why {
-                porter.strikes.overdraw(key, now);
+        let (identity, was_wrong) = match self.identify(caller, porter).await {
+            Ok((identity, was_wrong)) => (Ok(identity), was_wrong),
+            Err(why) => {
+                let was_wrong = matches!(why, Refusal::Wrong(_));
+                (Err(why), was_wrong)
             }
-        })?;
+        };
+        // Who is known by something else may not guess either.
+        if was_wrong {
+            porter.strikes.overdraw(key, now);
+        }
+        let identity = identity?;
         let has = |(claim, wanted): (&String, &BTreeSet<String>)| {
             identity.values(claim).iter().any(|value| wanted.contains(value))
         };
@@ -191,7 +198,8 @@ impl Gate {
             let value = HeaderValue::from_bytes(value.as_bytes()).ok().filter(|value| !value.is_empty());
             Some((HeaderName::try_from(name).ok()?, value?))
         };
-        passport.user = identity.first("user").map(str::to_owned);
+        // Known without a name: all such are one.
+        passport.user = Some(identity.first("user").unwrap_or_default().to_owned());
         passport.tells = self.guard.identity.iter().filter_map(tell).collect();
         Ok(passport)
     }
@@ -201,7 +209,8 @@ impl Gate {
         self.guard.ways.iter().any(|way| caller.headers.contains_key(way.header()))
     }
 
-    async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Identity, Refusal> {
+    /// Who it is, and whether something else was shown that was wrong.
+    async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<(Identity, bool), Refusal> {
         let (mut shown, mut usable) = (false, false);
         let mut problem = None;
         for way in &self.ways {
@@ -233,7 +242,7 @@ impl Gate {
                 }
             };
             if let Some(identity) = found {
-                return Ok(identity);
+                return Ok((identity, shown));
             }
             shown = true;
         }

@@ -1,15 +1,18 @@
 //! Where a request comes from, when it comes by proxies: whoever called is believed alone if the document names it, and so
 //! on along the chain.
+//!
+//! Everything before the last that is no proxy of ours is written by strangers: nothing of it, be it long, unreadable
+//! or in another header, may change what is found.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 
-use super::headers::{FORWARDED_FOR, FORWARDED_PROTO, tokens};
-use crate::model::Network;
+use super::headers::{FORWARDED_FOR, FORWARDED_PROTO};
+use crate::model::{Network, desk::ProxyHeader};
 
-/// Longest list of forwarders that is believed to be one.
-const LONGEST: usize = 1024;
+/// Most proxies in a chain.
+const MOST: usize = 32;
 
 /// Where a request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,33 +25,28 @@ pub struct Origin {
     pub before: Vec<IpAddr>,
 }
 
-/// Where a request comes from, by `peer`, who called, and the headers.
-pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network]) -> Origin {
-    let mut origin = Origin { client: peer, tls: None, before: Vec::new() };
+impl Origin {
+    /// Who called asks.
+    pub fn itself(peer: IpAddr) -> Self {
+        Self { client: peer, tls: None, before: Vec::new() }
+    }
+}
+
+/// Where a request comes from, by `peer`, who called, and the header that its proxies write.
+pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyHeader) -> Origin {
+    let mut origin = Origin::itself(peer);
     if !Network::any(proxies, peer) {
         return origin;
     }
-    let length: usize = [FORWARDED_FOR, header::FORWARDED.as_str()]
-        .iter()
-        .flat_map(|name| headers.get_all(*name))
-        .map(|value| value.as_bytes().len())
-        .sum();
-    if length > LONGEST {
-        return origin;
-    }
-    let forwarded = tokens(headers, header::FORWARDED);
-    let listed = tokens(headers, HeaderName::from_static(FORWARDED_FOR));
-    let (addresses, protocols): (Vec<Option<IpAddr>>, Vec<String>) = match listed.is_empty() {
-        false => (
-            listed.iter().map(|text| address(text)).collect(),
-            tokens(headers, HeaderName::from_static(FORWARDED_PROTO)),
-        ),
-        true => {
-            let of = |name: &'static str| forwarded.iter().map(move |element| parameter(element, name));
-            (of("for").map(|text| address(&text?)).collect(), of("proto").flatten().collect())
-        }
+    let name = match by {
+        ProxyHeader::ForwardedFor => HeaderName::from_static(FORWARDED_FOR),
+        ProxyHeader::Forwarded => header::FORWARDED,
     };
-    for address in addresses.into_iter().rev() {
+    for element in from_the_last(headers, &name).take(MOST) {
+        let address = match by {
+            ProxyHeader::ForwardedFor => element.and_then(address),
+            ProxyHeader::Forwarded => element.and_then(|element| address(parameter(element, "for")?)),
+        };
         // What is no address was not written by a proxy of ours, or hides who it was.
         let Some(address) = address else { break };
         origin.client = address;
@@ -57,12 +55,33 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network]) -> Origin 
             break;
         }
     }
-    origin.tls = match protocols.last().map(String::as_str) {
-        Some("https") => Some(true),
-        Some("http") => Some(false),
-        _ => None,
+    // The one who called is the last to say how it was asked.
+    let protocol = match by {
+        ProxyHeader::ForwardedFor => {
+            from_the_last(headers, &HeaderName::from_static(FORWARDED_PROTO)).next().flatten()
+        }
+        ProxyHeader::Forwarded => {
+            from_the_last(headers, &name).next().flatten().and_then(|element| parameter(element, "proto"))
+        }
     };
+    origin.tls = protocol.and_then(|protocol| {
+        let is = |word: &str| protocol.eq_ignore_ascii_case(word);
+        if is("https") { Some(true) } else { is("http").then_some(false) }
+    });
     origin
+}
+
+/// The elements of a list in all lines of a header, the last first; `None`: one that cannot be read.
+fn from_the_last<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = Option<&'h str>> + use<'h> {
+    let lines: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+    lines
+        .into_iter()
+        .rev()
+        .flat_map(|line| line.rsplit(|&byte| byte == b','))
+        .map(|element| std::str::from_utf8(element).ok().map(str::trim))
 }
 
 /// An address, perhaps with a port.
@@ -73,10 +92,10 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 /// A parameter of an element of `Forwarded` (RFC 7239 section 4).
-fn parameter(element: &str, name: &str) -> Option<String> {
+fn parameter<'e>(element: &'e str, name: &str) -> Option<&'e str> {
     let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
-    let value = pairs.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name)?.1;
-    Some(value.trim_matches('"').to_owned())
+    let mut named = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
+    Some(named.next()?.1.trim().trim_matches('"'))
 }
 
 #[cfg(test)]
@@ -89,14 +108,17 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn of(peer: &str, headers: &[(&'static str, &str)]) -> Origin {
-        let pairs = headers
-            .iter()
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+    fn by(which: ProxyHeader, peer: &str, headers: &[(&'static str, &[u8])]) -> Origin {
         let mut map = HeaderMap::new();
-        pairs.for_each(|(name, value)| _ = map.append(name, value));
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
+        }
         let proxies = ["10.9.0.0/16", "2001:db8:9::/48"].map(|network| network.parse().unwrap());
-        origin(ip(peer), &map, &proxies)
+        origin(ip(peer), &map, &proxies, which)
+    }
+
+    fn of(peer: &str, headers: &[(&'static str, &[u8])]) -> Origin {
+        by(ProxyHeader::ForwardedFor, peer, headers)
     }
 
     fn found(client: &str, tls: Option<bool>, before: &[&str]) -> Origin {
@@ -105,11 +127,8 @@ mod tests {
 
     #[test]
     fn only_proxies_are_believed() {
-        let made_up = [
-            ("x-forwarded-for", "198.51.100.7"),
-            ("x-forwarded-proto", "https"),
-            ("forwarded", "for=198.51.100.7"),
-        ];
+        let made_up: [(_, &[u8]); 2] =
+            [("x-forwarded-for", b"198.51.100.7"), ("x-forwarded-proto", b"https")];
         assert_eq!(of("203.0.113.5", &made_up), found("203.0.113.5", None, &[]));
         assert_eq!(of("10.9.0.1", &made_up), found("198.51.100.7", Some(true), &["198.51.100.7"]));
         assert_eq!(of("::ffff:10.9.0.1", &made_up[..1]), found("198.51.100.7", None, &["198.51.100.7"]));
@@ -136,27 +155,37 @@ mod tests {
             ("[2001:db8::7]", "2001:db8::7", &["2001:db8::7"]),
             ("::ffff:198.51.100.7", "198.51.100.7", &["198.51.100.7"]),
         ] {
-            assert_eq!(
-                of("10.9.0.1", &[("x-forwarded-for", listed)]),
-                found(client, None, before),
-                "{listed}"
-            );
+            let heard = of("10.9.0.1", &[("x-forwarded-for", listed.as_bytes())]);
+            assert_eq!(heard, found(client, None, before), "{listed}");
         }
-        let twice = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "198.51.100.7, 10.9.1.1")];
-        assert_eq!(of("10.9.0.1", &twice).client, ip("198.51.100.7"));
-        let long = vec!["198.51.100.7"; 100].join(", ");
-        assert_eq!(of("10.9.0.1", &[("x-forwarded-for", &long)]), found("10.9.0.1", None, &[]));
+    }
+
+    /// A proxy adds to what the client has sent; what that was makes no difference.
+    #[test]
+    fn a_client_cannot_hide_behind_its_proxy() {
+        let real = found("198.51.100.7", None, &["198.51.100.7"]);
+        let forwarded = b"for=10.1.2.3;proto=https";
+        let long = b"10.1.2.3, ".repeat(5000);
+        for own in [&b"6.6.6.6"[..], b"\xff", b"", b",,,", b"10.9.3.3", b"\"", &long] {
+            let line = [own, b", 198.51.100.7"].concat();
+            assert_eq!(of("10.9.0.1", &[("x-forwarded-for", &line), ("forwarded", forwarded)]), real);
+            let lines: [(_, &[u8]); 2] = [("x-forwarded-for", own), ("x-forwarded-for", b"198.51.100.7")];
+            assert_eq!(of("10.9.0.1", &lines), real);
+        }
+        let unreadable = [("x-forwarded-for", &b"\xff"[..]), ("forwarded", forwarded)];
+        assert_eq!(of("10.9.0.1", &unreadable), found("10.9.0.1", None, &[]));
+        let ours = b"10.9.1.1, ".repeat(100);
+        assert_eq!(of("10.9.0.1", &[("x-forwarded-for", &ours)]).before.len(), 0, "its last element is none");
+        let ours = [&b"10.9.1.1, ".repeat(100)[..], b"10.9.1.1"].concat();
+        assert_eq!(of("10.9.0.1", &[("x-forwarded-for", &ours)]).before.len(), MOST);
     }
 
     #[test]
-    fn forwarded_is_understood_where_it_stands_alone() {
-        let both = "for=6.6.6.6;proto=http, For=\"[2001:db8::7]:4711\";proto=https;by=10.9.0.1";
-        assert_eq!(
-            of("10.9.0.1", &[("forwarded", both)]),
-            found("2001:db8::7", Some(true), &["2001:db8::7"])
-        );
-        assert_eq!(of("10.9.0.1", &[("forwarded", "for=_hidden")]), found("10.9.0.1", None, &[]));
-        let two = [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "198.51.100.7")];
-        assert_eq!(of("10.9.0.1", &two).client, ip("198.51.100.7"));
+    fn forwarded_is_believed_where_proxies_write_that() {
+        let of = |headers: &[(&'static str, &[u8])]| by(ProxyHeader::Forwarded, "10.9.0.1", headers);
+        let both = b"for=6.6.6.6;proto=http, For=\"[2001:db8::7]:4711\";Proto=HTTPS;by=10.9.0.1";
+        assert_eq!(of(&[("forwarded", both)]), found("2001:db8::7", Some(true), &["2001:db8::7"]));
+        assert_eq!(of(&[("forwarded", b"for=_hidden")]), found("10.9.0.1", None, &[]));
+        assert_eq!(of(&[("x-forwarded-for", b"10.1.2.3")]), found("10.9.0.1", None, &[]));
     }
 }

@@ -82,7 +82,7 @@ impl Shared {
     }
 
     /// Counts a connection of a source; `None`: it has enough.
-    fn enter(self: &Arc<Self>, source: IpAddr) -> Option<Visitor> {
+    pub(super) fn enter(self: &Arc<Self>, source: IpAddr) -> Option<Visitor> {
         let source = network(source);
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let count = sources.entry(source).or_default();
@@ -95,7 +95,7 @@ impl Shared {
 }
 
 /// A connection of a source, until this is dropped.
-struct Visitor {
+pub(super) struct Visitor {
     shared: Arc<Shared>,
     source: IpAddr,
 }

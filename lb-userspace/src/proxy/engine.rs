@@ -38,6 +38,7 @@ use super::{
     chain::{self, Origin},
     desk::{Shared, network},
     headers::{self, Asker},
+    orders::ServiceOrder,
     path,
     pools::{self, Wish},
     request::{Target, target},
@@ -46,7 +47,10 @@ use super::{
     tls,
     voice::{Form, Trouble},
 };
-use crate::model::desk::{Action, Elsewhere, HeaderEdits, PathPattern, Sticky};
+use crate::model::{
+    Network,
+    desk::{Action, Elsewhere, HeaderEdits, PathPattern, Sticky},
+};
 
 /// A client's connection.
 struct Visit {
@@ -56,6 +60,8 @@ struct Visit {
     /// Who called: a client, or a proxy.
     peer: IpAddr,
     tls: bool,
+    /// Whether headers are believed, if a proxy called.
+    believes: bool,
     /// What the connection becomes when it has said its last answer.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -67,30 +73,42 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     _ = stream.set_nodelay(true);
     let peer = peer.ip();
     if !service.order.proxy_protocol || !service.is_proxy(peer) {
-        return receive(shared, &service, called, stream, peer).await;
+        return receive(shared, &service, called, stream, (peer, true)).await;
     }
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
     let header = ProxiedStream::create_from_tokio(stream, config);
     match tokio::time::timeout(service.order.timeouts.header, header).await {
         Ok(Ok(stream)) => {
-            // Without an address it is the proxy itself that asks, to see whether somebody is there.
-            let client = stream.proxy_header().proxied_address().map_or(peer, |address| address.source.ip());
-            if service.admits(client) {
-                receive(shared, &service, called, stream, client).await;
-            } else {
-                shared.figures.refused("firewall");
+            // Without an address it is the proxy itself that asks, to see whether somebody is there; it does
+            // not speak for others then.
+            let Some(address) = stream.proxy_header().proxied_address() else {
+                return receive(shared, &service, called, stream, (peer, false)).await;
+            };
+            let client = address.source.ip();
+            if Network::any(&service.order.deny, client) && !service.admits(client) {
+                return shared.figures.refused("firewall");
             }
+            let Some(_visitor) = shared.enter(client) else {
+                return shared.figures.refused("too_many_of_source");
+            };
+            receive(Arc::clone(&shared), &service, called, stream, (client, true)).await;
         }
         Ok(Err(_)) | Err(_) => shared.figures.refused("proxy_header"),
     }
 }
 
 /// Serves a connection of somebody.
-async fn receive<S>(shared: Arc<Shared>, service: &Service, called: SocketAddr, stream: S, peer: IpAddr)
-where
+async fn receive<S>(
+    shared: Arc<Shared>,
+    service: &Service,
+    called: SocketAddr,
+    stream: S,
+    (peer, believes): (IpAddr, bool),
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let visit = |tls| Visit { shared: Arc::clone(&shared), called, peer, tls, tunnel: Mutex::default() };
+    let visit =
+        |tls| Visit { shared: Arc::clone(&shared), called, peer, tls, believes, tunnel: Mutex::default() };
     let patience = service.order.timeouts.header;
     match &service.tls {
         None => converse(visit(false), stream, Spoken::Unsaid, patience).await,
@@ -129,8 +147,13 @@ impl Visit {
         let id = format!("{:016x}", self.shared.chance.next());
         let (parts, body) = request.into_parts();
         let service = self.shared.state.load().service(self.called);
-        let proxies = service.as_ref().map_or(&[][..], |service| &service.order.proxies);
-        let origin = chain::origin(self.peer, &parts.headers, proxies);
+        let origin = match &service {
+            Some(service) if self.believes => {
+                let ServiceOrder { proxies, proxy_header, .. } = &service.order;
+                chain::origin(self.peer, &parts.headers, proxies, *proxy_header)
+            }
+            _ => Origin::itself(self.peer),
+        };
         let mut case = Case {
             form: Form::wanted(&parts.headers),
             line: Line::of(&parts, origin.client, origin.tls.unwrap_or(self.tls), &id),
@@ -302,7 +325,7 @@ impl Visit {
             case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
             return Ok((Response::from_parts(parts, nothing()), mark));
         }
-        let body = Watched::download(body, timeouts.body, hold);
+        let body = Watched::download(body, timeouts.body, hold, pool.is_limited(), upload);
         Ok((Response::from_parts(parts, body.boxed_unsync()), mark))
     }
 

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::pools::PoolOrder;
 use crate::model::{
     Network,
-    desk::{DeskTimeouts, Route},
+    desk::{DeskTimeouts, ProxyHeader, Route},
 };
 
 /// Largest frame: a document for tens of thousands of backends.
@@ -107,6 +107,8 @@ pub struct ServiceOrder {
     pub access_log: bool,
     /// Proxies before it, which are believed when they say who asks.
     pub proxies: Vec<Network>,
+    /// The header that they say it in.
+    pub proxy_header: ProxyHeader,
     /// They say so before anything else, by the PROXY protocol.
     pub proxy_protocol: bool,
 }

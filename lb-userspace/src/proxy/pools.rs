@@ -246,16 +246,19 @@ impl Pool {
             return first;
         }
         let mut over = pin!(tokio::time::sleep(crowd.wait));
+        let mut woken = false;
         loop {
             // What is freed from here on is noticed, though nobody waits for it yet.
             let mut freed = pin!(self.room.freed.notified());
             freed.as_mut().enable();
             match self.choose(call, tried) {
+                // What was freed may be of use to another, who has tried others.
+                Err(NoBackend::Full) if woken && !tried.is_empty() => self.room.freed.notify_one(),
                 Err(NoBackend::Full) => {}
                 other => return other,
             }
             tokio::select! {
-                () = freed => {}
+                () = freed => woken = true,
                 () = over.as_mut() => return Err(NoBackend::Full),
             }
         }
@@ -317,6 +320,11 @@ impl Pool {
             cut: member.cut.clone(),
             room: Arc::clone(&self.room),
         })
+    }
+
+    /// Whether each backend has only so many requests.
+    pub fn is_limited(&self) -> bool {
+        self.crowd.is_some()
     }
 
     /// What may be tried once more.

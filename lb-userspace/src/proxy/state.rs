@@ -159,6 +159,7 @@ mod tests {
                 timeouts: DeskTimeouts::default(),
                 access_log: false,
                 proxies: Vec::new(),
+                proxy_header: crate::model::desk::ProxyHeader::default(),
                 proxy_protocol: false,
             },
             table: Table::new(&[]),

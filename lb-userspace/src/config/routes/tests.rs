@@ -313,7 +313,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "exact_path = \"/old\"\nredirect",
             "exact_path = \"/old\"\nstrip_prefix = true\nredirect",
-            "25: strip_prefix and headers are for what a backend gets, and this route has none (remove it, or name a pool)",
+            "25: strip_prefix, headers and sticky are for what a backend gets, and this route has none (remove it, or name a pool)",
         ),
         (
             "cert = \"/etc/other.pem\"",

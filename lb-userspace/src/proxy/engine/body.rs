@@ -4,8 +4,8 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -15,7 +15,10 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    task::AbortHandle,
+    time::{Instant, Sleep},
+};
 
 use super::connections::Share;
 use crate::proxy::{pools::Ticket, request::BODY_LIMIT, voice::Trouble};
@@ -45,6 +48,8 @@ pub(super) struct Upload {
     /// Counts the parts of it that have come.
     progress: AtomicU64,
     fault: AtomicU8,
+    /// The answer to it has begun.
+    answered: AtomicBool,
 }
 
 const STALLED: u8 = 1;
@@ -79,37 +84,139 @@ enum Cut {
 
 /// A body that may rest only for so long.
 pub(super) struct Watched {
-    inner: Incoming,
+    source: Source,
     patience: Duration,
     rest: Pin<Box<Sleep>>,
     /// Whether somebody waits, since when `rest` counts.
     waiting: bool,
     left: u64,
-    upload: Option<Arc<Upload>>,
-    /// The backend is busy with it until it has ended.
-    _hold: Option<Hold>,
+    upload: Arc<Upload>,
+    is_upload: bool,
+    /// What had come of the upload when it was last looked at.
+    seen: u64,
+}
+
+/// Where a body comes from.
+enum Source {
+    /// A client.
+    Client(Incoming),
+    /// A backend, which is busy with it until it has ended.
+    Backend(Incoming, #[expect(dead_code, reason = "counted by being there")] Hold),
+    /// A backend that has only so many requests: what its client does not take ends, see [`Guard`].
+    Guarded(Arc<Guard>, AbortHandle),
+}
+
+/// An answer of a backend that has only so many requests. Whoever does not read would hold a place with it for as long as
+/// they like, since nobody asks a body for more that nobody takes.
+#[derive(Debug)]
+struct Guard {
+    answer: Mutex<Option<(Incoming, Hold)>>,
+    /// Counts how often more was asked for.
+    asked: AtomicU64,
+}
+
+impl Guard {
+    fn answer(&self) -> MutexGuard<'_, Option<(Incoming, Hold)>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of an answer that nobody has asked for more of for so long.
+    async fn watch(guard: Weak<Self>, patience: Duration) {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(patience).await;
+            let Some(guard) = guard.upgrade() else { return };
+            let asked = guard.asked.load(Ordering::Relaxed);
+            if asked == before {
+                guard.answer().take();
+                return;
+            }
+            before = asked;
+        }
+    }
+}
+
+impl Source {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let body = match self {
+            Self::Client(body) | Self::Backend(body, _) => body,
+            Self::Guarded(guard, _) => {
+                guard.asked.fetch_add(1, Ordering::Relaxed);
+                let mut answer = guard.answer();
+                let Some((body, _)) = answer.as_mut() else {
+                    return Poll::Ready(Some(Err(Cut::Stalled.into())));
+                };
+                return Pin::new(body)
+                    .poll_frame(context)
+                    .map(|frame| frame.map(|it| it.map_err(Into::into)));
+            }
+        };
+        Pin::new(body).poll_frame(context).map(|frame| frame.map(|it| it.map_err(Into::into)))
+    }
+
+    fn of<T>(&self, ask: impl FnOnce(&Incoming) -> T, gone: T) -> T {
+        match self {
+            Self::Client(body) | Self::Backend(body, _) => ask(body),
+            Self::Guarded(guard, _) => guard.answer().as_ref().map_or(gone, |(body, _)| ask(body)),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Self::Guarded(_, watching) = self {
+            watching.abort();
+        }
+    }
 }
 
 impl Watched {
-    fn new(inner: Incoming, patience: Duration, left: u64) -> Self {
+    fn new(source: Source, patience: Duration, upload: Arc<Upload>, is_upload: bool) -> Self {
         let rest = Box::pin(tokio::time::sleep(patience));
-        Self { inner, patience, rest, waiting: false, left, upload: None, _hold: None }
+        let left = if is_upload { BODY_LIMIT } else { u64::MAX };
+        Self { source, patience, rest, waiting: false, left, upload, is_upload, seen: 0 }
     }
 
     /// A client's.
     pub(super) fn upload(inner: Incoming, patience: Duration, upload: Arc<Upload>) -> Self {
-        Self { upload: Some(upload), ..Self::new(inner, patience, BODY_LIMIT) }
+        Self::new(Source::Client(inner), patience, upload, true)
     }
 
-    /// A backend's.
-    pub(super) fn download(inner: Incoming, patience: Duration, hold: Hold) -> Self {
-        Self { _hold: Some(hold), ..Self::new(inner, patience, u64::MAX) }
+    /// A backend's, in answer to an upload; `is_limited`: the backend has only so many requests.
+    pub(super) fn download(
+        inner: Incoming,
+        patience: Duration,
+        hold: Hold,
+        is_limited: bool,
+        upload: Arc<Upload>,
+    ) -> Self {
+        upload.answered.store(true, Ordering::Relaxed);
+        let source = if is_limited {
+            let guard =
+                Arc::new(Guard { answer: Mutex::new(Some((inner, hold))), asked: AtomicU64::default() });
+            let watching = tokio::spawn(Guard::watch(Arc::downgrade(&guard), patience));
+            Source::Guarded(guard, watching.abort_handle())
+        } else {
+            Source::Backend(inner, hold)
+        };
+        Self::new(source, patience, upload, false)
     }
 
     fn fault(&self, fault: u8) {
-        if let Some(upload) = &self.upload {
-            upload.fault.store(fault, Ordering::Relaxed);
+        if self.is_upload {
+            self.upload.fault.store(fault, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the exchange goes on though nothing has come in this direction: of a call that streams both ways one side
+    /// may be silent for long.
+    fn goes_on(&mut self) -> bool {
+        if self.is_upload {
+            // Once there is an answer, its clock counts for both.
+            return self.upload.answered.load(Ordering::Relaxed);
+        }
+        let now = self.upload.progress();
+        std::mem::replace(&mut self.seen, now) != now
     }
 }
 
@@ -121,20 +228,28 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+        let Poll::Ready(frame) = self.source.poll(context) else {
             if !self.waiting {
                 self.waiting = true;
+                self.seen = self.upload.progress();
                 let until = Instant::now() + self.patience;
                 self.rest.as_mut().reset(until);
             }
-            ready!(self.rest.as_mut().poll(context));
+            loop {
+                ready!(self.rest.as_mut().poll(context));
+                if !self.goes_on() {
+                    break;
+                }
+                let until = Instant::now() + self.patience;
+                self.rest.as_mut().reset(until);
+            }
             self.fault(STALLED);
             return Poll::Ready(Some(Err(Cut::Stalled.into())));
         };
         self.waiting = false;
         let Some(frame) = frame else { return Poll::Ready(None) };
-        if let Some(upload) = &self.upload {
-            upload.progress.fetch_add(1, Ordering::Relaxed);
+        if self.is_upload {
+            self.upload.progress.fetch_add(1, Ordering::Relaxed);
         }
         match frame {
             Ok(frame) => {
@@ -150,17 +265,17 @@ impl HttpBody for Watched {
             }
             Err(error) => {
                 self.fault(BROKEN);
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.source.of(Incoming::is_end_stream, false)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.source.of(Incoming::size_hint, SizeHint::default())
     }
 }
 

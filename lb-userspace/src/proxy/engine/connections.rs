@@ -117,7 +117,7 @@ impl Connections {
         None
     }
 
-    /// A new connection; of HTTP/2 one that somebody else has made meanwhile does too.
+    /// A new connection; of HTTP/2 one that somebody else has made meanwhile does too, but where it is to be made `anew`.
     ///
     /// # Errors
     /// Why there is none.
@@ -126,6 +126,7 @@ impl Connections {
         address: SocketAddr,
         transport: &Transport,
         patience: Duration,
+        anew: bool,
     ) -> Result<Line, Trouble> {
         let opened = async {
             if !transport.http2 {
@@ -133,7 +134,7 @@ impl Connections {
             }
             let lane = Arc::clone(lock(&self.shared).entry((address, transport.number)).or_default());
             let _opening = lane.opening.lock().await;
-            if let Some(line) = lane.share() {
+            if let Some(line) = lane.share().filter(|_| !anew) {
                 return Ok(line);
             }
             let line = open(address, transport).await?;

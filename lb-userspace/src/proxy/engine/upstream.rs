@@ -62,6 +62,7 @@ pub(super) async fn send(
     let mut body = Some(body.boxed_unsync());
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Trouble::Unreachable;
+    let mut anew = false;
     for attempt in 0..ATTEMPTS {
         let call = Call { port, random: shared.chance.next(), wish };
         let ticket = match pool.enter(call, &tried).await {
@@ -79,7 +80,7 @@ pub(super) async fn send(
         let was_kept = kept.is_some();
         let line = match kept {
             Some(line) => Ok(line),
-            None => connections.open(ticket.address, transport, timeouts.connect).await,
+            None => connections.open(ticket.address, transport, timeouts.connect, anew).await,
         };
         let line = match line {
             Ok(line) => line,
@@ -107,7 +108,11 @@ pub(super) async fn send(
             Ok((response, Line::Http2(_, share))) => {
                 return Ok((response, Hold { ticket, share: Some(share) }));
             }
-            Err(Failed::Unsent(request)) => body = Some(request.into_body()),
+            Err(Failed::Unsent(request)) => {
+                body = Some(request.into_body());
+                // Others that were kept may be closing likewise.
+                anew = true;
+            }
             Err(Failed::Slow) => return Err(upload.trouble().unwrap_or(Trouble::Slow)),
             Err(failed @ (Failed::Broken | Failed::Untouched)) => {
                 last = upload.trouble().unwrap_or(Trouble::Broken);
