@@ -91,36 +91,44 @@ fn a_request_by_http1_is_one_by_http2_to_the_server() -> Result<()> {
     Ok(())
 }
 
-/// Requests at the same time share a connection, a hundred of them; more get another.
+/// Requests at the same time share a connection, a hundred of them or as many as the server allows; more get another.
 #[test]
 fn requests_share_connections() -> Result<()> {
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let waits = Arc::clone(&gate);
-    let server = Multiplex::start(None, 200, move |mut it: Exchange| {
-        let waits = Arc::clone(&waits);
-        async move {
-            waits.acquire().await?.forget();
-            answer(&mut it.respond, "done")
+    for (allowed, all) in [(200, [100, 130]), (20, [20, 50])] {
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let waits = Arc::clone(&gate);
+        let server = Multiplex::start(None, allowed, move |mut it: Exchange| {
+            let waits = Arc::clone(&waits);
+            async move {
+                if it.request.uri().path() != "/first" {
+                    waits.acquire().await?.forget();
+                }
+                answer(&mut it.respond, "done")
+            }
+        })?;
+        let desk = desk(H2C, &[server.address])?;
+        // What the server allows is known once it has answered.
+        for _ in 0..2 {
+            assert_eq!(ask(&desk, "GET /first HTTP/1.1\r\nHost: a", b"")?.0, 200);
         }
-    })?;
-    let desk = desk(H2C, &[server.address])?;
-    let mut speakers = Vec::new();
-    for wanted in [100, 130] {
-        while speakers.len() < wanted {
-            let mut speaker = Speaker::to(desk.addresses[0])?;
-            speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
-            speakers.push(speaker);
+        let mut speakers = Vec::new();
+        for wanted in all {
+            while speakers.len() < wanted {
+                let mut speaker = Speaker::to(desk.addresses[0])?;
+                speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+                speakers.push(speaker);
+            }
+            let began = std::time::Instant::now();
+            while server.heads().len() < wanted + 2 {
+                ensure!(began.elapsed() < Duration::from_secs(20), "{} of {wanted}", server.heads().len());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert_eq!(server.connections(), wanted.div_ceil(all[0]), "{allowed} allowed, {wanted} wanted");
         }
-        let began = std::time::Instant::now();
-        while server.heads().len() < wanted {
-            ensure!(began.elapsed() < Duration::from_secs(20), "{} of {wanted}", server.heads().len());
-            std::thread::sleep(Duration::from_millis(5));
+        gate.add_permits(all[1]);
+        for mut speaker in speakers {
+            assert_eq!(speaker.hear()?.context("an answer")?.body, "done");
         }
-        assert_eq!(server.connections(), wanted.div_ceil(100));
-    }
-    gate.add_permits(130);
-    for mut speaker in speakers {
-        assert_eq!(speaker.hear()?.context("an answer")?.body, "done");
     }
     Ok(())
 }

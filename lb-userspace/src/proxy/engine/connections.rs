@@ -6,8 +6,12 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,8 +40,8 @@ const KEPT_FOR_ONCE: Duration = Duration::from_secs(1);
 /// Most connections to one backend that are kept.
 const KEPT_MOST: usize = 128;
 
-/// Requests on one connection of HTTP/2 at the same time; what comes beyond gets another. Servers allow a hundred
-/// and more (RFC 9113 section 6.5.2).
+/// Requests on one connection of HTTP/2 at the same time; what comes beyond gets another. Most servers allow a hundred
+/// and more (RFC 9113 section 6.5.2); where one allows fewer, that counts.
 const STREAMS: usize = 100;
 
 /// What of an answer may be on its way before its client has read it, and of a connection's answers together: so
@@ -81,14 +85,21 @@ struct Lane {
 struct Shared {
     sender: http2::SendRequest<Body>,
     /// One for each request under way, and this one.
-    shares: Arc<()>,
+    shares: Arc<Shares>,
     /// When it last got one.
     since: Instant,
 }
 
+/// What of a connection there is to be shared.
+#[derive(Debug)]
+struct Shares {
+    /// How many the server allows, as far as it has said.
+    allowed: AtomicUsize,
+}
+
 /// A part of a connection, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Share(Arc<()>);
+pub(super) struct Share(Arc<Shares>);
 
 /// A connection for a request.
 pub(super) enum Line {
@@ -130,14 +141,14 @@ impl Connections {
     ) -> Result<Line, Trouble> {
         let opened = async {
             if !transport.http2 {
-                return open(address, transport).await;
+                return open(address, transport, STREAMS).await;
             }
             let lane = Arc::clone(lock(&self.shared).entry((address, transport.number)).or_default());
             let _opening = lane.opening.lock().await;
             if let Some(line) = lane.share().filter(|_| !anew) {
                 return Ok(line);
             }
-            let line = open(address, transport).await?;
+            let line = open(address, transport, lane.allowed()).await?;
             if let Line::Http2(sender, Share(shares)) = &line {
                 let (sender, shares) = (sender.clone(), Arc::clone(shares));
                 lock(&lane.open).push(Shared { sender, shares, since: Instant::now() });
@@ -183,11 +194,16 @@ impl Connections {
 }
 
 impl Lane {
+    /// How many requests at once the server has allowed lately.
+    fn allowed(&self) -> usize {
+        lock(&self.open).iter().map(Shared::allowed).min().unwrap_or(STREAMS)
+    }
+
     /// A part of the connection that has most requests and takes more.
     fn share(&self) -> Option<Line> {
         let mut open = lock(&self.open);
         open.retain(Shared::is_open);
-        let fits = open.iter_mut().filter(|shared| Arc::strong_count(&shared.shares) <= STREAMS);
+        let fits = open.iter_mut().filter(|shared| Arc::strong_count(&shared.shares) <= shared.allowed());
         let shared = fits.max_by_key(|shared| Arc::strong_count(&shared.shares))?;
         shared.since = Instant::now();
         Some(Line::Http2(shared.sender.clone(), Share(Arc::clone(&shared.shares))))
@@ -195,6 +211,10 @@ impl Lane {
 }
 
 impl Shared {
+    fn allowed(&self) -> usize {
+        self.shares.allowed.load(Ordering::Relaxed).clamp(1, STREAMS)
+    }
+
     fn is_open(&self) -> bool {
         self.sender.is_ready()
     }
@@ -208,11 +228,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn open(address: SocketAddr, transport: &Transport) -> Result<Line, Trouble> {
+/// A new connection; `allowed`: so many requests at once, as far as is known of the server.
+async fn open(address: SocketAddr, transport: &Transport, allowed: usize) -> Result<Line, Trouble> {
     let stream = TcpStream::connect(address).await.map_err(|_| Trouble::Unreachable)?;
     _ = stream.set_nodelay(true);
     match &transport.security {
-        Security::Plain => speak(stream, transport.http2).await,
+        Security::Plain => speak(stream, transport.http2, allowed).await,
         Security::Unverifiable => Err(Trouble::Untrusted),
         Security::Tls(name, config) => {
             let handshake = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await;
@@ -227,12 +248,12 @@ async fn open(address: SocketAddr, transport: &Transport) -> Result<Line, Troubl
             if transport.http2 && stream.get_ref().1.alpn_protocol() != Some(tls::H2) {
                 return Err(Trouble::Unreachable);
             }
-            speak(stream, transport.http2).await
+            speak(stream, transport.http2, allowed).await
         }
     }
 }
 
-async fn speak<S>(stream: S, http2: bool) -> Result<Line, Trouble>
+async fn speak<S>(stream: S, http2: bool, allowed: usize) -> Result<Line, Trouble>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -253,6 +274,18 @@ where
         .handshake(stream)
         .await
         .map_err(|_| Trouble::Unreachable)?;
-    tokio::spawn(connection);
-    Ok(Line::Http2(sender, Share(Arc::default())))
+    let shares = Arc::new(Shares { allowed: AtomicUsize::new(allowed) });
+    let theirs = Arc::downgrade(&shares);
+    let mut connection = Box::pin(connection);
+    // It is asked to go on for each request, and knows by then what the server allows.
+    tokio::spawn(std::future::poll_fn(move |context| {
+        let ended = connection.as_mut().poll(context);
+        if let Some(shares) = theirs.upgrade() {
+            // Until it has said so it allows whatever there is.
+            let now = connection.current_max_send_streams().min(allowed);
+            shares.allowed.store(now, Ordering::Relaxed);
+        }
+        ended
+    }));
+    Ok(Line::Http2(sender, Share(shares)))
 }
