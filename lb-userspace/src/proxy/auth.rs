@@ -173,18 +173,12 @@ impl Gate {
         if let Some(wait) = porter.strikes.empty(key, now).filter(|_| self.shows(caller)) {
             return Err(Refusal::Slowed(wait));
         }
-        let (identity, was_wrong) = match self.identify(caller, porter).await {
-            Ok((identity, was_wrong)) => (Ok(identity), was_wrong),
-            Err(why) => {
-                let was_wrong = matches!(why, Refusal::Wrong(_));
-                (Err(why), was_wrong)
-            }
-        };
+        let found = self.identify(caller, porter).await;
         // Who is known by something else may not guess either.
-        if was_wrong {
+        if matches!(found, Ok((_, true)) | Err(Refusal::Wrong(_))) {
             porter.strikes.overdraw(key, now);
         }
-        let identity = identity?;
+        let (identity, _) = found?;
         let has = |(claim, wanted): (&String, &BTreeSet<String>)| {
             identity.values(claim).iter().any(|value| wanted.contains(value))
         };

@@ -3,7 +3,7 @@
 
 use http::{HeaderMap, Method, Version, header, request::Parts};
 
-use super::{path, route::host_name, voice::Trouble};
+use super::{headers::tokens, path, route::host_name, voice::Trouble};
 
 /// A body longer than this is not taken.
 pub const BODY_LIMIT: u64 = 1 << 30;
@@ -116,10 +116,7 @@ fn expectations(headers: &HeaderMap) -> Result<(), Trouble> {
 /// client can do without, and left out (RFC 9110 section 7.8).
 fn websocket(parts: &Parts) -> Result<bool, Trouble> {
     let headers = &parts.headers;
-    let lists = |name, wanted: &str| {
-        let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-        texts.flat_map(|text| text.split(',')).any(|item| item.trim().eq_ignore_ascii_case(wanted))
-    };
+    let lists = |name, wanted: &str| tokens(headers, name).iter().any(|token| token == wanted);
     if !lists(header::UPGRADE, "websocket") {
         return Ok(false);
     }

@@ -138,20 +138,19 @@ impl Guard {
 
 impl Source {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let body = match self {
-            Self::Client(body) | Self::Backend(body, _) => body,
+        let mut more = |body: &mut Incoming| {
+            Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+        };
+        match self {
+            Self::Client(body) | Self::Backend(body, _) => more(body),
             Self::Guarded(guard, _) => {
                 guard.asked.fetch_add(1, Ordering::Relaxed);
-                let mut answer = guard.answer();
-                let Some((body, _)) = answer.as_mut() else {
-                    return Poll::Ready(Some(Err(Cut::Stalled.into())));
-                };
-                return Pin::new(body)
-                    .poll_frame(context)
-                    .map(|frame| frame.map(|it| it.map_err(Into::into)));
+                match guard.answer().as_mut() {
+                    Some((body, _)) => more(body),
+                    None => Poll::Ready(Some(Err(Cut::Stalled.into()))),
+                }
             }
-        };
-        Pin::new(body).poll_frame(context).map(|frame| frame.map(|it| it.map_err(Into::into)))
+        }
     }
 
     fn of<T>(&self, ask: impl FnOnce(&Incoming) -> T, gone: T) -> T {

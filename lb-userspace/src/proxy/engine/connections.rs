@@ -145,7 +145,7 @@ impl Connections {
             }
             let lane = Arc::clone(lock(&self.shared).entry((address, transport.number)).or_default());
             let _opening = lane.opening.lock().await;
-            if let Some(line) = lane.share().filter(|_| !anew) {
+            if !anew && let Some(line) = lane.share() {
                 return Ok(line);
             }
             let line = open(address, transport, lane.allowed()).await?;
