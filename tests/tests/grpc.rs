@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tests::{
+    authority::Authority,
     document::backend_v4,
     stage::{Stage, run},
 };
@@ -15,19 +15,11 @@ const PYTHON: &str = "/usr/bin/python3";
 
 /// Writes an authority, and a certificate by it with its key, into files of these names.
 fn certificates(directory: &Path, authority: &str, name: &str) -> Result<()> {
-    let key = KeyPair::generate()?;
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = params.self_signed(&key)?;
-    std::fs::write(directory.join(authority), root.pem())?;
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate()?;
-    let mut shown = CertificateParams::new(vec![name.to_owned()])?;
-    // Without a name of its own it would be taken for its own issuer.
-    shown.distinguished_name.push(DnType::CommonName, name);
-    let shown = shown.signed_by(&key, &issuer)?;
-    std::fs::write(directory.join(format!("{name}.pem")), shown.pem())?;
-    std::fs::write(directory.join(format!("{name}.key")), key.serialize_pem())?;
+    let root = Authority::new()?;
+    std::fs::write(directory.join(authority), &root.pem)?;
+    let shown = root.server(name)?;
+    std::fs::write(directory.join(format!("{name}.pem")), shown.chain)?;
+    std::fs::write(directory.join(format!("{name}.key")), shown.key)?;
     Ok(())
 }
 

@@ -10,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use tests::{
     desk::{Deed, Desk, Recorder, answer, backend},
     requests::{Answer, Speaker},
@@ -87,28 +91,14 @@ pool = "web"
     )
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(three.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * at) & 63) as usize];
-            text.push(if at <= three.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
-}
-
 /// Name and password, as a header.
 fn basic(pair: &str) -> String {
-    format!("Authorization: Basic {}\r\n", base64(pair.as_bytes()))
+    format!("Authorization: Basic {}\r\n", STANDARD.encode(pair))
 }
 
 /// A token with these claims, signed with a secret.
 fn token(secret: &str, head: &str, claims: &str) -> String {
-    let part = |bytes: &[u8]| base64(bytes).trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
     let message = format!("{}.{}", part(head.as_bytes()), part(claims.as_bytes()));
     let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
     format!("{message}.{}", part(ring::hmac::sign(&key, message.as_bytes()).as_ref()))

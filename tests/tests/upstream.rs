@@ -13,9 +13,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use lb_userspace::model::desk::{ServerTls, Speech};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use lb_userspace::{
+    model::desk::{ServerTls, Speech},
+    proxy::{
+        orders::{Pem, Secret},
+        tls,
+    },
+};
 use tests::{
+    authority::Authority,
     desk::{Deed, Desk, Recorder, backend},
     multiplex::{Exchange, Multiplex, answer, whole},
     requests::Speaker,
@@ -194,32 +200,25 @@ fn a_server_that_comes_back_is_called_anew() -> Result<()> {
     Ok(())
 }
 
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+/// Who vouches for servers, and the file that says so.
+struct Vouching {
+    authority: Authority,
     file: tempfile::NamedTempFile,
 }
 
-impl Authority {
+impl Vouching {
     fn new() -> Result<Self> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key)?;
-        let file = tempfile::NamedTempFile::new()?;
-        std::fs::write(file.path(), certificate.pem())?;
-        Ok(Self { issuer: Issuer::new(params, key), file })
+        let (authority, file) = (Authority::new()?, tempfile::NamedTempFile::new()?);
+        std::fs::write(file.path(), &authority.pem)?;
+        Ok(Self { authority, file })
     }
 
     /// A server's TLS under this name, that can speak these protocols.
     fn server(&self, name: &str, alpn: &[&[u8]]) -> Result<Arc<rustls::ServerConfig>> {
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.issuer)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let der = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], der.map_err(anyhow::Error::msg)?)?;
+        let issued = self.authority.server(name)?;
+        let pem = Pem { chain: issued.chain, key: Secret::new(issued.key) };
+        let config = tls::server(&[pem])?.context("TLS")?;
+        let mut config = rustls::ServerConfig::clone(&config);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Arc::new(config))
     }
@@ -234,7 +233,7 @@ impl Authority {
 
 #[test]
 fn a_server_shows_who_it_is_or_gets_nothing() -> Result<()> {
-    let (ours, theirs) = (Authority::new()?, Authority::new()?);
+    let (ours, theirs) = (Vouching::new()?, Vouching::new()?);
     let get = "GET /secret HTTP/1.1\r\nHost: a";
     for (what, tls, speech, status, reason) in [
         ("all is well", ours.server("shop.internal", &[b"h2"])?, ours.speech(true), 200, ""),
@@ -266,7 +265,7 @@ fn a_server_shows_who_it_is_or_gets_nothing() -> Result<()> {
 /// HTTP/1.1 over TLS, on kept connections; another authority holds for the next connection.
 #[test]
 fn http1_goes_over_tls_too() -> Result<()> {
-    let authority = Authority::new()?;
+    let authority = Vouching::new()?;
     let tls = authority.server("shop.internal", &[b"http/1.1"])?;
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
@@ -293,7 +292,7 @@ fn http1_goes_over_tls_too() -> Result<()> {
         assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?, (200, "safe".into()));
     }
     assert_eq!(connections.load(Ordering::Relaxed), 1);
-    let other = Authority::new()?;
+    let other = Vouching::new()?;
     std::fs::copy(other.file.path(), authority.file.path())?;
     desk.serve(SERVICE, &[("web", vec![backend(address)])], &[])?;
     assert_eq!(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?.0, 502, "kept connections are of the old one");

@@ -24,7 +24,7 @@ use self::{
     jwt::TokenError,
     key::Keys,
 };
-use super::{desk::network, limits::Buckets, orders::Files};
+use super::{desk::network, headers, limits::Buckets, orders::Files};
 use crate::model::{
     Network,
     guard::{Guard, TokenRule, Way},
@@ -212,7 +212,7 @@ impl Gate {
                 Known::Nobody => continue,
                 Known::Users(users) => {
                     usable = true;
-                    let Some(given) = only(caller.headers, &header::AUTHORIZATION) else { continue };
+                    let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
                     if scheme(given, "basic").is_none() {
                         continue;
                     }
@@ -225,12 +225,12 @@ impl Gate {
                 }
                 Known::Keys(keys, name) => {
                     usable = true;
-                    let Some(given) = only(caller.headers, name) else { continue };
+                    let Some(given) = headers::only(caller.headers, name) else { continue };
                     keys.find(given).cloned()
                 }
                 Known::Tokens(keys, rule) => {
                     usable = true;
-                    let Some(given) = only(caller.headers, &header::AUTHORIZATION) else { continue };
+                    let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
                     let Some(token) = scheme(given, "bearer") else { continue };
                     keys.verify(rule, token, caller.now).map_err(|why| problem = Some(why)).ok()
                 }
@@ -284,12 +284,6 @@ fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
 /// Why not.
 pub fn check(way: &Way, text: &str) -> Result<(), EntryError> {
     known(way, text).map(drop)
-}
-
-/// The one value of a header; of two, nobody can say which is meant.
-fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
-    let mut all = headers.get_all(name).iter();
-    all.next().filter(|_| all.next().is_none())
 }
 
 /// What is behind the name of a scheme, which may be written in any case (RFC 9110 section 11.1).

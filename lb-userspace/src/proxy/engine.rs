@@ -136,6 +136,8 @@ struct Case {
     line: Line,
     /// Where it comes from.
     origin: Origin,
+    /// Whether its client asked over TLS.
+    tls: bool,
     /// What the connection becomes with the answer.
     tunnel: Option<Tunnel>,
 }
@@ -154,10 +156,12 @@ impl Visit {
             }
             _ => Origin::itself(self.peer),
         };
+        let tls = origin.tls.unwrap_or(self.tls);
         let mut case = Case {
             form: Form::wanted(&parts.headers),
-            line: Line::of(&parts, origin.client, origin.tls.unwrap_or(self.tls), &id),
+            line: Line::of(&parts, origin.client, tls, &id),
             origin,
+            tls,
             is_http2: parts.version == Version::HTTP_2,
             tunnel: None,
             id,
@@ -253,7 +257,7 @@ impl Visit {
                 let asker = Asker {
                     peer: self.peer,
                     before: &case.origin.before,
-                    tls: case.origin.tls.unwrap_or(self.tls),
+                    tls: case.tls,
                     host: &target.authority,
                     id: &case.id,
                     passport: &passport,
@@ -268,7 +272,7 @@ impl Visit {
                 if let Some(Sticky::Cookie(name)) = sticky
                     && wish != Wish::Marked(mark)
                 {
-                    let secure = if case.origin.tls.unwrap_or(self.tls) { "; Secure" } else { "" };
+                    let secure = if case.tls { "; Secure" } else { "" };
                     let cookie = format!("{name}={mark:016x}; Path=/; HttpOnly; SameSite=Lax{secure}");
                     append(&mut response, header::SET_COOKIE, &cookie);
                 }

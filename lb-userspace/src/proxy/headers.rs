@@ -76,6 +76,12 @@ pub(super) fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
         .collect()
 }
 
+/// The one value of a header; of two, nobody can say which is meant.
+pub(super) fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    let mut all = headers.get_all(name).iter();
+    all.next().filter(|_| all.next().is_none())
+}
+
 /// The value of a cookie (RFC 6265 section 4.2), the first of its name.
 pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     let texts = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());

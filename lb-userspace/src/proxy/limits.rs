@@ -26,6 +26,10 @@ const KEYS: usize = 4096;
 /// Keys in each part that all share for whom there is no room.
 const CROWDS: u64 = 64;
 
+/// How long a part that is full stays so, before what has run out is looked for again: who comes with a new key each
+/// time would otherwise have all of it gone through each time.
+const FULL_FOR: Duration = Duration::from_millis(100);
+
 /// Who has been here how often.
 #[derive(Debug)]
 pub struct Buckets {
@@ -34,7 +38,30 @@ pub struct Buckets {
     /// How much sooner than by that, if nobody came for a while.
     ahead: Duration,
     hasher: RandomState,
-    shards: [Mutex<HashMap<u64, Instant>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// When each key will have made up for what it has taken (the theoretical arrival time).
+    dues: HashMap<u64, Instant>,
+    /// When it was found full.
+    swept: Option<Instant>,
+}
+
+impl Shard {
+    /// Makes room, if there is any to be made; whether there is some.
+    fn has_room(&mut self, now: Instant) -> bool {
+        if self.dues.len() < KEYS {
+            return true;
+        }
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < FULL_FOR) {
+            return false;
+        }
+        self.dues.retain(|_, due| *due > now);
+        self.swept = Some(now);
+        self.dues.len() < KEYS
+    }
 }
 
 impl Buckets {
@@ -79,15 +106,10 @@ impl Buckets {
 
     fn with<T>(&self, key: u64, now: Instant, act: impl FnOnce(&mut Instant) -> T) -> T {
         let shard = &self.shards[(key >> 32) as usize % SHARDS];
-        let mut dues = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = key;
-        if !dues.contains_key(&key) && dues.len() >= KEYS {
-            dues.retain(|_, due| *due > now);
-            if dues.len() >= KEYS {
-                key %= CROWDS;
-            }
-        }
-        act(dues.entry(key).or_insert(now))
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = shard.dues.contains_key(&key);
+        let key = if is_known || shard.has_room(now) { key } else { key % CROWDS };
+        act(shard.dues.entry(key).or_insert(now))
     }
 }
 
@@ -183,7 +205,7 @@ mod tests {
         let taken = (0..1_000_000u64).filter(|n| buckets.take(buckets.key(n), now).is_ok()).count();
         let most = SHARDS * (KEYS + CROWDS as usize);
         assert!(taken <= most, "{taken}");
-        let kept: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        let kept: usize = buckets.shards.iter().map(|shard| shard.lock().unwrap().dues.len()).sum();
         assert!(kept <= most && kept > SHARDS * KEYS / 2, "{kept}");
         // What has run out makes room.
         let later = now + Duration::from_secs(61);

@@ -3,7 +3,12 @@
 
 use http::{HeaderMap, Method, Version, header, request::Parts};
 
-use super::{headers::tokens, path, route::host_name, voice::Trouble};
+use super::{
+    headers::{only, tokens},
+    path,
+    route::host_name,
+    voice::Trouble,
+};
 
 /// A body longer than this is not taken.
 pub const BODY_LIMIT: u64 = 1 << 30;
@@ -120,10 +125,7 @@ fn websocket(parts: &Parts) -> Result<bool, Trouble> {
     if !lists(header::UPGRADE, "websocket") {
         return Ok(false);
     }
-    let one = |name| {
-        let mut values = headers.get_all(name).into_iter();
-        values.next().filter(|_| values.next().is_none()).and_then(|value| value.to_str().ok())
-    };
+    let one = |name| only(headers, &name).and_then(|value| value.to_str().ok());
     if parts.method != Method::GET || parts.version != Version::HTTP_11 {
         return Err(Trouble::Wrong("a websocket begins with a GET of HTTP/1.1"));
     }
