@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use desk::Desk;
+use desk::{Desk, Route};
 pub use network::{Network, NetworkError};
 pub use roles::{OnNoPrimary, OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
 
@@ -69,9 +69,17 @@ impl Config {
                 files.cert = directory.join(&files.cert);
                 files.key = directory.join(&files.key);
             }
+            if let Some(clients) = &mut desk.clients {
+                clients.ca = directory.join(&clients.ca);
+                clients.crl = clients.crl.take().map(|crl| directory.join(crl));
+            }
+            for page in desk.pages.files_mut() {
+                *page = directory.join(&*page);
+            }
             for way in desk.routes.iter_mut().flat_map(|route| &mut route.guard.ways) {
-                let file = way.file_mut();
-                *file = directory.join(&*file);
+                if let Some(file) = way.file_mut() {
+                    *file = directory.join(&*file);
+                }
             }
         }
     }
@@ -79,7 +87,7 @@ impl Config {
     /// The pools that only the desk connects to: their packets are the host's own.
     pub fn pools_of_desk(&self) -> BTreeSet<&str> {
         let routes = self.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-        let mut pools: BTreeSet<&str> = routes.filter_map(|route| route.pool()).collect();
+        let mut pools: BTreeSet<&str> = routes.flat_map(Route::pools).collect();
         if !pools.is_empty() {
             self.services.values().for_each(|service| _ = pools.remove(service.pool.as_str()));
         }

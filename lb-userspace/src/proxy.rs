@@ -6,7 +6,7 @@
 //! ```
 //!
 //! What decides is pure and knows nothing of sockets: [`chain`], [`path`], [`request`], [`route`], [`auth`], [`limits`], [`headers`],
-//! [`pools`], [`transport`], [`voice`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
+//! [`pools`], [`transport`], [`voice`], [`page`]. [`engine`] alone knows of hyper. [`desk`] is the process, [`orders`] what it and the daemon say to
 //! each other, [`confine`] how it gives up its rights.
 
 pub mod access;
@@ -20,6 +20,7 @@ pub mod figures;
 pub mod headers;
 pub mod limits;
 pub mod orders;
+pub mod page;
 pub mod path;
 pub mod pools;
 pub mod request;

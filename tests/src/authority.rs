@@ -1,7 +1,10 @@
 //! Somebody who vouches for names: an authority of certificates, made for one test.
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 /// An authority.
 pub struct Authority {
@@ -16,6 +19,7 @@ pub struct Issued {
     pub chain: String,
     /// Its key.
     pub key: String,
+    serial: SerialNumber,
 }
 
 impl Authority {
@@ -39,7 +43,7 @@ impl Authority {
         let mut params = CertificateParams::new(vec![name.to_owned()])?;
         // Without a name of its own it would be taken for its own issuer.
         params.distinguished_name.push(DnType::CommonName, name);
-        self.sign(&params)
+        self.sign(params)
     }
 
     /// A client's certificate: its common name, what else it is called, and the units it belongs to.
@@ -53,12 +57,38 @@ impl Authority {
             params.distinguished_name.push(DnType::OrganizationalUnitName, *unit);
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(&params)
+        self.sign(params)
     }
 
-    fn sign(&self, params: &CertificateParams) -> Result<Issued> {
+    /// The list of those that are not to be believed any more, in PEM form.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn revoke(&self, all: &[&Issued]) -> Result<String> {
+        let revoked = all.iter().map(|issued| RevokedCertParams {
+            serial_number: issued.serial.clone(),
+            revocation_time: date_time_ymd(2026, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2026, 1, 1),
+            next_update: date_time_ymd(2096, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+
+    fn sign(&self, mut params: CertificateParams) -> Result<Issued> {
         let key = KeyPair::generate()?;
+        let mut serial = [0; 16];
+        getrandom::fill(&mut serial).map_err(std::io::Error::other)?;
+        let serial = SerialNumber::from_slice(&serial);
+        params.serial_number = Some(serial.clone());
         let chain = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Issued { chain, key: key.serialize_pem() })
+        Ok(Issued { chain, key: key.serialize_pem(), serial })
     }
 }

@@ -100,7 +100,7 @@ impl Desk {
             pools.iter().map(|(name, _)| format!("[pools.{name}]\nbackends = []\n")).collect();
         let mut document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
         document.config.pools.values_mut().for_each(|pool| pool.speech = self.pool.0.clone());
-        let mut services = desk::services(&document.config, |_| None::<&Pem>);
+        let mut services = desk::services(&document.config, |_| certificates.first());
         for (service, &address) in services.iter_mut().zip(&self.addresses) {
             service.listen = address;
             service.certificates = certificates.to_vec();

@@ -32,6 +32,14 @@ pub struct Answer {
     pub last: bool,
 }
 
+impl Answer {
+    /// The value of a header, the first of its name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
 /// A connection that says what it is told.
 pub struct Speaker {
     stream: TcpStream,

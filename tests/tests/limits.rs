@@ -84,7 +84,7 @@ fn who_comes_too_often_is_told_when_to_come_back() -> Result<()> {
     let page: serde_json::Value = serde_json::from_str(&refused.body)?;
     let wait = page["retry_after_seconds"].as_u64().context("when")?;
     assert!((1700..=1800).contains(&wait), "one comes back each half hour: {page}");
-    let header = refused.head.lines().find_map(|line| line.strip_prefix("retry-after: "));
+    let header = refused.header("retry-after");
     assert_eq!(header.context("a header")?, wait.to_string(), "{}", refused.head);
     let grpc = scene.ask(1, "/source", "Content-Type: application/grpc\r\n")?;
     assert!(grpc.head.contains("grpc-status: 8"), "{}", grpc.head);
@@ -127,7 +127,7 @@ fn guessing_is_slowed() -> Result<()> {
     assert_eq!(scene.statuses(11, 1, "/user", "X-Api-Key: guess\r\n")?, [vec![401; 10], vec![429]].concat());
     let right = scene.ask(1, "/user", "X-Api-Key: one\r\n")?;
     assert_eq!(right.status, 429, "{}", right.head);
-    let wait = right.head.lines().find_map(|line| line.strip_prefix("retry-after: ")).context("when")?;
+    let wait = right.header("retry-after").context("when")?;
     assert!((1..=6).contains(&wait.parse::<u64>()?), "{wait}");
     assert_eq!(scene.statuses(1, 1, "/user", "")?, [401], "nothing was said that could be wrong");
     assert_eq!(scene.statuses(1, 2, "/user", "X-Api-Key: one\r\n")?, [200], "another source");

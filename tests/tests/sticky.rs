@@ -59,7 +59,7 @@ impl Scene {
 
 /// What is set by an answer.
 fn cookie(answer: &Answer) -> Option<&str> {
-    answer.head.lines().find_map(|line| line.strip_prefix("set-cookie: "))
+    answer.header("set-cookie")
 }
 
 #[test]

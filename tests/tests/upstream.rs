@@ -217,7 +217,7 @@ impl Vouching {
     fn server(&self, name: &str, alpn: &[&[u8]]) -> Result<Arc<rustls::ServerConfig>> {
         let issued = self.authority.server(name)?;
         let pem = Pem { chain: issued.chain, key: Secret::new(issued.key) };
-        let config = tls::server(&[pem])?.context("TLS")?;
+        let config = tls::server(&[pem], None)?.context("TLS")?;
         let mut config = rustls::ServerConfig::clone(&config);
         config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(Arc::new(config))

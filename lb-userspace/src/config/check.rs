@@ -13,6 +13,7 @@ use super::{
 use crate::model::{
     Backend, BackendAddress, Config, Forward, Pool, Service, Via,
     desk::{DESK_POOL, Route, Speech},
+    guard::Way,
 };
 
 pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
@@ -35,17 +36,22 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
     }
     for (name, _, desk) in config.at_desk() {
         for (number, route) in desk.routes.iter().enumerate() {
-            let Some(pool) = route.pool() else { continue };
-            let place = places.pool_of_route(name, number);
-            match config.pools.get(pool) {
-                Some(found) => at_desk(pool, found, &place, sink),
-                None => no_pool(config, pool, places, &place, sink),
+            let answers = route.pool().map(|pool| (pool, places.pool_of_route(name, number)));
+            let asked = route.guard.ways.iter().enumerate().filter_map(|(at, way)| match way {
+                Way::Forward { pool, .. } => Some((pool.as_str(), places.way(name, number, at))),
+                _ => None,
+            });
+            for (pool, place) in answers.into_iter().chain(asked) {
+                match config.pools.get(pool) {
+                    Some(found) => at_desk(pool, found, &place, sink),
+                    None => no_pool(config, pool, places, &place, sink),
+                }
             }
         }
     }
     let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
     let used: BTreeSet<&str> = routes
-        .filter_map(Route::pool)
+        .flat_map(Route::pools)
         .chain(config.services.values().map(|service| service.pool.as_str()))
         .collect();
     for (name, pool) in &config.pools {

@@ -91,6 +91,7 @@ pub(super) enum Thing {
     RingSize(String),
     Speech(String),
     Crowd(String),
+    FileOf(String, String),
 }
 
 impl Places {
@@ -160,6 +161,11 @@ impl Places {
     /// Where a route of a service, by its number, names a way to say who one is, by its number.
     pub fn way(&self, service: &str, route: usize, way: usize) -> Place<'_> {
         self.of(&Thing::Way(service.to_owned(), route, way))
+    }
+
+    /// Where a service names a file that is there for this: `ca`, `crl`, `page 503`.
+    pub fn file_of(&self, service: &str, purpose: &str) -> Place<'_> {
+        self.of(&Thing::FileOf(service.to_owned(), purpose.to_owned()))
     }
 
     /// Where a service says the size of its ring.

@@ -3,18 +3,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
-    path::PathBuf,
     time::Duration,
 };
 
 use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
-    routes::{header_name, pairs},
+    routes::{header_name, normal, pairs},
     services::firewall,
 };
 use crate::{
-    model::guard::{Guard, KeyForm, TokenRule, Way},
+    model::guard::{CertificateName, Guard, KeyForm, TokenRule, Way},
     proxy::headers,
 };
 
@@ -90,20 +89,24 @@ pub(super) fn guard(
 /// `{ basic = { users, realm } }`, `{ key = { keys, header } }` or `{ jwt = { jwks_file, … } }`.
 fn way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
-    let found = ["basic", "key", "jwt"].map(|name| fields.get(name));
-    fields.later(&[
-        ("forward", "remove it; this version knows basic, key and jwt"),
-        ("certificate", "remove it; this version knows basic, key and jwt"),
-    ]);
+    type Read = fn(&Node<'_>, &mut Sink<'_>) -> Option<Way>;
+    let kinds: [(_, Read); 5] = [
+        ("basic", basic_way),
+        ("key", key_way),
+        ("jwt", jwt_way),
+        ("certificate", certificate_way),
+        ("forward", forward_way),
+    ];
+    let found: Vec<_> =
+        kinds.into_iter().filter_map(|(name, read)| Some((fields.get(name)?, read))).collect();
     let span = fields.span.clone();
     fields.finish(sink);
-    match found {
-        [Some(node), None, None] => basic_way(&node, sink),
-        [None, Some(node), None] => key_way(&node, sink),
-        [None, None, Some(node)] => jwt_way(&node, sink),
-        [None, None, None] => {
-            let remedy = "write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } } or \
-                          { jwt = { jwks_file = \"keys.json\" } }";
+    match found.as_slice() {
+        [(node, read)] => read(node, sink),
+        [] => {
+            let remedy = "write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } }, \
+                          { jwt = { jwks_file = \"keys.json\" } }, { certificate = {} } or \
+                          { forward = { pool = \"id\", path = \"/verify\" } }";
             sink.error(&span, "auth does not say how one says who one is", remedy);
             None
         }
@@ -115,9 +118,41 @@ fn way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     }
 }
 
+/// `{ user = "dns" }`.
+fn certificate_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let user = fields.read(sink, "user", |node, sink| {
+        use CertificateName::{CommonName, Dns, Email, Uri};
+        node.choice(sink, &[CommonName, Dns, Email, Uri].map(|name| (name.claim(), name)))
+    });
+    fields.finish(sink);
+    Some(Way::Certificate { user: user.unwrap_or_default() })
+}
+
+/// `{ pool = "id", path = "/verify", claims = { user = "x-auth-user" } }`.
+fn forward_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
+    let mut fields = node.table(sink)?;
+    let pool = fields.require(sink, "pool", "\"id\"").and_then(|node| node.string(sink).map(str::to_owned));
+    let path = fields.require(sink, "path", "\"/verify\"").and_then(|node| normal(&node, sink));
+    let claims = fields.read(sink, "claims", |node, sink| Some(claims(node, sink))).unwrap_or_default();
+    fields.finish(sink);
+    Some(Way::Forward { pool: pool?, path: path?, claims })
+}
+
+/// Claims, each with the header that gives it.
+fn claims(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeMap<String, String> {
+    let Some(fields) = node.table(sink) else { return BTreeMap::new() };
+    let one = |(claim, _, node): (&str, Range<usize>, Node<'_>)| {
+        let header = node.string(sink).and_then(|name| header_name(name, &node.span, sink))?;
+        Some((claim.to_owned(), header))
+    };
+    fields.named("claim").into_iter().filter_map(one).collect()
+}
+
 fn basic_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
-    let users = fields.require(sink, "users", "\"staff.users\"").and_then(|node| file(&node, sink));
+    let users =
+        fields.require(sink, "users", "\"staff.users\"").and_then(|node| node.file(sink, "\"staff.users\""));
     let realm = fields.read(sink, "realm", realm);
     fields.finish(sink);
     Some(Way::Basic { users: users?, realm: realm.unwrap_or_else(|| REALM.into()) })
@@ -134,7 +169,8 @@ fn realm(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<String> {
 
 fn key_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
-    let keys = fields.require(sink, "keys", "\"robots.keys\"").and_then(|node| file(&node, sink));
+    let keys =
+        fields.require(sink, "keys", "\"robots.keys\"").and_then(|node| node.file(sink, "\"robots.keys\""));
     let header = fields.read(sink, "header", |node, sink| {
         let name = header_name(node.string(sink)?, &node.span, sink)?;
         if headers::is_of_framing(&name) || name == "host" {
@@ -154,7 +190,7 @@ fn jwt_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     for (key, form) in
         [("jwks_file", KeyForm::Jwks), ("public_key_file", KeyForm::Pem), ("secret_file", KeyForm::Secret)]
     {
-        files.extend(fields.get(key).map(|node| (file(&node, sink), form)));
+        files.extend(fields.get(key).map(|node| (node.file(sink, "\"keys.json\""), form)));
     }
     let issuer = fields.read(sink, "issuer", |node, sink| Some(names(node, sink))).unwrap_or_default();
     let audience = fields.read(sink, "audience", |node, sink| Some(names(node, sink))).unwrap_or_default();
@@ -208,21 +244,17 @@ fn names(node: &Node<'_>, sink: &mut Sink<'_>) -> BTreeSet<String> {
     node.list(sink, one).into_iter().map(|(name, _)| name).collect()
 }
 
-fn file(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<PathBuf> {
-    let name = node.string(sink)?;
-    if name.is_empty() {
-        node.refuse(sink, "write the name of a file, which is beside the document, or a whole path");
-        return None;
-    }
-    Some(name.into())
-}
-
 fn twice(ways: &[(Way, Range<usize>)], sink: &mut Sink<'_>) {
     for (number, (way, span)) in ways.iter().enumerate() {
         let same = |(other, _): &(Way, _)| other.name() == way.name() && other.header() == way.header();
         if ways[..number].iter().any(same) {
-            let message = format!("{} is asked for in {} twice", way.name(), way.header());
+            let place = way.header().map_or(String::new(), |header| format!(" in {header}"));
+            let message = format!("{} is asked for{place} twice", way.name());
             sink.error(span, message, "keep one of them; all who may come in can be in one file");
+        }
+        if matches!(way, Way::Forward { .. }) && number + 1 < ways.len() {
+            let remedy = "put it last: what it answers is what its client gets";
+            sink.error(span, "forward is not the last way to say who one is", remedy);
         }
     }
 }

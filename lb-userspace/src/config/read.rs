@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     ops::{Range, RangeInclusive},
+    path::PathBuf,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -142,6 +143,19 @@ impl<'d> Node<'d> {
         text.parse().map_err(|why| self.refuse(sink, why)).ok()
     }
 
+    /// The name of a file, such as `example`.
+    pub(super) fn file(&self, sink: &mut Sink<'_>, example: &str) -> Option<PathBuf> {
+        let name = self.string(sink)?;
+        if name.is_empty() {
+            self.refuse(
+                sink,
+                format!("write the name of a file, which is beside the document, or a whole path: {example}"),
+            );
+            return None;
+        }
+        Some(name.into())
+    }
+
     /// A length of time, not zero.
     pub(super) fn duration(&self, sink: &mut Sink<'_>) -> Option<Duration> {
         let text = match self.value {
@@ -197,6 +211,10 @@ impl<'d> Node<'d> {
 
     pub(super) fn is_table(&self) -> bool {
         self.value.is_table()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(super) fn value(&self) -> &'d DeValue<'d> {

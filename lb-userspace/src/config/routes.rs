@@ -65,10 +65,7 @@ fn route(
     let guard = guard(service, number, &mut fields, sink, places);
     let limits = limits(&mut fields, !guard.ways.is_empty(), sink);
     let response_headers = fields.read(sink, "response_headers", edits).unwrap_or_default();
-    fields.later(&[
-        ("rewrite", "write strip_prefix = true, or let the server know the path as it is"),
-        ("timeouts", "write it in the service, where it holds for all routes"),
-    ]);
+    fields.later(&[("timeouts", "write it in the service, where it holds for all routes")]);
     fields.finish(sink);
     Some(Route { condition, guard, limits, action: action?, response_headers })
 }
@@ -97,20 +94,6 @@ fn host(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HostPattern> {
 }
 
 fn paths(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> Option<PathPattern> {
-    let read = |node: &Node<'_>, sink: &mut Sink<'_>| {
-        let text = node.string(sink)?;
-        match path::normalise(text) {
-            Ok(normal) if normal == text => Some(normal),
-            Ok(normal) => {
-                node.refuse(sink, format!("write \"{normal}\", as paths are brought into one form first"));
-                None
-            }
-            Err(why) => {
-                node.refuse(sink, format!("{why}; write a path such as \"/pay\""));
-                None
-            }
-        }
-    };
     let both = fields.has("path") && fields.has("exact_path");
     let prefix = fields.get("path");
     let exact = fields.get("exact_path");
@@ -119,14 +102,30 @@ fn paths(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> Option<PathPattern> {
         sink.error(&node.span, "the route has both path and exact_path", remedy);
     }
     match (prefix, exact) {
-        (_, Some(node)) => read(&node, sink).map(PathPattern::Exact),
+        (_, Some(node)) => normal(&node, sink).map(PathPattern::Exact),
         (Some(node), None) => {
-            let path = read(&node, sink)?;
+            let path = normal(&node, sink)?;
             // "/pay/" and "/pay" mean the same, and are to be one.
             let bare = path.strip_suffix('/').filter(|bare| !bare.is_empty()).map(str::to_owned);
             Some(PathPattern::Prefix(bare.unwrap_or(path)))
         }
         (None, None) => Some(PathPattern::Prefix("/".into())),
+    }
+}
+
+/// A path, which has to be written as all paths are read.
+pub(super) fn normal(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<String> {
+    let text = node.string(sink)?;
+    match path::normalise(text) {
+        Ok(normal) if normal == text => Some(normal),
+        Ok(normal) => {
+            node.refuse(sink, format!("write \"{normal}\", as paths are brought into one form first"));
+            None
+        }
+        Err(why) => {
+            node.refuse(sink, format!("{why}; write a path such as \"/pay\""));
+            None
+        }
     }
 }
 
@@ -203,7 +202,7 @@ fn action(
 ) -> Option<Action> {
     let kinds: Vec<_> = ["pool", "redirect", "respond"].into_iter().filter(|kind| fields.has(kind)).collect();
     let (pool, redirect, respond) = (fields.get("pool"), fields.get("redirect"), fields.get("respond"));
-    let strip = fields.get("strip_prefix");
+    let (strip, rewrite) = (fields.get("strip_prefix"), fields.get("rewrite"));
     let headers = fields.get("headers");
     let sticky = fields.get("sticky");
     if kinds.len() != 1 {
@@ -216,26 +215,29 @@ fn action(
         return None;
     }
     let Some(pool) = pool else {
-        for node in [strip, headers, sticky].into_iter().flatten() {
-            let message =
-                "strip_prefix, headers and sticky are for what a backend gets, and this route has none";
+        for node in [strip, rewrite, headers, sticky].into_iter().flatten() {
+            let message = format!("{} is for what a backend gets, and this route has none", node.name());
             sink.error(&node.span, message, "remove it, or name a pool");
         }
         let redirect = redirect.and_then(|node| self::redirect(&node, sink));
         return redirect.or(respond.and_then(|node| self::respond(&node, sink)));
     };
     pool_at(pool.span.clone());
-    let strip_prefix = strip.and_then(|node| {
+    if let (Some(_), Some(node)) = (&strip, &rewrite) {
+        let remedy = "keep rewrite alone; strip_prefix = true is the same as rewrite = \"/\"";
+        sink.error(&node.span, "the route has both strip_prefix and rewrite", remedy);
+    }
+    let strip = strip.and_then(|node| {
         let strip = node.boolean(sink)?;
         if strip && matches!(condition.path, PathPattern::Exact(_)) {
             let message = "there is nothing below an exact path";
             sink.error(&node.span, message, "write path instead of exact_path, or remove strip_prefix");
         }
-        Some(strip)
+        strip.then(|| "/".to_owned())
     });
     Some(Action::Forward {
         pool: pool.string(sink)?.to_owned(),
-        strip_prefix: strip_prefix.unwrap_or(false),
+        rewrite: rewrite.and_then(|node| normal(&node, sink)).or(strip),
         sticky: sticky.and_then(|node| self::sticky(&node, sink)),
         headers: headers.and_then(|node| edits(&node, sink)).unwrap_or_default(),
     })

@@ -1,6 +1,6 @@
 //! Services: where they listen, which pool answers, who may come in.
 
-use std::ops::Range;
+use std::{num::NonZeroU32, ops::Range};
 
 use super::{
     complaint::{Places, Thing},
@@ -14,9 +14,10 @@ use crate::{
     model::{
         Forward, Listen, Network, Protocol, Scheduler, Service, Track,
         desk::{
-            Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, PathPattern, ProxyHeader, Route,
+            Action, Condition, DESK_POOL, Desk, HeaderEdits, HostPattern, Pages, PathPattern, ProxyHeader,
+            Route,
         },
-        guard::Guard,
+        guard::{Guard, Way},
     },
 };
 
@@ -61,7 +62,7 @@ pub(super) fn service(
     let (allow, deny) = firewall(&mut fields, listen, sink);
     const AT_DESK: &str =
         "remove it, or add routes: this service forwards packets and does not look inside connections";
-    for key in ["timeouts", "access_log"] {
+    for key in ["timeouts", "access_log", "pages", "clients"] {
         if let Some(node) = fields.get(key) {
             sink.error(&node.span, format!("{key} is for services with routes"), AT_DESK);
         }
@@ -131,6 +132,13 @@ fn at_desk(
     let certificates = fields
         .read(sink, "tls", |node, sink| Some(tls::certificates(name, node, sink, places)))
         .unwrap_or_default();
+    let clients = fields.get("clients");
+    if let Some(node) = clients.as_ref().filter(|_| certificates.is_empty()) {
+        let remedy = "add tls = { cert = \"front.pem\", key = \"front.key\" }, or remove it";
+        sink.error(&node.span, "clients can show certificates by TLS only, and the service has none", remedy);
+    }
+    let asks_clients = clients.is_some();
+    let clients = clients.and_then(|node| tls::clients(name, &node, sink, places));
     let mut found = match fields.get("routes") {
         Some(node) => routes::routes(name, &node, sink, places),
         None => Vec::new(),
@@ -143,6 +151,13 @@ fn at_desk(
         sink.error(&fields.span, format!("service \"{name}\" does not say who answers its requests"), remedy);
     }
     routes::check_apart(&found, sink);
+    let by_certificate = |way: &Way| matches!(way, Way::Certificate { .. });
+    for (_, span) in
+        found.iter().filter(|(route, _)| !asks_clients && route.guard.ways.iter().any(by_certificate))
+    {
+        let remedy = "add clients = { ca = \"clients-ca.pem\" } to the service";
+        sink.error(span, "clients are to show certificates, and the service does not ask for them", remedy);
+    }
     if certificates.is_empty() {
         let asks = |(route, _): &&(Route, Range<usize>)| !route.guard.ways.is_empty();
         for (_, span) in found.iter().filter(asks) {
@@ -155,7 +170,9 @@ fn at_desk(
         }
     }
     let timeouts = fields.read(sink, "timeouts", routes::timeouts).unwrap_or_default();
-    let access_log = fields.read(sink, "access_log", Node::boolean).unwrap_or(false);
+    let access_log = fields.read(sink, "access_log", access_log).flatten();
+    let pages =
+        fields.read(sink, "pages", |node, sink| Some(pages(name, node, sink, places))).unwrap_or_default();
     let (allow, deny) = firewall(&mut fields, listen, sink);
     let proxies: Vec<Network> =
         networks(&mut fields, "proxies", listen, sink).into_iter().map(|(network, _)| network).collect();
@@ -172,7 +189,6 @@ fn at_desk(
         Some(wanted)
     });
     of_routes(&mut fields, sink);
-    fields.later(&[("pages", "remove it; this version has pages of its own")]);
     fields.finish(sink);
     let routes = found.into_iter().map(|(route, _)| route).collect();
     Some(Service {
@@ -188,14 +204,46 @@ fn at_desk(
         deny,
         desk: Some(Desk {
             certificates,
+            clients,
             routes,
             timeouts,
             access_log,
             proxies,
             proxy_header: proxy_header.unwrap_or_default(),
             proxy_protocol: proxy_protocol.unwrap_or(false),
+            pages,
         }),
     })
+}
+
+/// `true`, `false` or `{ one_in = 100 }`.
+fn access_log(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Option<NonZeroU32>> {
+    if !node.is_table() {
+        return node.boolean(sink).map(|wanted| wanted.then_some(NonZeroU32::MIN));
+    }
+    let mut fields = node.table(sink)?;
+    let one_in = fields.require(sink, "one_in", "100");
+    fields.finish(sink);
+    one_in?.integer(sink, 1..=1_000_000).map(NonZeroU32::new)
+}
+
+/// Pages by status, and `default` for all others.
+fn pages(service: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mut Places) -> Pages {
+    let mut pages = Pages::default();
+    let Some(fields) = node.table(sink) else { return pages };
+    for (name, span, node) in fields.named("page") {
+        let Some(file) = node.file(sink, "\"closed.html\"") else { continue };
+        places.note(Thing::FileOf(service.to_owned(), format!("page {name}")), span.clone());
+        match name.parse() {
+            Ok(status) if (400..=599).contains(&status) => _ = pages.by_status.insert(status, file),
+            _ if name == "default" => pages.otherwise = Some(file),
+            _ => {
+                let remedy = "write a status from 400 to 599, such as 503, or default for all others";
+                sink.error(&span, format!("there is no page for \"{name}\""), remedy);
+            }
+        }
+    }
+    pages
 }
 
 /// The route of requests that meet no other.
@@ -211,7 +259,7 @@ fn everything_else(pool: &str) -> Route {
         limits: Vec::new(),
         action: Action::Forward {
             pool: pool.to_owned(),
-            strip_prefix: false,
+            rewrite: None,
             sticky: None,
             headers: HeaderEdits::default(),
         },

@@ -1,13 +1,13 @@
 //! TLS in documents: certificates of a service, `{ cert, key }` or a list of them, and how the desk speaks with a
 //! pool.
 
-use std::{ops::Range, path::PathBuf};
+use std::ops::Range;
 
 use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
 };
-use crate::model::desk::{CertificateFiles, ServerTls, Speech};
+use crate::model::desk::{CertificateFiles, Clients, ServerTls, Speech};
 
 /// The certificates of a service. Whether their files are fit is only known where they are.
 pub(super) fn certificates(
@@ -29,17 +29,12 @@ pub(super) fn certificates(
         let Some(mut fields) = node.table(sink) else { continue };
         let mut file = |key: &'static str, example: &str, sink: &mut Sink<'_>| {
             let node = fields.require(sink, key, example)?;
-            let name = node.string(sink)?;
-            if name.is_empty() {
-                node.refuse(sink, format!("write the name of a PEM file, such as {example}"));
-                return None;
-            }
-            Some((PathBuf::from(name), node.span))
+            Some((node.file(sink, example)?, node.span))
         };
         let cert = file("cert", "\"front.pem\"", sink);
         let key = file("key", "\"front.key\"", sink);
         fields.later(&[
-            ("client_ca", "remove it; this version does not ask clients for certificates"),
+            ("client_ca", "write clients = { ca = \"clients-ca.pem\" } in the service"),
             ("acme", "remove it; this version takes certificates from files"),
         ]);
         fields.finish(sink);
@@ -51,6 +46,27 @@ pub(super) fn certificates(
         found.push(CertificateFiles { cert, key });
     }
     found
+}
+
+/// `{ ca = "clients-ca.pem", crl = "revoked.pem", required = true }`.
+pub(super) fn clients(
+    service: &str,
+    node: &Node<'_>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Option<Clients> {
+    let mut fields = node.table(sink)?;
+    let mut file = |node: Option<Node<'_>>, example: &str, sink: &mut Sink<'_>| {
+        let node = node?;
+        places.note(Thing::FileOf(service.to_owned(), node.name().to_owned()), node.span.clone());
+        node.file(sink, example)
+    };
+    let ca = fields.require(sink, "ca", "\"clients-ca.pem\"");
+    let ca = file(ca, "\"clients-ca.pem\"", sink);
+    let crl = file(fields.get("crl"), "\"revoked.pem\"", sink);
+    let required = fields.read(sink, "required", Node::boolean).unwrap_or(false);
+    fields.finish(sink);
+    Some(Clients { ca: ca?, crl, required })
 }
 
 /// `protocol` and `tls` of a pool: how the desk speaks with its servers, and where that is said.
@@ -80,14 +96,7 @@ fn server(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<ServerTls> {
         }
         Some(name.to_owned())
     });
-    let ca = ca.and_then(|node| {
-        let name = node.string(sink)?;
-        if name.is_empty() {
-            node.refuse(sink, "write the name of a PEM file, such as \"ca.pem\"");
-            return None;
-        }
-        Some(PathBuf::from(name))
-    });
+    let ca = ca.and_then(|node| node.file(sink, "\"ca.pem\""));
     Some(ServerTls { host: host?, ca: ca? })
 }
 
@@ -126,7 +135,7 @@ mod tests {
                 "tls = { host = \"-a.example\", ca = \"ca.pem\" }",
                 "the name that the servers' certificate is for",
             ),
-            ("tls = { host = \"a.example\", ca = \"\" }", "the name of a PEM file"),
+            ("tls = { host = \"a.example\", ca = \"\" }", "the name of a file"),
             ("tls = { host = \"a.example\", ca = \"ca.pem\", verify = false }", "verify"),
         ] {
             let refused = Document::parse(&document(pool, "routes = [ { path = \"/x\", respond = 404 } ]"))

@@ -1,5 +1,5 @@
-//! Files that say who is known to the desk, and by whose word it believes servers: read here, since the desk may not,
-//! and looked at before they are handed on. Nothing of what is in them is said anywhere.
+//! Files that say who is known to the desk, by whose word it believes servers, and what its pages look like: read here,
+//! since the desk may not, and looked at before they are handed on. Nothing of what is in them is said anywhere.
 
 use std::{
     collections::BTreeSet,
@@ -11,12 +11,13 @@ use crate::{
     config::{Complaint, Document, Place},
     model::{
         Config,
-        desk::ServerTls,
+        desk::Desk,
         guard::{KeyForm, Way},
     },
     proxy::{
         auth::{self, entries::EntryError},
         orders::{Files, Secret},
+        page::{Page, PageError},
         tls::{self, CertificateError},
     },
 };
@@ -48,13 +49,23 @@ pub enum ReadError {
         /// Why.
         source: CertificateError,
     },
+    /// It is no page.
+    #[error("{}: {source}", .path.display())]
+    Page {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: PageError,
+    },
 }
 
 /// A file that is wanted, and what for.
 #[derive(Clone, Copy)]
 enum Wanted<'c> {
-    Way(&'c Way),
-    Authority(&'c ServerTls),
+    Way(&'c Way, &'c Path),
+    Authority(&'c Path),
+    Revoked(&'c Path),
+    Page(&'c Path),
 }
 
 impl ReadError {
@@ -63,20 +74,26 @@ impl ReadError {
             Self::File { .. } => {
                 "name a file that is there, by its whole path or beside the document, and that the daemon may read"
             }
-            Self::Entry { .. } | Self::Authority { .. } => match wanted {
-                Wanted::Authority(_) => {
-                    "name a PEM file with the certificate of who signs the servers' certificates, or the one of all that the system trusts, such as /etc/ssl/certs/ca-certificates.crt"
+            Self::Entry { .. } | Self::Authority { .. } | Self::Page { .. } => match wanted {
+                Wanted::Revoked(_) => {
+                    "name a PEM file with the lists of who has been revoked, as the authority gives them out, from BEGIN X509 CRL to END"
                 }
-                Wanted::Way(Way::Jwt { form: KeyForm::Jwks, .. }) => {
+                Wanted::Page(_) => {
+                    "write HTML with {{title}}, {{text}}, {{status}}, {{reason}}, {{retry_after}} and {{request_id}} where they belong"
+                }
+                Wanted::Authority(_) => {
+                    "name a PEM file with the certificate of who signs them, or, for servers, the one of all that the system trusts, such as /etc/ssl/certs/ca-certificates.crt"
+                }
+                Wanted::Way(Way::Jwt { form: KeyForm::Jwks, .. }, _) => {
                     "put the issuer's set of public keys there, as its jwks_uri gives it"
                 }
-                Wanted::Way(Way::Jwt { form: KeyForm::Pem, .. }) => {
+                Wanted::Way(Way::Jwt { form: KeyForm::Pem, .. }, _) => {
                     "put the issuer's public key there, RSA, P-256, P-384 or Ed25519, from BEGIN PUBLIC KEY to END"
                 }
-                Wanted::Way(Way::Jwt { form: KeyForm::Secret, .. }) => {
+                Wanted::Way(Way::Jwt { form: KeyForm::Secret, .. }, _) => {
                     "put a secret made by chance there, such as `openssl rand -base64 48` prints, and tell the issuer"
                 }
-                Wanted::Way(Way::Basic { .. } | Way::Key { .. }) => {
+                Wanted::Way(..) => {
                     "write a line for each, name:hash or name:hash:role,role; `lb auth hash` prints one"
                 }
             },
@@ -85,10 +102,13 @@ impl ReadError {
 }
 
 impl<'c> Wanted<'c> {
+    fn of(way: &'c Way) -> Option<Self> {
+        Some(Self::Way(way, way.file()?))
+    }
+
     fn path(self) -> &'c Path {
         match self {
-            Self::Way(way) => way.file(),
-            Self::Authority(tls) => &tls.ca,
+            Self::Way(_, path) | Self::Authority(path) | Self::Revoked(path) | Self::Page(path) => path,
         }
     }
 
@@ -98,11 +118,17 @@ impl<'c> Wanted<'c> {
         let text =
             fs::read_to_string(self.path()).map_err(|source| ReadError::File { path: path(), source })?;
         match self {
-            Self::Way(way) => {
+            Self::Way(way, _) => {
                 auth::check(way, &text).map_err(|source| ReadError::Entry { path: path(), source })?;
             }
             Self::Authority(_) => {
                 tls::authorities(&text).map_err(|source| ReadError::Authority { path: path(), source })?;
+            }
+            Self::Revoked(_) => {
+                tls::revoked(&text).map_err(|source| ReadError::Authority { path: path(), source })?;
+            }
+            Self::Page(_) => {
+                Page::parse(&text).map_err(|source| ReadError::Page { path: path(), source })?;
             }
         }
         Ok(Secret::new(text))
@@ -118,27 +144,45 @@ pub fn complaints(document: &Document) -> Vec<Complaint> {
         }
     };
     for (name, _, desk) in document.config.at_desk() {
+        for (purpose, page) in desk.pages.files() {
+            look(Wanted::Page(page), document.places.file_of(name, &purpose));
+        }
+        for wanted in of_clients(desk) {
+            let purpose = if matches!(wanted, Wanted::Revoked(_)) { "crl" } else { "ca" };
+            look(wanted, document.places.file_of(name, purpose));
+        }
         for (number, route) in desk.routes.iter().enumerate() {
             for (at, way) in route.guard.ways.iter().enumerate() {
-                look(Wanted::Way(way), document.places.way(name, number, at));
+                if let Some(wanted) = Wanted::of(way) {
+                    look(wanted, document.places.way(name, number, at));
+                }
             }
         }
     }
-    for (name, tls) in servers(&document.config) {
-        look(Wanted::Authority(tls), document.places.speech(name));
+    for (name, ca) in servers(&document.config) {
+        look(Wanted::Authority(ca), document.places.speech(name));
     }
     complaints
 }
 
-/// The pools whose servers are spoken with over TLS.
-fn servers(config: &Config) -> impl Iterator<Item = (&String, &ServerTls)> {
-    config.pools.iter().filter_map(|(name, pool)| Some((name, pool.speech.tls.as_ref()?)))
+/// The pools whose servers are spoken with over TLS, with who vouches for them.
+fn servers(config: &Config) -> impl Iterator<Item = (&String, &Path)> {
+    config.pools.iter().filter_map(|(name, pool)| Some((name, pool.speech.tls.as_ref()?.ca.as_path())))
+}
+
+/// Who vouches for the clients of a service, and whom no more.
+fn of_clients(desk: &Desk) -> impl Iterator<Item = Wanted<'_>> {
+    let ca = desk.clients.iter().map(|clients| Wanted::Authority(&clients.ca));
+    ca.chain(desk.clients.iter().filter_map(|clients| clients.crl.as_deref().map(Wanted::Revoked)))
 }
 
 fn all(config: &Config) -> impl Iterator<Item = Wanted<'_>> {
-    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-    let ways = routes.flat_map(|route| &route.guard.ways).map(Wanted::Way);
-    ways.chain(servers(config).map(|(_, tls)| Wanted::Authority(tls)))
+    let desks = || config.at_desk().map(|(_, _, desk)| desk);
+    let ways =
+        desks().flat_map(|desk| &desk.routes).flat_map(|route| &route.guard.ways).filter_map(Wanted::of);
+    let pages = desks().flat_map(|desk| desk.pages.files()).map(|(_, path)| Wanted::Page(path));
+    let clients = desks().flat_map(of_clients);
+    ways.chain(pages).chain(clients).chain(servers(config).map(|(_, ca)| Wanted::Authority(ca)))
 }
 
 /// The files as they were when they could last be used.

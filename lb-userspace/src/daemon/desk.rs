@@ -28,7 +28,7 @@ use crate::{
     api::view,
     dataplane::FlowsOf,
     health::{State as HealthState, Verdict},
-    model::{BackendAddress, Config, Listen},
+    model::{BackendAddress, Config, Listen, desk::Route},
     proxy::{
         orders::{self, Files, FromDesk, LATENCY_BOUNDS, Orders, Pem, ServiceOrder, ToDesk},
         pools::{BackendOrder, PoolOrder},
@@ -215,12 +215,7 @@ pub fn services<'p>(
             allow: service.allow.clone(),
             deny: service.deny.clone(),
             certificates: certificates.collect::<Option<_>>()?,
-            routes: desk.routes.clone(),
-            timeouts: desk.timeouts,
-            access_log: desk.access_log,
-            proxies: desk.proxies.clone(),
-            proxy_header: desk.proxy_header,
-            proxy_protocol: desk.proxy_protocol,
+            desk: desk.clone(),
         })
     };
     config.at_desk().filter_map(order).collect()
@@ -232,7 +227,7 @@ pub fn pools(
     state: impl Fn(&str, BackendAddress) -> (HealthState, Verdict),
 ) -> Vec<PoolOrder> {
     let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-    let names: BTreeSet<&str> = routes.filter_map(|route| route.pool()).collect();
+    let names: BTreeSet<&str> = routes.flat_map(Route::pools).collect();
     let order = |name: &str| {
         let pool = config.pools.get(name)?;
         let backends = pool.backends.iter().filter_map(|backend| {

@@ -7,14 +7,10 @@ use http::{HeaderName, HeaderValue, Request, Uri};
 
 use crate::{
     api::view,
-    model::{
-        Config, Service,
-        desk::{Action, Desk, PathPattern},
-    },
+    model::{Config, Service, desk::Desk},
     proxy::{
-        path,
         request::target,
-        route::{Asked, Found, Table, host_name, miss},
+        route::{Asked, Found, Table, host_name, miss, sent},
         voice::Trouble,
     },
 };
@@ -144,12 +140,8 @@ fn at_service(
     explanation.outcome = match &found {
         Found::Route(_, route) => {
             explanation.asks = route.asks();
-            if let Action::Forward { strip_prefix, .. } = &route.action {
-                let sent = match &route.condition.path {
-                    PathPattern::Prefix(prefix) if *strip_prefix => path::strip(&target.path, prefix),
-                    _ => Some(target.path.as_str()),
-                };
-                explanation.sent = sent.map(str::to_owned);
+            if route.pool().is_some() {
+                explanation.sent = Some(sent(route, &target.path).into_owned());
             }
             route.action.to_string()
         }

@@ -3,34 +3,76 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    num::NonZeroU32,
     path::PathBuf,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Network, guard::Guard, limit::RateLimit};
+use super::{
+    Network,
+    guard::{Guard, Way},
+    limit::RateLimit,
+};
 
 /// The pool that services of the desk are forwarded to: this host itself. No document can name it so.
 pub const DESK_POOL: &str = "(desk)";
 
 /// A service that the desk answers.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Desk {
     /// Certificates with their keys; empty: plain HTTP.
     pub certificates: Vec<CertificateFiles>,
+    /// What its clients may show in turn; `None`: they are asked for nothing.
+    pub clients: Option<Clients>,
     /// Where requests go; no two that cannot be told apart.
     pub routes: Vec<Route>,
     /// How long things may take.
     pub timeouts: DeskTimeouts,
-    /// Whether each request has a line on standard output.
-    pub access_log: bool,
+    /// One in so many requests has a line on standard output, and each that went wrong; `None`: none has.
+    pub access_log: Option<NonZeroU32>,
     /// Proxies before it, which are believed when they say who asks.
     pub proxies: Vec<Network>,
     /// The header that they say it in.
     pub proxy_header: ProxyHeader,
     /// They say so before anything else, by the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Pages for what the desk itself has to say.
+    pub pages: Pages,
+}
+
+/// Files of pages by which browsers are told that something is wrong, instead of the desk's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// By the status of the answer.
+    pub by_status: BTreeMap<u16, PathBuf>,
+    /// For all others.
+    pub otherwise: Option<PathBuf>,
+}
+
+impl Pages {
+    /// The files, by what they are for: `page 503`, `page default`.
+    pub fn files(&self) -> impl Iterator<Item = (String, &PathBuf)> {
+        let by_status = self.by_status.iter().map(|(status, file)| (format!("page {status}"), file));
+        by_status.chain(self.otherwise.iter().map(|file| ("page default".to_owned(), file)))
+    }
+
+    /// The same, to be changed.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        self.by_status.values_mut().chain(&mut self.otherwise)
+    }
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clients {
+    /// PEM file of the authorities that may have signed them.
+    pub ca: PathBuf,
+    /// PEM file of those that have been revoked.
+    pub crl: Option<PathBuf>,
+    /// There is no connection without.
+    pub required: bool,
 }
 
 /// In which header proxies say who asks.
@@ -44,7 +86,7 @@ pub enum ProxyHeader {
 }
 
 /// Files of a certificate, in PEM form.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateFiles {
     /// The certificate, and those between it and its authority.
     pub cert: PathBuf,
@@ -164,8 +206,8 @@ pub enum Action {
     Forward {
         /// Name of its pool.
         pool: String,
-        /// The route's path is left out of what the backend sees.
-        strip_prefix: bool,
+        /// What the backend sees in place of the route's path; `None`: the path as it is.
+        rewrite: Option<String>,
         /// Which requests come to the same backend; `None`: each goes to whoever has less to do.
         sticky: Option<Sticky>,
         /// What is changed in the request.
@@ -277,6 +319,15 @@ impl fmt::Display for Action {
 }
 
 impl Route {
+    /// The pools that it needs: the one that answers, and those that say who may come in.
+    pub fn pools(&self) -> impl Iterator<Item = &str> {
+        let asked = self.guard.ways.iter().filter_map(|way| match way {
+            Way::Forward { pool, .. } => Some(pool.as_str()),
+            _ => None,
+        });
+        self.pool().into_iter().chain(asked)
+    }
+
     /// The pool that answers, if one does.
     pub fn pool(&self) -> Option<&str> {
         match &self.action {

@@ -56,6 +56,46 @@ pub enum Way {
         /// What a client is told that it asks for.
         realm: String,
     },
+    /// A certificate that the service's authorities have signed, shown as the connection began.
+    Certificate {
+        /// What of it says who somebody is.
+        user: CertificateName,
+    },
+    /// Another service knows.
+    Forward {
+        /// Name of its pool.
+        pool: String,
+        /// What it is asked for.
+        path: String,
+        /// Headers of its answer by the claims that they give. Names are in lower case.
+        claims: BTreeMap<String, String>,
+    },
+}
+
+/// What of a certificate says who somebody is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CertificateName {
+    /// The common name of its subject.
+    #[default]
+    CommonName,
+    /// The first name of DNS.
+    Dns,
+    /// The first address of mail.
+    Email,
+    /// The first URI.
+    Uri,
+}
+
+impl CertificateName {
+    /// What it is called in documents, and as a claim.
+    pub const fn claim(self) -> &'static str {
+        match self {
+            Self::CommonName => "common_name",
+            Self::Dns => "dns",
+            Self::Email => "email",
+            Self::Uri => "uri",
+        }
+    }
 }
 
 /// What a file of keys for tokens is.
@@ -85,21 +125,23 @@ pub struct TokenRule {
 }
 
 impl Way {
-    /// The file that says who is known.
-    pub fn file(&self) -> &Path {
+    /// The file that says who is known, if one does.
+    pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
-                file
+                Some(file)
             }
+            Self::Certificate { .. } | Self::Forward { .. } => None,
         }
     }
 
     /// The same, to be changed.
-    pub fn file_mut(&mut self) -> &mut PathBuf {
+    pub fn file_mut(&mut self) -> Option<&mut PathBuf> {
         match self {
             Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
-                file
+                Some(file)
             }
+            Self::Certificate { .. } | Self::Forward { .. } => None,
         }
     }
 
@@ -109,22 +151,28 @@ impl Way {
             Self::Basic { .. } => "basic",
             Self::Key { .. } => "key",
             Self::Jwt { .. } => "jwt",
+            Self::Certificate { .. } => "certificate",
+            Self::Forward { .. } => "forward",
         }
     }
 
-    /// The header that it looks at.
-    pub fn header(&self) -> &str {
+    /// The header that it looks at, if it is one.
+    pub fn header(&self) -> Option<&str> {
         match self {
-            Self::Basic { .. } | Self::Jwt { .. } => "authorization",
-            Self::Key { header, .. } => header,
+            Self::Basic { .. } | Self::Jwt { .. } => Some("authorization"),
+            Self::Key { header, .. } => Some(header),
+            Self::Certificate { .. } | Self::Forward { .. } => None,
         }
     }
 }
 
 impl fmt::Display for Way {
-    /// `basic`, `jwt of https://id.example for shop`.
+    /// `basic`, `jwt of https://id.example for shop`, `forward to id/verify`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
+        if let Self::Forward { pool, path, .. } = self {
+            return write!(f, " to {pool}{path}");
+        }
         let Self::Jwt { rule, .. } = self else { return Ok(()) };
         for (word, names) in [("of", &rule.issuer), ("for", &rule.audience)] {
             if !names.is_empty() {

@@ -6,6 +6,7 @@
 use std::{
     io::Write,
     net::IpAddr,
+    num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -47,6 +48,8 @@ pub struct Line {
     pub backend: Option<String>,
     /// Why the desk did.
     pub trouble: Option<&'static str>,
+    /// It stands for so many: of those that went well perhaps not all have a line.
+    one_in: u32,
     user_agent: Option<String>,
     request_id: String,
 }
@@ -76,9 +79,17 @@ impl Line {
             duration_ms: 0.0,
             backend: None,
             trouble: None,
+            one_in: 1,
             user_agent: text(header::USER_AGENT),
             request_id: id.to_owned(),
         }
+    }
+
+    /// Of how many such requests one is to have a line, where of all that went well it is `one_in`: what went wrong is
+    /// written down whole.
+    pub fn share(&mut self, one_in: NonZeroU32) -> u32 {
+        self.one_in = if self.trouble.is_none() && self.status < 500 { one_in.get() } else { 1 };
+        self.one_in
     }
 }
 

@@ -5,21 +5,26 @@
 //! what tells the backend who asks comes from the desk alone.
 
 pub mod basic;
+pub mod certificate;
 pub mod entries;
 mod jwt;
 pub mod key;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     net::IpAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tracing::error;
 
 use self::{
     basic::{Memory, Told, Users},
+    certificate::Certificate,
     entries::EntryError,
     jwt::TokenError,
     key::Keys,
@@ -27,7 +32,7 @@ use self::{
 use super::{desk::network, headers, limits::Buckets, orders::Files};
 use crate::model::{
     Network,
-    guard::{Guard, TokenRule, Way},
+    guard::{CertificateName, Guard, TokenRule, Way},
 };
 
 /// So often may be wrong from one source, in such a time, what is said of who one is; then nobody listens for a while.
@@ -66,6 +71,8 @@ pub enum Refusal {
     Lacks,
     /// Nobody may, from where they call.
     Source,
+    /// Another service has said so, in these words.
+    Told(Box<Answered>),
     /// What was said from there was wrong too often: for so long it is not looked at.
     Slowed(Duration),
     /// Too many ask at the same time.
@@ -84,8 +91,27 @@ pub struct Caller<'a> {
     pub headers: &'a HeaderMap,
     /// Where it comes from.
     pub source: IpAddr,
+    /// What was shown as its connection began.
+    pub certificate: Option<&'a Certificate>,
     /// When it came, in seconds since the epoch.
     pub now: u64,
+}
+
+/// What another service has answered who was asked whether somebody may come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Its status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// Somebody who can ask other services whether the one that is asked about may come in.
+pub trait Messenger {
+    /// What a service of this pool answers under a path; `None`: nothing that could be used.
+    fn ask(&self, pool: &str, path: &str) -> impl Future<Output = Option<Answered>> + Send;
 }
 
 /// What a backend is told of who asks, and what it is not to see.
@@ -130,6 +156,10 @@ enum Known {
     Users(Users),
     Keys(Keys, HeaderName),
     Tokens(jwt::Keys, TokenRule),
+    /// Who shows a certificate.
+    Certified(CertificateName),
+    /// Who is known to another service: its pool, the path, and which header gives which claim.
+    Elsewhere(String, String, BTreeMap<String, HeaderName>),
     /// Its file could not be used; nobody comes in by it.
     Nobody,
 }
@@ -138,16 +168,16 @@ impl Gate {
     /// Of a route; `files` are those that it names.
     pub fn new(guard: &Guard, files: &Files) -> Self {
         let known = |way: &Way| {
-            let text = files.get(way.file()).map_or("", |text| text.expose());
+            let text = way.file().and_then(|file| files.get(file)).map_or("", |text| text.expose());
             known(way, text).unwrap_or_else(|why| {
                 // The daemon has tried it; if it is unfit all the same, nobody comes in.
-                error!("{} cannot be used: {why}", way.file().display());
+                error!("{} cannot be used: {why}", way.file().unwrap_or(Path::new(way.name())).display());
                 Known::Nobody
             })
         };
         let shown: BTreeSet<&str> = match guard.forward_credentials {
             true => BTreeSet::new(),
-            false => guard.ways.iter().map(Way::header).collect(),
+            false => guard.ways.iter().filter_map(Way::header).collect(),
         };
         let withheld = shown.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
         Self {
@@ -161,7 +191,12 @@ impl Gate {
     ///
     /// # Errors
     /// Why not.
-    pub async fn admit(&self, caller: &Caller<'_>, porter: &Porter) -> Result<Passport, Refusal> {
+    pub async fn admit(
+        &self,
+        caller: &Caller<'_>,
+        porter: &Porter,
+        messenger: &impl Messenger,
+    ) -> Result<Passport, Refusal> {
         if !Network::admits(&self.guard.allow, &self.guard.deny, caller.source) {
             return Err(Refusal::Source);
         }
@@ -173,7 +208,7 @@ impl Gate {
         if let Some(wait) = porter.strikes.empty(key, now).filter(|_| self.shows(caller)) {
             return Err(Refusal::Slowed(wait));
         }
-        let found = self.identify(caller, porter).await;
+        let found = self.identify(caller, porter, messenger).await;
         // Who is known by something else may not guess either.
         if matches!(found, Ok((_, true)) | Err(Refusal::Wrong(_))) {
             porter.strikes.overdraw(key, now);
@@ -200,11 +235,16 @@ impl Gate {
 
     /// Whether anything is shown that could be right or wrong.
     fn shows(&self, caller: &Caller<'_>) -> bool {
-        self.guard.ways.iter().any(|way| caller.headers.contains_key(way.header()))
+        self.guard.ways.iter().filter_map(Way::header).any(|name| caller.headers.contains_key(name))
     }
 
     /// Who it is, and whether something else was shown that was wrong.
-    async fn identify(&self, caller: &Caller<'_>, porter: &Porter) -> Result<(Identity, bool), Refusal> {
+    async fn identify(
+        &self,
+        caller: &Caller<'_>,
+        porter: &Porter,
+        messenger: &impl Messenger,
+    ) -> Result<(Identity, bool), Refusal> {
         let (mut shown, mut usable) = (false, false);
         let mut problem = None;
         for way in &self.ways {
@@ -234,6 +274,21 @@ impl Gate {
                     let Some(token) = scheme(given, "bearer") else { continue };
                     keys.verify(rule, token, caller.now).map_err(|why| problem = Some(why)).ok()
                 }
+                Known::Certified(user) => {
+                    usable = true;
+                    // One that has run out shows nobody any more; nobody begins with a wrong one.
+                    let shown = caller.certificate.and_then(|shown| shown.identity(*user, caller.now));
+                    let Some(identity) = shown else { continue };
+                    Some(identity)
+                }
+                Known::Elsewhere(pool, path, claims) => {
+                    let answered = messenger.ask(pool, path).await.ok_or(Refusal::Unavailable)?;
+                    return match answered.status {
+                        200..=299 => Ok((told(&answered.headers, claims), shown)),
+                        401 | 403 | 301..=303 | 307 | 308 => Err(Refusal::Told(Box::new(answered))),
+                        _ => Err(Refusal::Unavailable),
+                    };
+                }
             };
             if let Some(identity) = found {
                 return Ok((identity, shown));
@@ -254,6 +309,9 @@ impl Gate {
         let of = |way: &Way| match way {
             Way::Basic { realm, .. } => format!("Basic realm=\"{realm}\", charset=\"UTF-8\""),
             Way::Key { header, .. } => format!("ApiKey header=\"{header}\""),
+            Way::Certificate { .. } => "Certificate realm=\"lobby\"".to_owned(),
+            // It says so itself.
+            Way::Forward { .. } => String::new(),
             Way::Jwt { realm, .. } => match problem {
                 None => format!("Bearer realm=\"{realm}\""),
                 Some(why) => {
@@ -261,7 +319,8 @@ impl Gate {
                 }
             },
         };
-        self.guard.ways.iter().filter_map(|way| HeaderValue::try_from(of(way)).ok()).collect()
+        let challenges = self.guard.ways.iter().map(of).filter(|challenge| !challenge.is_empty());
+        challenges.filter_map(|challenge| HeaderValue::try_from(challenge).ok()).collect()
     }
 }
 
@@ -275,7 +334,23 @@ fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
             Known::Keys(Keys::parse(text)?, name)
         }
         Way::Jwt { form, rule, .. } => Known::Tokens(jwt::Keys::parse(*form, text)?, rule.clone()),
+        Way::Certificate { user } => Known::Certified(*user),
+        Way::Forward { pool, path, claims } => {
+            let claims =
+                claims.iter().filter_map(|(claim, header)| Some((claim.clone(), header.try_into().ok()?)));
+            Known::Elsewhere(pool.clone(), path.clone(), claims.collect())
+        }
     })
+}
+
+/// Who somebody is, as another service says it in its answer: lists, each in a header.
+fn told(headers: &HeaderMap, claims: &BTreeMap<String, HeaderName>) -> Identity {
+    let values = |name| {
+        let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        let items = texts.flat_map(|text| text.split(',')).map(str::trim).filter(|item| !item.is_empty());
+        items.map(str::to_owned).collect()
+    };
+    Identity(claims.iter().map(|(claim, name)| (claim.clone(), values(name))).collect())
 }
 
 /// Whether a file says who is known by a way.

@@ -4,6 +4,7 @@
 mod body;
 mod connections;
 mod converse;
+mod inquiry;
 mod tunnel;
 mod upstream;
 
@@ -30,26 +31,26 @@ pub use self::connections::Connections;
 use self::{
     body::{Body, Upload, Watched, nothing},
     converse::{Pulse, Spoken, converse},
+    inquiry::Inquiry,
     tunnel::Tunnel,
 };
 use super::{
     access::Line,
-    auth::Caller,
+    auth::{Answered, Caller, Passport, Refusal, certificate::Certificate},
     chain::{self, Origin},
     desk::{Shared, network},
     headers::{self, Asker},
-    orders::ServiceOrder,
-    path,
+    page::Pages,
     pools::{self, Wish},
     request::{Target, target},
-    route::{Asked, Found},
+    route::{Asked, Found, sent},
     state::Service,
     tls,
     voice::{Form, Trouble},
 };
 use crate::model::{
     Network,
-    desk::{Action, Elsewhere, HeaderEdits, PathPattern, Sticky},
+    desk::{Action, Desk, Elsewhere, HeaderEdits, Sticky},
 };
 
 /// A client's connection.
@@ -62,6 +63,8 @@ struct Visit {
     tls: bool,
     /// Whether headers are believed, if a proxy called.
     believes: bool,
+    /// What whoever called has shown.
+    certificate: Option<Certificate>,
     /// What the connection becomes when it has said its last answer.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -72,12 +75,12 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
     let peer = peer.ip();
-    if !service.order.proxy_protocol || !service.is_proxy(peer) {
+    if !service.order.desk.proxy_protocol || !service.is_proxy(peer) {
         return receive(shared, &service, called, stream, (peer, true)).await;
     }
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
     let header = ProxiedStream::create_from_tokio(stream, config);
-    match tokio::time::timeout(service.order.timeouts.header, header).await {
+    match tokio::time::timeout(service.order.desk.timeouts.header, header).await {
         Ok(Ok(stream)) => {
             // Without an address it is the proxy itself that asks, to see whether somebody is there; it does
             // not speak for others then.
@@ -107,18 +110,23 @@ async fn receive<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let visit =
-        |tls| Visit { shared: Arc::clone(&shared), called, peer, tls, believes, tunnel: Mutex::default() };
-    let patience = service.order.timeouts.header;
+    let visit = |tls, certificate| {
+        let shared = Arc::clone(&shared);
+        Visit { shared, called, peer, tls, believes, certificate, tunnel: Mutex::default() }
+    };
+    let patience = service.order.desk.timeouts.header;
     match &service.tls {
-        None => converse(visit(false), stream, Spoken::Unsaid, patience).await,
+        None => converse(visit(false, None), stream, Spoken::Unsaid, patience).await,
         Some(config) => {
             let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
             match tokio::time::timeout(patience, handshake).await {
                 Ok(Ok(stream)) => {
-                    let agreed = stream.get_ref().1.alpn_protocol();
-                    let spoken = if agreed == Some(tls::H2) { Spoken::Http2 } else { Spoken::Http1 };
-                    converse(visit(true), stream, spoken, patience).await;
+                    let session = stream.get_ref().1;
+                    let is_http2 = session.alpn_protocol() == Some(tls::H2);
+                    let spoken = if is_http2 { Spoken::Http2 } else { Spoken::Http1 };
+                    let shown = session.peer_certificates().and_then(|shown| shown.first());
+                    let certificate = shown.and_then(|shown| Certificate::of(shown));
+                    converse(visit(true, certificate), stream, spoken, patience).await;
                 }
                 Ok(Err(_)) => shared.figures.refused("tls"),
                 Err(_) => shared.figures.refused("tls_slow"),
@@ -151,7 +159,7 @@ impl Visit {
         let service = self.shared.state.load().service(self.called);
         let origin = match &service {
             Some(service) if self.believes => {
-                let ServiceOrder { proxies, proxy_header, .. } = &service.order;
+                let Desk { proxies, proxy_header, .. } = &service.order.desk;
                 chain::origin(self.peer, &parts.headers, proxies, *proxy_header)
             }
             _ => Origin::itself(self.peer),
@@ -168,7 +176,7 @@ impl Visit {
         };
         let Some(service) = service else {
             // It has gone while the client was connected.
-            return self.trouble(&Trouble::Closed, &case);
+            return self.trouble(&Trouble::Closed, &case, None);
         };
         case.line.service.clone_from(&service.order.name);
         let mut response = match self.decide(&service, parts, body, &mut case).await {
@@ -180,7 +188,7 @@ impl Visit {
                 }
                 case.line.trouble = Some(trouble.reason());
                 self.shared.figures.trouble(trouble.reason());
-                self.trouble(&trouble, &case)
+                self.trouble(&trouble, &case, Some(&service.pages))
             }
         };
         headers::number(response.headers_mut(), &case.id);
@@ -191,7 +199,9 @@ impl Visit {
         let status = response.status().as_u16();
         self.shared.figures.answer(&service.order.name, &case.line.route, status, began.elapsed());
         case.line.status = status;
-        let line = service.order.access_log.then_some((case.line, began));
+        let one_in = service.order.desk.access_log.map(|one_in| case.line.share(one_in));
+        let is_logged = one_in.is_some_and(|one_in| self.shared.chance.next().is_multiple_of(one_in.into()));
+        let line = is_logged.then_some((case.line, began));
         if let Some(tunnel) = case.tunnel {
             errand.done();
             *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tunnel { line, ..tunnel });
@@ -237,8 +247,14 @@ impl Visit {
             Found::NoHost => return Err(Trouble::NoHost),
         };
         case.line.route = route.condition.to_string();
-        let caller = Caller { headers: &parts.headers, source: case.origin.client, now: now() };
-        let passport = service.admit(number, &caller, &self.shared.porter).await?;
+        let caller = Caller {
+            headers: &parts.headers,
+            source: case.origin.client,
+            certificate: self.certificate.as_ref(),
+            now: now(),
+        };
+        let errand = Inquiry { visit: self, service, parts: &parts, target: &target, case };
+        let passport = service.admit(number, &caller, &self.shared.porter, &errand).await?;
         let mut response = match &route.action {
             Action::Redirect { status, to } => redirect(*status, to, &target)?,
             Action::Respond { status, body, content_type } => {
@@ -248,22 +264,12 @@ impl Visit {
                 }
                 response
             }
-            Action::Forward { pool, strip_prefix, sticky, headers } => {
+            Action::Forward { pool, sticky, headers, .. } => {
                 let wish = wish(sticky.as_ref(), &parts.headers, case.origin.client);
-                let path = match (&route.condition.path, strip_prefix) {
-                    (PathPattern::Prefix(prefix), true) => path::strip(&target.path, prefix).unwrap_or("/"),
-                    _ => &target.path,
-                };
-                let asker = Asker {
-                    peer: self.peer,
-                    before: &case.origin.before,
-                    tls: case.tls,
-                    host: &target.authority,
-                    id: &case.id,
-                    passport: &passport,
-                };
+                let path = sent(route, &target.path);
+                let asker = self.asker(&target, case, &passport);
                 let becoming = parts.extensions.remove::<OnUpgrade>().filter(|_| target.websocket);
-                let mut parts = outgoing(parts, path, target.query.as_deref(), &asker, headers)?;
+                let mut parts = outgoing(parts, &path, target.query.as_deref(), &asker, headers)?;
                 if becoming.is_some() {
                     headers::become_websocket(&mut parts.headers);
                 }
@@ -283,6 +289,12 @@ impl Visit {
         Ok(response)
     }
 
+    /// Who asks, as a backend is told.
+    fn asker<'a>(&self, target: &'a Target, case: &'a Case, passport: &'a Passport) -> Asker<'a> {
+        let Case { origin: Origin { before, .. }, tls, id, .. } = case;
+        Asker { peer: self.peer, before, tls: *tls, host: &target.authority, id, passport }
+    }
+
     /// Has a backend answer; gives its mark too.
     async fn forward(
         &self,
@@ -297,7 +309,7 @@ impl Visit {
         if becoming.is_some() && pool.transport.http2 {
             return Err(Trouble::Unsupported("websockets with servers of HTTP/2"));
         }
-        let timeouts = &service.order.timeouts;
+        let timeouts = &service.order.desk.timeouts;
         let upload = Arc::new(Upload::default());
         let body = Watched::upload(body, timeouts.body, Arc::clone(&upload));
         let sent = upstream::send(
@@ -306,7 +318,7 @@ impl Visit {
             pool,
             (self.called.port(), wish),
             timeouts,
-            (parts, body),
+            (parts, body.boxed_unsync()),
             &upload,
         );
         let (response, hold) = sent.await?;
@@ -333,12 +345,19 @@ impl Visit {
         Ok((Response::from_parts(parts, body.boxed_unsync()), mark))
     }
 
-    fn trouble(&self, trouble: &Trouble, case: &Case) -> Response<Body> {
+    fn trouble(&self, trouble: &Trouble, case: &Case, pages: Option<&Pages>) -> Response<Body> {
         let words = trouble.words();
+        if let Trouble::Refused(Refusal::Told(answered)) = trouble
+            && case.form != Form::Grpc
+        {
+            return told(answered);
+        }
+        let page = pages.and_then(|pages| pages.of(words.status)).filter(|_| case.form == Form::Html);
+        let page = page.map(|page| page.fill(&words, &case.id));
         let is_grpc = case.form == Form::Grpc;
         // What became of a call by gRPC is not said by the status of HTTP.
         let status = if is_grpc { 200 } else { words.status };
-        let mut response = plain(status, case.form.page(&words, &case.id));
+        let mut response = plain(status, page.unwrap_or_else(|| case.form.page(&words, &case.id)));
         if is_grpc {
             let (code, message) = words.for_grpc(&case.id);
             insert(&mut response, HeaderName::from_static("grpc-status"), &code.to_string());
@@ -373,6 +392,15 @@ impl Visit {
         }
         response
     }
+}
+
+/// The answer of who was asked whether somebody may come in.
+fn told(answered: &Answered) -> Response<Body> {
+    let body = Full::new(answered.body.clone()).map_err(|never| match never {});
+    let mut response = Response::new(body.boxed_unsync());
+    *response.status_mut() = StatusCode::from_u16(answered.status).unwrap_or(StatusCode::FORBIDDEN);
+    response.headers_mut().clone_from(&answered.headers);
+    response
 }
 
 /// A request as the backend gets it: its path is the one that all was decided by.

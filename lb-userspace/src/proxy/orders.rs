@@ -21,10 +21,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::pools::PoolOrder;
-use crate::model::{
-    Network,
-    desk::{DeskTimeouts, ProxyHeader, Route},
-};
+use crate::model::{Network, desk::Desk};
 
 /// Largest frame: a document for tens of thousands of backends.
 const FRAME_LIMIT: usize = 64 << 20;
@@ -79,7 +76,7 @@ pub struct Orders {
     pub services: Vec<ServiceOrder>,
     /// The pools that their routes name.
     pub pools: Vec<PoolOrder>,
-    /// The files that they name: who is known to routes, and authorities by which servers are verified.
+    /// The files that they name, but for certificates: who is known to routes, authorities, pages.
     pub files: Files,
 }
 
@@ -99,18 +96,8 @@ pub struct ServiceOrder {
     pub deny: Vec<Network>,
     /// Certificates; empty: plain HTTP.
     pub certificates: Vec<Pem>,
-    /// Its routes.
-    pub routes: Vec<Route>,
-    /// How long things may take.
-    pub timeouts: DeskTimeouts,
-    /// Whether each request has a line.
-    pub access_log: bool,
-    /// Proxies before it, which are believed when they say who asks.
-    pub proxies: Vec<Network>,
-    /// The header that they say it in.
-    pub proxy_header: ProxyHeader,
-    /// They say so before anything else, by the PROXY protocol.
-    pub proxy_protocol: bool,
+    /// What the document says of it.
+    pub desk: Desk,
 }
 
 /// A certificate and its key, as their files have them.
@@ -123,7 +110,7 @@ pub struct Pem {
 }
 
 /// A text that is never shown. It is written out in one place only: the socket to the desk.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 

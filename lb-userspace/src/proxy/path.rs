@@ -105,9 +105,11 @@ pub fn is_below(path: &str, prefix: &str) -> bool {
     below(path, prefix).is_some()
 }
 
-/// What is left of a normalised path without `prefix`, with a slash before it.
-pub fn strip<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
-    below(path, prefix).map(|rest| if rest.is_empty() { "/" } else { rest })
+/// A normalised path with another in place of `prefix`; `None`: it is not below that.
+pub fn rewrite(path: &str, prefix: &str, with: &str) -> Option<String> {
+    let rest = below(path, prefix)?;
+    let with = with.strip_suffix('/').unwrap_or(with);
+    Some(if with.is_empty() && rest.is_empty() { "/".to_owned() } else { format!("{with}{rest}") })
 }
 
 fn below<'p>(path: &'p str, prefix: &str) -> Option<&'p str> {
@@ -179,19 +181,23 @@ mod tests {
 
     #[test]
     fn prefixes_end_at_the_borders_of_segments() {
-        for (path, prefix, rest) in [
-            ("/pay", "/pay", Some("/")),
-            ("/pay/now", "/pay", Some("/now")),
-            ("/pay/now", "/pay/", Some("/now")),
-            ("/pay/", "/pay", Some("/")),
-            ("/pay", "/pay/", Some("/")),
-            ("/payments", "/pay", None),
-            ("/Pay", "/pay", None),
-            ("/anything", "/", Some("/anything")),
-            ("/", "/", Some("/")),
+        for (path, prefix, bare, other) in [
+            ("/pay", "/pay", Some("/"), "/v2/cash"),
+            ("/pay/now", "/pay", Some("/now"), "/v2/cash/now"),
+            ("/pay/now", "/pay/", Some("/now"), "/v2/cash/now"),
+            ("/pay/", "/pay", Some("/"), "/v2/cash/"),
+            ("/pay", "/pay/", Some("/"), "/v2/cash"),
+            ("/payments", "/pay", None, ""),
+            ("/Pay", "/pay", None, ""),
+            ("/anything", "/", Some("/anything"), "/v2/cash/anything"),
+            ("/", "/", Some("/"), "/v2/cash/"),
         ] {
-            assert_eq!(strip(path, prefix), rest, "{path} {prefix}");
-            assert_eq!(is_below(path, prefix), rest.is_some(), "{path} {prefix}");
+            assert_eq!(rewrite(path, prefix, "/").as_deref(), bare, "{path} {prefix}");
+            for with in ["/v2/cash", "/v2/cash/"] {
+                let found = rewrite(path, prefix, with);
+                assert_eq!(found.as_deref(), bare.map(|_| other), "{path} {prefix} {with}");
+            }
+            assert_eq!(is_below(path, prefix), bare.is_some(), "{path} {prefix}");
         }
     }
 

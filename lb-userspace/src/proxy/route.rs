@@ -1,9 +1,9 @@
 //! Which route a request takes: the narrowest whose condition it meets, whatever the order in the document.
 
-use std::{collections::BTreeSet, fmt};
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use super::path;
-use crate::model::desk::{Condition, HostPattern, PathPattern, Route};
+use crate::model::desk::{Action, Condition, HostPattern, PathPattern, Route};
 
 /// What of a request decides its way.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +94,15 @@ impl Table {
     }
 }
 
+/// The path that a backend sees of a request that takes a route.
+pub fn sent<'p>(route: &Route, path: &'p str) -> Cow<'p, str> {
+    let Action::Forward { rewrite: Some(with), .. } = &route.action else { return path.into() };
+    match &route.condition.path {
+        PathPattern::Exact(_) => with.clone().into(),
+        PathPattern::Prefix(prefix) => path::rewrite(path, prefix, with).map_or(path.into(), Cow::Owned),
+    }
+}
+
 /// What of a condition a request does not meet; `None`: it meets all of it.
 pub fn miss(condition: &Condition, asked: &Asked<'_>) -> Option<Miss> {
     let host = match &condition.host {
@@ -156,7 +165,7 @@ pub fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::desk::{Action, HeaderEdits};
+    use crate::model::desk::HeaderEdits;
     use proptest::prelude::*;
 
     fn route(host: &str, path: &str, methods: &[&str], headers: &[(&str, &str)]) -> Route {

@@ -12,12 +12,13 @@ use rustls::ServerConfig;
 use tracing::error;
 
 use super::{
-    auth::{Caller, Gate, Passport, Porter},
+    auth::{Caller, Gate, Messenger, Passport, Porter},
     limits::{Limits, Visitor},
     orders::{Orders, ServiceOrder},
+    page::Pages,
     pools::Pools,
     route::Table,
-    tls,
+    tls::{self, ClientRules},
     voice::Trouble,
 };
 use crate::model::{Network, desk::Route};
@@ -41,8 +42,11 @@ pub struct Service {
     gates: Vec<Gate>,
     /// How often requests may come by each.
     limits: Vec<Limits>,
+    /// What browsers are shown where something is wrong.
+    pub pages: Pages,
     /// Headers that tell who asks, on whatever route of whatever service: from outside they could say anything.
     telling: Arc<[HeaderName]>,
+    clients: Option<ClientRules>,
     /// What it shows to its clients; `None`: plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
 }
@@ -50,16 +54,25 @@ pub struct Service {
 impl State {
     /// As ordered, with what stays of the state before: counts, and sessions of TLS.
     pub fn ordered(orders: &Orders, before: &Self) -> Self {
-        let guards = || orders.services.iter().flat_map(|service| &service.routes).map(|route| &route.guard);
+        let guards =
+            || orders.services.iter().flat_map(|service| &service.desk.routes).map(|route| &route.guard);
         let telling: BTreeSet<&String> = guards().flat_map(|guard| guard.identity.keys()).collect();
         let telling = telling.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
         let telling: Arc<[HeaderName]> = telling.collect();
         let service = |order: &ServiceOrder| {
             let before = before.services.get(&order.listen);
-            let known = before.filter(|before| before.order.certificates == order.certificates);
+            let clients = order.desk.clients.as_ref().map(|clients| ClientRules {
+                // Without them nobody is believed, and the service is not served.
+                authorities: orders.files.get(&clients.ca).cloned().unwrap_or_default(),
+                revoked: clients.crl.as_ref().map(|crl| orders.files.get(crl).cloned().unwrap_or_default()),
+                required: clients.required,
+            });
+            let known = before.filter(|before| {
+                before.order.certificates == order.certificates && before.clients == clients
+            });
             let tls = match known {
                 Some(known) => known.tls.clone(),
-                None => match tls::server(&order.certificates) {
+                None => match tls::server(&order.certificates, clients.as_ref()) {
                     Ok(tls) => tls,
                     Err(why) => {
                         // The daemon has tried them; if one is unfit all the same, nothing goes in clear text.
@@ -71,21 +84,23 @@ impl State {
             if tls.is_none() && !order.certificates.is_empty() {
                 return None;
             }
-            let table = Table::new(&order.routes);
-            let gates = order.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
+            let table = Table::new(&order.desk.routes);
+            let pages = Pages::new(&order.desk.pages, &orders.files);
+            let gates =
+                order.desk.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
             let limits = |route: &Route| {
                 let same = |before: &&Arc<Service>| {
-                    let place = before.order.routes.iter().position(|it| it.condition == route.condition);
+                    let place =
+                        before.order.desk.routes.iter().position(|it| it.condition == route.condition);
                     place.and_then(|place| before.limits.get(place)).cloned()
                 };
                 Limits::new(&route.limits, before.as_ref().and_then(same).as_ref())
             };
-            let limits = order.routes.iter().map(limits).collect();
+            let limits = order.desk.routes.iter().map(limits).collect();
             let telling = Arc::clone(&telling);
-            Some((
-                order.listen,
-                Arc::new(Service { order: order.clone(), table, gates, limits, telling, tls }),
-            ))
+            let order = order.clone();
+            let service = Service { order, table, gates, limits, pages, telling, clients, tls };
+            Some((service.order.listen, Arc::new(service)))
         };
         Self {
             services: orders.services.iter().filter_map(service).collect(),
@@ -114,12 +129,13 @@ impl Service {
         route: usize,
         caller: &Caller<'_>,
         porter: &Porter,
+        messenger: &impl Messenger,
     ) -> Result<Passport, Trouble> {
         // Each route has its gate; without one nobody would come in.
         let (gate, limits) = self.gates.get(route).zip(self.limits.get(route)).ok_or(Trouble::Closed)?;
         let visitor = Visitor { source: caller.source, headers: caller.headers, user: None };
         limits.take(&visitor, Instant::now()).map_err(Trouble::TooOften)?;
-        let mut passport = gate.admit(caller, porter).await.map_err(Trouble::Refused)?;
+        let mut passport = gate.admit(caller, porter, messenger).await.map_err(Trouble::Refused)?;
         if let Some(user) = &passport.user {
             let known = Visitor { user: Some(user), ..visitor };
             limits.take(&known, Instant::now()).map_err(Trouble::TooOften)?;
@@ -128,9 +144,14 @@ impl Service {
         Ok(passport)
     }
 
+    /// Headers by which the desk alone tells who asks.
+    pub fn telling(&self) -> &[HeaderName] {
+        &self.telling
+    }
+
     /// Whether somebody is a proxy that is believed.
     pub fn is_proxy(&self, peer: IpAddr) -> bool {
-        Network::any(&self.order.proxies, peer)
+        Network::any(&self.order.desk.proxies, peer)
     }
 
     /// Whether a client may come in: the longest prefix decides, as in the packet path, which has looked at
@@ -143,7 +164,7 @@ impl Service {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::desk::DeskTimeouts;
+    use crate::model::desk::Desk;
 
     #[test]
     fn the_longest_prefix_decides() {
@@ -155,17 +176,14 @@ mod tests {
                 allow: networks(allow),
                 deny: networks(deny),
                 certificates: Vec::new(),
-                routes: Vec::new(),
-                timeouts: DeskTimeouts::default(),
-                access_log: false,
-                proxies: Vec::new(),
-                proxy_header: crate::model::desk::ProxyHeader::default(),
-                proxy_protocol: false,
+                desk: Desk::default(),
             },
             table: Table::new(&[]),
             gates: Vec::new(),
             limits: Vec::new(),
+            pages: Pages::default(),
             telling: Arc::new([]),
+            clients: None,
             tls: None,
         };
         for (allow, deny, client, admitted) in [

@@ -6,12 +6,14 @@ use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::verify_server_name,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
+    pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::{
+        ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
 };
 
-use super::orders::Pem;
+use super::orders::{Pem, Secret};
 
 /// A certificate cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +24,9 @@ pub enum CertificateError {
     /// There is no key in the file.
     #[error("there is no private key in PEM form in it")]
     NoKey,
+    /// There is no list of what has been revoked in the file.
+    #[error("there is no list of revoked certificates in PEM form in it")]
+    NoList,
     /// They do not belong together.
     #[error("the key is not the certificate's")]
     Mismatch,
@@ -49,28 +54,69 @@ pub fn certified(pem: &Pem) -> Result<CertifiedKey, CertificateError> {
     let chain = chain.ok().filter(|chain| !chain.is_empty()).ok_or(CertificateError::NoCertificate)?;
     let key =
         PrivateKeyDer::from_pem_slice(pem.key.expose().as_bytes()).map_err(|_| CertificateError::NoKey)?;
-    let unfit = |error: rustls::Error| match error {
+    let why = |error: rustls::Error| match error {
         rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch,
-        other => CertificateError::Unfit(other.to_string()),
+        other => unfit(other),
     };
-    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(unfit)?;
-    certified.keys_match().map_err(unfit)?;
+    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(why)?;
+    certified.keys_match().map_err(why)?;
     Ok(certified)
 }
 
-/// What a service shows to its clients; `None`: it has no certificate.
+/// What clients of a service may show, as texts of PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRules {
+    /// The authorities that may have signed it.
+    pub authorities: Secret,
+    /// Lists of what has been revoked.
+    pub revoked: Option<Secret>,
+    /// There is no connection without.
+    pub required: bool,
+}
+
+impl ClientRules {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
+        let roots = Arc::new(authorities(self.authorities.expose())?);
+        let lists = self.revoked.as_ref().map_or(Ok(Vec::new()), |lists| revoked(lists.expose()))?;
+        let rules = WebPkiClientVerifier::builder_with_provider(roots, provider())
+            .with_crls(lists)
+            .only_check_end_entity_revocation();
+        let rules = if self.required { rules } else { rules.allow_unauthenticated() };
+        rules.build().map_err(unfit)
+    }
+}
+
+fn unfit(error: impl std::fmt::Display) -> CertificateError {
+    CertificateError::Unfit(error.to_string())
+}
+
+/// Lists of certificates that have been revoked.
+///
+/// # Errors
+/// When there are none.
+pub fn revoked(pem: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, CertificateError> {
+    let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()).collect();
+    lists.ok().filter(|lists| !lists.is_empty()).ok_or(CertificateError::NoList)
+}
+
+/// What a service shows to its clients, and what they may show to it; `None`: it has no certificate.
 ///
 /// # Errors
 /// When one of them cannot be used.
-pub fn server(certificates: &[Pem]) -> Result<Option<Arc<ServerConfig>>, CertificateError> {
+pub fn server(
+    certificates: &[Pem],
+    clients: Option<&ClientRules>,
+) -> Result<Option<Arc<ServerConfig>>, CertificateError> {
     if certificates.is_empty() {
         return Ok(None);
     }
     let certified = certificates.iter().map(|pem| certified(pem).map(Arc::new)).collect::<Result<_, _>>()?;
+    let verifier =
+        clients.map_or_else(|| Ok(WebPkiClientVerifier::no_client_auth()), ClientRules::verifier)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| CertificateError::Unfit(error.to_string()))?
-        .with_no_client_auth()
+        .map_err(unfit)?
+        .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(ByName(certified)));
     config.alpn_protocols = vec![H2.to_vec(), HTTP1.to_vec()];
     Ok(Some(Arc::new(config)))
@@ -84,7 +130,7 @@ pub fn authorities(pem: &str) -> Result<RootCertStore, CertificateError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|_| CertificateError::NoCertificate)?;
-        roots.add(certificate).map_err(|error| CertificateError::Unfit(error.to_string()))?;
+        roots.add(certificate).map_err(unfit)?;
     }
     if roots.is_empty() { Err(CertificateError::NoCertificate) } else { Ok(roots) }
 }
@@ -96,7 +142,7 @@ pub fn authorities(pem: &str) -> Result<RootCertStore, CertificateError> {
 pub fn client(authorities: &str, http2: bool) -> Result<ClientConfig, CertificateError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| CertificateError::Unfit(error.to_string()))?
+        .map_err(unfit)?
         .with_root_certificates(self::authorities(authorities)?)
         .with_no_client_auth();
     config.alpn_protocols = vec![if http2 { H2 } else { HTTP1 }.to_vec()];
@@ -129,7 +175,6 @@ impl ResolvesServerCert for ByName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::orders::Secret;
 
     fn made(names: &[&str]) -> Pem {
         let names: Vec<String> = names.iter().map(|&name| name.into()).collect();

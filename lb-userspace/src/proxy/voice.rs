@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::auth::Refusal;
+use super::{auth::Refusal, page::escape};
 
 /// Why a request is not answered by a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,6 +229,13 @@ impl Trouble {
                     "This room is not yours",
                     "You are known, and this room is for others. Who looks after it can let you in.",
                 ),
+                // Seen by who calls by gRPC alone: all others get the answer of who was asked.
+                Refusal::Told(answered) => words(
+                    if answered.status == 403 { 403 } else { 401 },
+                    "forward_auth",
+                    "You are not let in",
+                    "Who knows the guests of this room does not know you, or not as one of them.",
+                ),
                 Refusal::Source => words(
                     403,
                     "source",
@@ -348,6 +355,7 @@ impl Form {
             Self::Html => {
                 let mut page =
                     String::from("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+                let (title, text) = (escape(title), escape(text));
                 // Writing to a string cannot fail.
                 _ = write!(
                     page,

@@ -1,5 +1,7 @@
 //! Documents with services of the desk: what they say, and what is wrong with them.
 
+use std::num::NonZeroU32;
+
 use crate::{
     config::{Complaints, Document},
     model::{
@@ -66,7 +68,7 @@ fn a_service_of_the_desk_says_what_it_says() {
     let files: Vec<_> = desk.certificates.iter().flat_map(|files| [&files.cert, &files.key]).collect();
     let whole = ["/etc/lobby/front.pem", "/etc/lobby/front.key", "/etc/other.pem", "/etc/lobby/other.key"];
     assert_eq!(files, whole.map(std::path::Path::new));
-    assert!(desk.access_log);
+    assert_eq!(desk.access_log, Some(NonZeroU32::MIN));
     assert_eq!((desk.timeouts.response.as_secs(), desk.timeouts.body.as_secs()), (5, 60));
     let written: Vec<_> =
         desk.routes.iter().map(|route| format!("{} -> {}", route.condition, route.action)).collect();
@@ -82,7 +84,7 @@ fn a_service_of_the_desk_says_what_it_says() {
     let [pay, old, ..] = desk.routes.as_slice() else { panic!("{:?}", desk.routes) };
     assert_eq!(pay.condition.host, HostPattern::Exact("shop.example".into()));
     assert_eq!(pay.condition.path, PathPattern::Prefix("/pay".into()));
-    let Action::Forward { strip_prefix: true, headers, .. } = &pay.action else { panic!("{pay:?}") };
+    let Action::Forward { rewrite: Some(_), headers, .. } = &pay.action else { panic!("{pay:?}") };
     assert!(headers.set["x-door"] == "front" && headers.remove.contains("cookie"));
     let Action::Redirect { to: Elsewhere::Host(host), .. } = &old.action else { panic!("{old:?}") };
     assert_eq!(host, "https://new.example");
@@ -146,7 +148,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "strip_prefix = true",
             "auth = {}",
-            "20: auth does not say how one says who one is (write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } } or { jwt = { jwks_file = \"keys.json\" } })",
+            "20: auth does not say how one says who one is (write { basic = { users = \"staff.users\" } }, { key = { keys = \"robots.keys\" } }, { jwt = { jwks_file = \"keys.json\" } }, { certificate = {} } or { forward = { pool = \"id\", path = \"/verify\" } })",
         ),
         (
             "strip_prefix = true",
@@ -178,11 +180,7 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
             "auth = [{ basic = { users = \"a\" } }, { basic = { users = \"b\" } }]",
             "20: basic is asked for in authorization twice (keep one of them; all who may come in can be in one file)",
         ),
-        (
-            "strip_prefix = true",
-            "auth = { forward = {} }",
-            "20: forward is not in this version of Lobby (remove it; this version knows basic, key and jwt)",
-        ),
+        ("strip_prefix = true", "auth = { forward = {} }", "20: forward has no pool (add pool = \"id\")"),
         (
             "strip_prefix = true",
             "auth = { jwt = { issuer = \"https://id.example\" } }",
@@ -313,7 +311,32 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "exact_path = \"/old\"\nredirect",
             "exact_path = \"/old\"\nstrip_prefix = true\nredirect",
-            "25: strip_prefix, headers and sticky are for what a backend gets, and this route has none (remove it, or name a pool)",
+            "25: strip_prefix is for what a backend gets, and this route has none (remove it, or name a pool)",
+        ),
+        (
+            "strip_prefix = true",
+            "strip_prefix = true\nrewrite = \"/v2\"",
+            "21: the route has both strip_prefix and rewrite (keep rewrite alone; strip_prefix = true is the same as rewrite = \"/\")",
+        ),
+        (
+            "strip_prefix = true",
+            "rewrite = \"v2\"",
+            "20: rewrite \"v2\" is not understood (the path does not begin with /; write a path such as \"/pay\")",
+        ),
+        (
+            "access_log = true",
+            "access_log = { one_in = 0 }",
+            "11: one_in is out of range (write a whole number from 1 to 1000000)",
+        ),
+        (
+            "access_log = true",
+            "pages = { 503 = \"\" }",
+            "11: page \"503\" \"\" is not understood (write the name of a file, which is beside the document, or a whole path: \"closed.html\")",
+        ),
+        (
+            "access_log = true",
+            "pages = { 200 = \"closed.html\" }",
+            "11: there is no page for \"200\" (write a status from 400 to 599, such as 503, or default for all others)",
         ),
         (
             "cert = \"/etc/other.pem\"",
@@ -324,7 +347,33 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "key = \"front.key\"",
             "key = \"front.key\", client_ca = \"x\"",
-            "9: client_ca is not in this version of Lobby (remove it; this version does not ask clients for certificates)",
+            "9: client_ca is not in this version of Lobby (write clients = { ca = \"clients-ca.pem\" } in the service)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { certificate = {} }",
+            "14: clients are to show certificates, and the service does not ask for them (add clients = { ca = \"clients-ca.pem\" } to the service)",
+        ),
+        ("access_log = true", "clients = {}", "11: clients has no ca (add ca = \"clients-ca.pem\")"),
+        (
+            "strip_prefix = true",
+            "auth = { certificate = { user = \"name\" } }",
+            "20: user cannot be \"name\" (choose one of \"common_name\", \"dns\", \"email\", \"uri\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { forward = { pool = \"web\", path = \"verify\" } }",
+            "20: path \"verify\" is not understood (the path does not begin with /; write a path such as \"/pay\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { forward = { pool = \"wbe\", path = \"/verify\" } }",
+            "20: there is no pool \"wbe\" (did you mean \"web\"?)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = [{ forward = { pool = \"web\", path = \"/verify\" } }, { key = { keys = \"k\" } }]",
+            "20: forward is not the last way to say who one is (put it last: what it answers is what its client gets)",
         ),
     ];
     for (from, to, expected) in cases {
@@ -343,7 +392,8 @@ fn a_route_says_who_may_come_in() {
     document.config.resolve(std::path::Path::new("/etc/lobby"));
     let guard = &document.config.services["front"].desk.as_ref().unwrap().routes[0].guard;
     assert_eq!(guard.to_string(), "basic or key, role admin or staff, user anna, from 10.0.0.0/8");
-    let files: Vec<_> = guard.ways.iter().map(|way| (way.file().to_str().unwrap(), way.header())).collect();
+    let files: Vec<_> =
+        guard.ways.iter().map(|way| (way.file().unwrap().to_str().unwrap(), way.header().unwrap())).collect();
     assert_eq!(files, [("/etc/lobby/staff", "authorization"), ("/k", "x-key")]);
     let told: Vec<_> = guard.identity.iter().map(|(name, claim)| (name.as_str(), claim.as_str())).collect();
     assert_eq!(told, [("x-roles", "role"), ("x-user", "user")]);

@@ -54,6 +54,15 @@ fn files() -> Files {
     ])
 }
 
+/// Nobody else is asked.
+struct Alone;
+
+impl Messenger for Alone {
+    async fn ask(&self, _: &str, _: &str) -> Option<Answered> {
+        None
+    }
+}
+
 const ANNA: &str = "Basic YW5uYTpmcmllbmQ=";
 const BERT: &str = "Basic YmVydDpmcmllbmQ=";
 const WRONG: &str = "Basic YW5uYTplbmVteQ==";
@@ -63,8 +72,9 @@ async fn admitted(guard: &Guard, headers: &[(&'static str, &str)]) -> Result<Pas
     for (name, value) in headers {
         map.append(*name, value.parse().unwrap());
     }
-    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), now: NOW };
-    Gate::new(guard, &files()).admit(&caller, &Porter::new().unwrap()).await
+    let caller =
+        Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), certificate: None, now: NOW };
+    Gate::new(guard, &files()).admit(&caller, &Porter::new().unwrap(), &Alone).await
 }
 
 /// The headers that a backend is told by, or in a word why there are none.
@@ -201,7 +211,49 @@ async fn a_value_with_a_comma_cannot_pass_for_two() {
     let files = Files::from([("users".into(), Secret::new(users))]);
     let mut map = HeaderMap::new();
     map.append("authorization", "Basic YSxiOmZyaWVuZA==".parse().unwrap());
-    let caller = Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), now: NOW };
+    let caller =
+        Caller { headers: &map, source: "198.51.100.7".parse().unwrap(), certificate: None, now: NOW };
     let gate = Gate::new(&guard(vec![basic()]), &files);
-    assert_eq!(gate.admit(&caller, &Porter::new().unwrap()).await.unwrap().tells, []);
+    assert_eq!(gate.admit(&caller, &Porter::new().unwrap(), &Alone).await.unwrap().tells, []);
+}
+
+/// Another service that answers so.
+struct Answers(u16, HeaderMap);
+
+impl Messenger for Answers {
+    async fn ask(&self, pool: &str, path: &str) -> Option<Answered> {
+        assert_eq!((pool, path), ("id", "/verify"));
+        Some(Answered { status: self.0, headers: self.1.clone(), body: Bytes::new() })
+    }
+}
+
+#[tokio::test]
+async fn another_service_says_who_comes_in() {
+    let claims = [("user", "x-auth-user"), ("role", "x-auth-roles")];
+    let claims = claims.map(|(claim, header)| (claim.to_owned(), header.to_owned())).into();
+    let forward = Way::Forward { pool: "id".into(), path: "/verify".into(), claims };
+    let headers = HeaderMap::new();
+    let caller =
+        Caller { headers: &headers, source: "198.51.100.7".parse().unwrap(), certificate: None, now: NOW };
+    let porter = Porter::new().unwrap();
+    let mut said = HeaderMap::new();
+    said.append("x-auth-user", "anna".parse().unwrap());
+    said.append("x-auth-roles", "staff, admin".parse().unwrap());
+    said.append("x-auth-roles", "owner".parse().unwrap());
+    let mut guard = guard(vec![forward]);
+    guard.require = [("role".to_owned(), ["owner".to_owned()].into())].into();
+    let gate = Gate::new(&guard, &Files::new());
+    let passport = gate.admit(&caller, &porter, &Answers(204, said.clone())).await.unwrap();
+    assert_eq!(passport.user.as_deref(), Some("anna"));
+    assert_eq!(passport.tells[0].1, "staff,admin,owner");
+    assert_eq!(gate.admit(&caller, &porter, &Answers(200, HeaderMap::new())).await, Err(Refusal::Lacks));
+    for status in [401, 403, 302, 307] {
+        let found = gate.admit(&caller, &porter, &Answers(status, said.clone())).await;
+        assert!(matches!(found, Err(Refusal::Told(answered)) if answered.status == status), "{status}");
+    }
+    for status in [304, 404, 429, 500, 503] {
+        let found = gate.admit(&caller, &porter, &Answers(status, said.clone())).await;
+        assert_eq!(found, Err(Refusal::Unavailable), "{status}");
+    }
+    assert_eq!(gate.admit(&caller, &porter, &Alone).await, Err(Refusal::Unavailable));
 }

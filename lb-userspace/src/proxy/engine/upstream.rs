@@ -4,11 +4,10 @@ use std::{error::Error, future::Future, net::SocketAddr, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use http_body::Body as _;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
-    body::{Body, Hold, Upload, Watched, nothing},
+    body::{Body, Hold, Upload, nothing},
     connections::{Connections, Line},
 };
 use crate::{
@@ -46,7 +45,7 @@ pub(super) async fn send(
     pool: &Pool,
     (port, wish): (u16, Wish),
     timeouts: &DeskTimeouts,
-    (mut parts, body): (Parts, Watched),
+    (mut parts, body): (Parts, Body),
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Hold), Trouble> {
     let transport = &pool.transport;
@@ -59,7 +58,7 @@ pub(super) async fn send(
         // Without it hyper writes no body for methods that seldom have one.
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    let mut body = Some(body.boxed_unsync());
+    let mut body = Some(body);
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Trouble::Unreachable;
     let mut anew = false;

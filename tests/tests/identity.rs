@@ -1,0 +1,244 @@
+//! Who somebody is by a certificate that they show, or by the word of another service.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_userspace::proxy::{
+    auth::key,
+    orders::{Pem, Secret},
+};
+use tests::{
+    authority::{Authority, Issued},
+    desk::{Deed, Desk, Recorder, answer, backend},
+    requests::{Answer, Speaker},
+};
+
+const ROBOTS: &str = r#"
+[services.shop]
+listen = "203.0.113.10:443/tcp"
+tls = { cert = "front.pem", key = "front.key" }
+clients = { ca = "AT/clients-ca.pem", crl = "AT/revoked.pem", required = REQUIRED }
+[[services.shop.routes]]
+path = "/"
+pool = "web"
+[[services.shop.routes]]
+path = "/robots"
+pool = "web"
+auth = { certificate = {} }
+require = { role = "robots" }
+[[services.shop.routes]]
+path = "/machines"
+pool = "web"
+auth = { certificate = { user = "dns" } }
+identity = { x-machine = "user", x-serial = "serial" }
+"#;
+
+/// Files of a client.
+fn write(directory: &Path, name: &str, issued: &Issued) -> Result<()> {
+    std::fs::write(directory.join(format!("{name}.pem")), &issued.chain)?;
+    Ok(std::fs::write(directory.join(format!("{name}.key")), &issued.key)?)
+}
+
+/// What curl has to say of a path, shown this certificate.
+fn curl(directory: &Path, desk: &Desk, client: Option<&str>, path: &str, more: &[&str]) -> Result<Output> {
+    let port = desk.addresses[0].port();
+    let file = |name: &str| directory.join(name).display().to_string();
+    let mut command = Command::new("curl");
+    command.args(["-s", "-i", "-m", "20", "--cacert", &file("front-ca.pem")]);
+    command.args(["--resolve", &format!("front.example:{port}:127.0.0.1")]).args(more);
+    if let Some(client) = client {
+        command.args(["--cert", &file(&format!("{client}.pem")), "--key", &file(&format!("{client}.key"))]);
+    }
+    Ok(command.arg(format!("https://front.example:{port}{path}")).output()?)
+}
+
+fn status(output: &Output) -> Result<u16> {
+    ensure!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    Ok(said.split(' ').nth(1).context("a status")?.trim().parse()?)
+}
+
+#[test]
+fn clients_are_known_by_their_certificates() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let at = directory.path();
+    let (front, clients, others) = (Authority::new()?, Authority::new()?, Authority::new()?);
+    let shown = front.server("front.example")?;
+    let pem = Pem { chain: shown.chain, key: Secret::new(shown.key) };
+    std::fs::write(at.join("front-ca.pem"), &front.pem)?;
+    std::fs::write(at.join("clients-ca.pem"), &clients.pem)?;
+    write(at, "robot", &clients.client("Robot 7", &["robot-7.internal"], &["robots"])?)?;
+    write(at, "person", &clients.client("Anna", &[], &["staff", "owners"])?)?;
+    write(at, "stranger", &others.client("Robot 7", &["robot-7.internal"], &["robots"])?)?;
+    let lost = clients.client("Robot 8", &["robot-8.internal"], &["robots"])?;
+    write(at, "lost", &lost)?;
+    std::fs::write(at.join("revoked.pem"), clients.revoke(&[&lost])?)?;
+    let services = |required: bool| {
+        ROBOTS.replace("AT", &at.display().to_string()).replace("REQUIRED", &required.to_string())
+    };
+    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let pools = [("web", vec![backend(recorder.address)])];
+    let mut desk = Desk::start(&services(false), &pools, std::slice::from_ref(&pem))?;
+
+    let nobody = curl(at, &desk, None, "/robots", &[])?;
+    assert_eq!(status(&nobody)?, 401);
+    let said = String::from_utf8_lossy(&nobody.stdout).to_lowercase();
+    assert!(said.contains("www-authenticate: certificate realm"), "{said}");
+    assert_eq!(status(&curl(at, &desk, None, "/", &[])?)?, 200, "others are not asked");
+    assert_eq!(status(&curl(at, &desk, Some("person"), "/robots", &[])?)?, 403);
+    recorder.take();
+    for version in ["--http1.1", "--http2"] {
+        let own = ["-H", "X-User: root", "-H", "X-Roles: robots", "-H", "X-Machine: none", version];
+        assert_eq!(status(&curl(at, &desk, Some("robot"), "/robots", &own)?)?, 200, "{version}");
+        let got = recorder.take().remove(0);
+        assert_eq!((got.header("x-user"), got.header("x-roles")), (vec!["Robot 7"], vec!["robots"]));
+        assert_eq!(got.header("x-machine"), Vec::<&str>::new());
+        assert_eq!(status(&curl(at, &desk, Some("robot"), "/machines", &own)?)?, 200, "{version}");
+        let got = recorder.take().remove(0);
+        assert_eq!((got.header("x-machine"), got.header("x-user")), (vec!["robot-7.internal"], vec![]));
+        assert!(got.header("x-serial")[0].contains(':'), "{got:?}");
+    }
+    // Known, though without a name of the kind that is asked for.
+    assert_eq!(status(&curl(at, &desk, Some("person"), "/machines", &[])?)?, 200);
+    assert_eq!(recorder.take()[0].header("x-machine"), Vec::<&str>::new());
+    // Who shows a wrong one gets no connection, for whatever it is.
+    for client in ["stranger", "lost"] {
+        let refused = curl(at, &desk, Some(client), "/", &[])?;
+        assert!(!refused.status.success() && recorder.take().is_empty(), "{client}: {refused:?}");
+    }
+    desk.report(|report| report.refused.get("tls") == Some(&2))?;
+
+    // Where all are to show one, nobody comes in without.
+    desk.serve(&services(true), &pools, std::slice::from_ref(&pem))?;
+    assert!(!curl(at, &desk, None, "/", &[])?.status.success());
+    assert_eq!(status(&curl(at, &desk, Some("person"), "/", &[])?)?, 200);
+    // Other authorities hold for the next connection.
+    std::fs::write(at.join("clients-ca.pem"), &others.pem)?;
+    std::fs::write(at.join("revoked.pem"), others.revoke(&[])?)?;
+    desk.serve(&services(true), &pools, &[pem])?;
+    assert!(!curl(at, &desk, Some("robot"), "/robots", &[])?.status.success());
+    assert_eq!(status(&curl(at, &desk, Some("stranger"), "/robots", &[])?)?, 200);
+    Ok(())
+}
+
+const ASKS_ELSEWHERE: &str = r#"
+[services.shop]
+listen = "203.0.113.10:80/tcp"
+timeouts = { header = "5s", connect = "2s", response = "1s", body = "2s" }
+[[services.shop.routes]]
+path = "/"
+pool = "web"
+auth = [ { key = { keys = "AT/keys" } }, { forward = { pool = "id", path = "/verify", claims = { user = "x-auth-user", role = "X-Auth-Roles" } } } ]
+[[services.shop.routes]]
+path = "/owners"
+pool = "web"
+auth = { forward = { pool = "id", path = "/verify", claims = { user = "x-auth-user", role = "x-auth-roles" } } }
+require = { role = "owner" }
+"#;
+
+const KEY: &str = "5e0f8a9d1b7c4f6e2d3a";
+
+fn ask(desk: &Desk, request: &str, body: &str) -> Result<Answer> {
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    speaker.say(format!("{request}\r\nHost: shop.example\r\n\r\n{body}").as_bytes())?;
+    speaker.hear()?.context("an answer")
+}
+
+/// A service that knows people by their cookies.
+fn knows(cookie: &str) -> Vec<u8> {
+    let say = |status: &str, headers: &str, body: &str| {
+        format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    };
+    match cookie {
+        "s=anna" => say("204 No Content", "X-Auth-User: anna\r\nX-Auth-Roles: staff, admin\r\n", ""),
+        "s=olga" => say("200 OK", "X-Auth-User: olga\r\nX-Auth-Roles: owner\r\n", "welcome"),
+        "s=bert" => say("403 Forbidden", "Content-Type: application/json\r\n", "{\"banned\":true}"),
+        "s=odd" => say("304 Not Modified", "", ""),
+        "s=ill" => say("500 Oh", "", "oh"),
+        "s=long" => say("401 No", "", &"a".repeat(300_000)),
+        _ => say(
+            "302 Found",
+            "Location: https://id.example/login\r\nSet-Cookie: next=1\r\nConnection: x-own\r\nX-Own: 1\r\n",
+            "",
+        ),
+    }
+}
+
+#[test]
+fn another_service_says_who_may_come_in() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("keys"), format!("robot:{}\n", key::hash(KEY)))?;
+    let id = Recorder::start(|got| match got.header("cookie").first() {
+        Some(&"s=silent") => Deed::Nothing,
+        cookie => Deed::Say(knows(cookie.copied().unwrap_or_default())),
+    })?;
+    let web = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let services = ASKS_ELSEWHERE.replace("AT", &directory.path().display().to_string());
+    let pools = |id: &Recorder| [("web", vec![backend(web.address)]), ("id", vec![backend(id.address)])];
+    let mut desk = Desk::start(&services, &pools(&id), &[])?;
+
+    // Who is not known is sent where they can become so.
+    let sent = ask(&desk, "GET /a HTTP/1.1", "")?;
+    assert_eq!((sent.status, sent.header("location")), (302, Some("https://id.example/login")));
+    assert_eq!((sent.header("set-cookie"), sent.header("x-own")), (Some("next=1"), None));
+    assert!(sent.header("x-request-id").is_some() && web.take().is_empty());
+    // What is asked, and of whom.
+    id.take();
+    let post = "POST /pay/../cart?x=1 HTTP/1.1\r\nCookie: s=anna\r\nX-User: root\r\nX-Forwarded-Uri: /else\r\n\
+                X-Forwarded-For: 6.6.6.6\r\nIf-None-Match: a\r\nRange: bytes=0-1\r\nContent-Type: text/plain\r\n\
+                Content-Length: 5";
+    assert_eq!(ask(&desk, post, "hello")?.status, 200);
+    let asked = id.take().remove(0);
+    assert_eq!((asked.line(), asked.body.as_str()), ("GET /verify HTTP/1.1", ""));
+    for (name, wanted) in [
+        ("cookie", &["s=anna"][..]),
+        ("host", &["shop.example"]),
+        ("x-forwarded-method", &["POST"]),
+        ("x-forwarded-uri", &["/cart?x=1"]),
+        ("x-forwarded-for", &["127.0.0.1"]),
+        ("x-forwarded-proto", &["http"]),
+        ("x-user", &[]),
+        ("if-none-match", &[]),
+        ("range", &[]),
+        ("content-type", &[]),
+        ("content-length", &[]),
+    ] {
+        assert_eq!(asked.header(name), wanted, "{name}");
+    }
+    let got = web.take().remove(0);
+    assert_eq!((got.line(), got.body.as_str()), ("POST /cart?x=1 HTTP/1.1", "hello"));
+    assert_eq!((got.header("x-user"), got.header("x-roles")), (vec!["anna"], vec!["staff,admin"]));
+    assert_eq!(got.header("cookie"), ["s=anna"], "what a backend may need too");
+
+    let with =
+        |cookie: &str| format!("GET /owners HTTP/1.1\r\nAccept: application/json\r\nCookie: s={cookie}");
+    assert_eq!(ask(&desk, &with("olga"), "")?.status, 200);
+    assert_eq!(web.take()[0].header("x-user"), ["olga"]);
+    assert!(ask(&desk, &with("anna"), "")?.body.contains("not_allowed"), "known, and no owner");
+    let banned = ask(&desk, &with("bert"), "")?;
+    assert_eq!((banned.status, banned.body.as_str()), (403, "{\"banned\":true}"));
+    // What is no answer lets nobody in.
+    for cookie in ["odd", "ill", "long", "silent"] {
+        let answer = ask(&desk, &with(cookie), "")?;
+        assert!(answer.status == 503 && answer.body.contains("auth_unavailable"), "{cookie}: {answer:?}");
+    }
+    let grpc = format!("{}\r\nContent-Type: application/grpc", with("bert"));
+    let grpc = ask(&desk, &grpc, "")?;
+    assert_eq!((grpc.status, grpc.header("grpc-status"), grpc.body.as_str()), (200, Some("7"), ""));
+    assert!(web.take().is_empty());
+    // Who is known already is not asked after; a wrong key does not hinder whom the other service knows.
+    id.take();
+    assert_eq!(ask(&desk, &format!("GET / HTTP/1.1\r\nX-Api-Key: {KEY}"), "")?.status, 200);
+    assert_eq!((web.take()[0].header("x-user"), id.take().len()), (vec!["robot"], 0));
+    let wrong = "GET / HTTP/1.1\r\nX-Api-Key: wrong\r\nCookie: s=olga";
+    assert_eq!(ask(&desk, wrong, "")?.status, 200);
+    assert_eq!(web.take()[0].header("x-user"), ["olga"]);
+    // Nobody is there.
+    desk.serve(&services, &[("web", vec![backend(web.address)]), ("id", Vec::new())], &[])?;
+    assert_eq!(ask(&desk, &with("olga"), "")?.status, 503);
+    assert!(web.take().is_empty());
+    Ok(())
+}
