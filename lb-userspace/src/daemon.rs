@@ -15,6 +15,7 @@ pub mod edits;
 pub mod explain;
 pub mod farewell;
 pub mod foresee;
+pub mod issuers;
 pub mod lock;
 pub mod plane;
 mod reception;
@@ -42,15 +43,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use self::{
-    certificates::Certificates,
     checks::{Host, targets},
     core::Core,
-    credentials::Credentials,
-    desk::Desk,
     document::DocumentFile,
     farewell::Farewells,
     lock::Lock,
     plane::Plane,
+    reception::Reception,
     record::{Record, RecordFile},
     serve::{Clock, Daemon, End, Signals, located, lock_interfaces},
 };
@@ -177,7 +176,7 @@ async fn start<P: Plane>(
     let around = Arc::new(around);
     let watch = watch(netlink.clone(), ears, Arc::clone(&around), record.neighbours.clone(), stop.clone());
     let (prober, answers) = Prober::new();
-    let desk = Desk::new(desk::Options {
+    let reception = Reception::new(desk::Options {
         run_dir: options.run_dir.clone(),
         ephemeral: options.ephemeral,
         arguments: options.desk_arguments.clone(),
@@ -196,9 +195,7 @@ async fn start<P: Plane>(
         requests,
         asking: asking.clone(),
         metrics: None,
-        desk: Some(desk),
-        certificates: Certificates::default(),
-        credentials: Credentials::default(),
+        reception,
         watched: BTreeSet::new(),
         tasks: TaskTracker::new(),
         stop: stop.clone(),
@@ -276,7 +273,7 @@ async fn begin<P: Plane>(
 /// Leaves everything as it is, or takes it down.
 async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) -> anyhow::Result<()> {
     if !options.ephemeral && matches!(end, End::Told) {
-        if let Some(desk) = daemon.desk.take() {
+        if let Some(desk) = daemon.reception.desk.take() {
             desk.leave().await;
         }
         warn!(
@@ -292,7 +289,7 @@ async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) 
 /// Takes down everything that this daemon looks after.
 async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
     // While packets still come: what is under way at the desk may end.
-    if let Some(desk) = daemon.desk.take() {
+    if let Some(desk) = daemon.reception.desk.take() {
         desk.close().await;
     }
     // The follower of neighbours must not keep any while they are being released.

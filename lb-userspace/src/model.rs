@@ -77,7 +77,7 @@ impl Config {
                 *page = directory.join(&*page);
             }
             for way in desk.routes.iter_mut().flat_map(|route| &mut route.guard.ways) {
-                if let Some(file) = way.file_mut() {
+                for file in way.files_mut() {
                     *file = directory.join(&*file);
                 }
             }

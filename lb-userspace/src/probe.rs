@@ -4,7 +4,7 @@
 mod http;
 mod postgres;
 mod role;
-mod tls;
+pub(crate) mod tls;
 mod udp;
 pub mod vip;
 

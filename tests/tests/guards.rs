@@ -6,18 +6,14 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::atomic::{AtomicU8, Ordering},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use base64::{
-    Engine as _,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
 use tests::{
     desk::{Deed, Desk, Recorder, answer, backend},
     requests::{Answer, Speaker},
     stage::{Stage, lb, run},
+    tokens::{HEAD, basic, claims, token},
 };
 use xtask::lab::{self, LabOptions};
 
@@ -89,29 +85,6 @@ require = {{ role = "customer" }}
 pool = "web"
 "#
     )
-}
-
-/// Name and password, as a header.
-fn basic(pair: &str) -> String {
-    format!("Authorization: Basic {}\r\n", STANDARD.encode(pair))
-}
-
-/// A token with these claims, signed with a secret.
-fn token(secret: &str, head: &str, claims: &str) -> String {
-    let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-    let message = format!("{}.{}", part(head.as_bytes()), part(claims.as_bytes()));
-    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
-    format!("{message}.{}", part(ring::hmac::sign(&key, message.as_bytes()).as_ref()))
-}
-
-const HEAD: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
-
-/// Claims of somebody who is let in until some seconds from now.
-fn claims(role: &str, audience: &str, seconds: i64) -> Result<String> {
-    let end = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().saturating_add_signed(seconds);
-    Ok(format!(
-        r#"{{"iss":"https://id.example","aud":"{audience}","sub":"dora","role":"{role}","exp":{end}}}"#
-    ))
 }
 
 struct Scene {

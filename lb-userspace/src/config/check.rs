@@ -49,6 +49,7 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             }
         }
     }
+    same_fetch(config, places, sink);
     let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
     let used: BTreeSet<&str> = routes
         .flat_map(Route::pools)
@@ -88,7 +89,7 @@ fn no_pool(config: &Config, pool: &str, places: &Places, place: &Place<'_>, sink
 
 /// What a pool says for the desk is of no use where packets are forwarded as they are.
 fn of_desk_alone(config: &Config, name: &str, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
-    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| &desk.routes).filter_map(Route::pool);
+    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| &desk.routes).flat_map(Route::pools);
     if at_desk.any(|pool| pool == name) {
         return;
     }
@@ -187,5 +188,22 @@ fn source_clash(name: &str, config: &Config, service: &Service, places: &Places,
         let message = format!("{} is a source too, and its ports {ports} are for replies", service.listen);
         let remedy = "use another address as source, or choose ports that no service listens on";
         sink.complaints.push(places.listen(name).error(message, remedy));
+    }
+}
+
+/// One address is fetched in one way.
+fn same_fetch(config: &Config, places: &Places, sink: &mut Sink<'_>) {
+    let mut fetched = BTreeMap::new();
+    for (name, _, desk) in config.at_desk() {
+        for (number, route) in desk.routes.iter().enumerate() {
+            for (at, way) in route.guard.ways.iter().enumerate() {
+                let Some((address, fetch)) = way.source().zip(way.fetch()) else { continue };
+                if *fetched.entry(address).or_insert(fetch) != fetch {
+                    let message = format!("{} is fetched in another way elsewhere", address.display());
+                    let remedy = "write the same ca, refresh and keep wherever it is named";
+                    sink.complaints.push(places.way(name, number, at).error(message, remedy));
+                }
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use super::{
     services::firewall,
 };
 use crate::{
-    model::guard::{CertificateName, Guard, KeyForm, TokenRule, Way},
+    model::guard::{CertificateName, Fetch, Guard, KeyForm, TokenRule, Way},
     proxy::headers,
 };
 
@@ -25,6 +26,11 @@ const KEY: &str = "x-api-key";
 
 /// What clients are told that they are asked by.
 const REALM: &str = "lobby";
+
+/// How often keys are fetched, and for how long they hold when nothing comes any more.
+const REFRESH: Duration = Duration::from_secs(300);
+const LEAST_REFRESH: Duration = Duration::from_secs(10);
+const KEEP: Duration = Duration::from_secs(86_400);
 
 /// By how much clocks may differ, for tokens.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -187,10 +193,14 @@ fn jwt_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     let mut fields = node.table(sink)?;
     let span = fields.span.clone();
     let mut files = Vec::new();
+    files.extend(fields.get("jwks_url").map(|node| {
+        let (address, fetch) = jwks_url(&node, sink).unzip();
+        (address, KeyForm::Jwks, fetch)
+    }));
     for (key, form) in
         [("jwks_file", KeyForm::Jwks), ("public_key_file", KeyForm::Pem), ("secret_file", KeyForm::Secret)]
     {
-        files.extend(fields.get(key).map(|node| (node.file(sink, "\"keys.json\""), form)));
+        files.extend(fields.get(key).map(|node| (node.file(sink, "\"keys.json\""), form, None)));
     }
     let issuer = fields.read(sink, "issuer", |node, sink| Some(names(node, sink))).unwrap_or_default();
     let audience = fields.read(sink, "audience", |node, sink| Some(names(node, sink))).unwrap_or_default();
@@ -216,14 +226,74 @@ fn jwt_way(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Way> {
     fields.finish(sink);
     let rule = TokenRule { issuer, audience, leeway: leeway.unwrap_or(LEEWAY), user, role };
     if files.is_empty() {
-        let remedy = "add jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file";
+        let remedy = "add jwks_url = \"https://id.example/jwks\", jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file";
         sink.error(&span, "jwt does not say by which keys tokens are known", remedy);
     }
     if files.len() > 1 {
-        sink.error(&span, "jwt names several files of keys", "keep one; a set of keys can hold them all");
+        sink.error(&span, "jwt names several sets of keys", "keep one; a set of keys can hold them all");
     }
-    let (keys, form) = files.into_iter().next()?;
-    Some(Way::Jwt { keys: keys?, form, rule, realm })
+    let (keys, form, fetch) = files.into_iter().next()?;
+    Some(Way::Jwt { keys: keys?, form, fetch, rule, realm })
+}
+
+/// An address, or `{ url, ca, refresh, keep }`.
+fn jwks_url(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<(PathBuf, Fetch)> {
+    let mut fetch = Fetch { ca: None, refresh: REFRESH, keep: KEEP };
+    if !node.is_table() {
+        return Some((address(node, sink)?, fetch));
+    }
+    let mut fields = node.table(sink)?;
+    let url = fields.require(sink, "url", "\"https://id.example/.well-known/jwks.json\"");
+    fetch.ca = fields.read(sink, "ca", |node, sink| node.file(sink, "\"id-ca.pem\""));
+    fetch.refresh = fields
+        .read(sink, "refresh", |node, sink| {
+            let refresh = node.duration(sink)?;
+            if refresh < LEAST_REFRESH {
+                sink.error(
+                    &node.span,
+                    "refresh is shorter than 10s",
+                    "write \"5m\": keys that are missed are asked for at once",
+                );
+            }
+            Some(refresh)
+        })
+        .unwrap_or(REFRESH);
+    fetch.keep = fields
+        .read(sink, "keep", |node, sink| {
+            let keep = node.duration(sink)?;
+            if keep < fetch.refresh {
+                sink.error(
+                    &node.span,
+                    "keep is shorter than refresh",
+                    "write \"1d\": keys must last until they are had again",
+                );
+            }
+            Some(keep)
+        })
+        .unwrap_or(KEEP.max(fetch.refresh));
+    fields.finish(sink);
+    Some((address(&url?, sink)?, fetch))
+}
+
+fn address(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<PathBuf> {
+    let text = node.string(sink)?;
+    let url = reqwest::Url::parse(text).ok().filter(reqwest::Url::has_host);
+    match url.as_ref().map(reqwest::Url::scheme) {
+        Some("https") => {}
+        Some("http") => {
+            let remedy = "write https://, and name the authority in ca if it is your own";
+            sink.warning(
+                &node.span,
+                "keys are fetched in clear text: whoever is between can put theirs",
+                remedy,
+            );
+        }
+        _ => {
+            node.refuse(sink, "write an address such as \"https://id.example/.well-known/jwks.json\"");
+            return None;
+        }
+    }
+    Some(text.into())
 }
 
 /// A name or several.

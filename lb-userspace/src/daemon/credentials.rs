@@ -102,8 +102,9 @@ impl ReadError {
 }
 
 impl<'c> Wanted<'c> {
-    fn of(way: &'c Way) -> Option<Self> {
-        Some(Self::Way(way, way.file()?))
+    fn of(way: &'c Way) -> impl Iterator<Item = Self> {
+        let ca = way.fetch().and_then(|fetch| fetch.ca.as_deref()).map(Self::Authority);
+        way.file().map(|file| Self::Way(way, file)).into_iter().chain(ca)
     }
 
     fn path(self) -> &'c Path {
@@ -153,7 +154,7 @@ pub fn complaints(document: &Document) -> Vec<Complaint> {
         }
         for (number, route) in desk.routes.iter().enumerate() {
             for (at, way) in route.guard.ways.iter().enumerate() {
-                if let Some(wanted) = Wanted::of(way) {
+                for wanted in Wanted::of(way) {
                     look(wanted, document.places.way(name, number, at));
                 }
             }
@@ -178,8 +179,7 @@ fn of_clients(desk: &Desk) -> impl Iterator<Item = Wanted<'_>> {
 
 fn all(config: &Config) -> impl Iterator<Item = Wanted<'_>> {
     let desks = || config.at_desk().map(|(_, _, desk)| desk);
-    let ways =
-        desks().flat_map(|desk| &desk.routes).flat_map(|route| &route.guard.ways).filter_map(Wanted::of);
+    let ways = desks().flat_map(|desk| &desk.routes).flat_map(|route| &route.guard.ways).flat_map(Wanted::of);
     let pages = desks().flat_map(|desk| desk.pages.files()).map(|(_, path)| Wanted::Page(path));
     let clients = desks().flat_map(of_clients);
     ways.chain(pages).chain(clients).chain(servers(config).map(|(_, ca)| Wanted::Authority(ca)))

@@ -26,6 +26,7 @@ pub use self::process::Status;
 use self::process::{Event, Supervisor};
 use crate::{
     api::view,
+    daemon::issuers::Known,
     dataplane::FlowsOf,
     health::{State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen, desk::Route},
@@ -73,13 +74,13 @@ pub struct Options {
 }
 
 impl Desk {
-    /// Takes over from a desk that runs, if one does.
-    pub fn new(options: Options) -> Self {
+    /// Takes over from a desk that runs, if one does; `issuers` hear which keys it misses.
+    pub fn new(options: Options, issuers: Known) -> Self {
         let predecessor = Predecessor::call(&options.run_dir);
         let sockets = predecessor.as_ref().map(|it| it.sockets.clone()).unwrap_or_default();
         let (events, hear) = mpsc::unbounded_channel();
         let (tell, status) = watch::channel(Status::default());
-        let supervisor = tokio::spawn(Supervisor::new(options, predecessor, hear, tell).run());
+        let supervisor = tokio::spawn(Supervisor::new((options, issuers), predecessor, hear, tell).run());
         Self { sockets, orders: Orders::default(), events, status, supervisor, deaf: Vec::new() }
     }
 

@@ -2,29 +2,65 @@
 
 use tracing::warn;
 
-use super::{certificates, credentials, desk, plane::Plane, routes, serve::Daemon, snapshot};
+use super::{
+    certificates::{self, Certificates},
+    credentials::{self, Credentials},
+    desk::{self, Desk},
+    issuers::Issuers,
+    plane::Plane,
+    routes,
+    serve::{Daemon, located},
+    snapshot,
+};
 use crate::{
-    api::{request::RequestError, view},
+    api::{
+        request::{Request, RequestError},
+        view,
+    },
     dataplane::DataplaneError,
 };
+
+/// The desk, and what it is handed that the daemon reads or fetches for it.
+pub(super) struct Reception {
+    /// Until the end.
+    pub(super) desk: Option<Desk>,
+    certificates: Certificates,
+    credentials: Credentials,
+    pub(super) issuers: Issuers,
+}
+
+impl Reception {
+    pub(super) fn new(options: desk::Options) -> Self {
+        let issuers = Issuers::default();
+        Self {
+            desk: Some(Desk::new(options, issuers.known().clone())),
+            certificates: Certificates::default(),
+            credentials: Credentials::default(),
+            issuers,
+        }
+    }
+}
 
 impl<P: Plane> Daemon<P> {
     /// Tells the desk how to serve.
     pub(super) fn serve_at_desk(&mut self) {
-        let Some((desk, loaded)) = self.desk.as_mut().zip(self.core.loaded()) else { return };
+        let Some((desk, loaded)) = self.reception.desk.as_mut().zip(self.core.loaded()) else { return };
         let config = &loaded.document.config;
-        let services = desk::services(config, |files| self.certificates.get(files));
+        let services = desk::services(config, |files| self.reception.certificates.get(files));
         let pools = desk::pools(config, |pool, backend| self.core.state(pool, backend));
-        desk.serve(services, pools, self.credentials.files().clone());
+        let mut files = self.reception.credentials.files().clone();
+        files.extend(self.reception.issuers.keys());
+        desk.serve(services, pools, files);
     }
 
     /// Reads certificates, and who is known, again, and has the desk go by what is new.
     pub(super) fn refresh_certificates(&mut self) {
         let Some(loaded) = self.core.loaded() else { return };
-        let before = [self.certificates.alarms(), self.credentials.alarms()].concat();
-        self.certificates.refresh(&loaded.document.config);
-        self.credentials.refresh(&loaded.document.config);
-        let alarms = self.certificates.alarms().iter().chain(self.credentials.alarms());
+        let before = [self.reception.certificates.alarms(), self.reception.credentials.alarms()].concat();
+        self.reception.certificates.refresh(&loaded.document.config);
+        self.reception.credentials.refresh(&loaded.document.config);
+        self.reception.issuers.follow(&loaded.document.config);
+        let alarms = self.reception.certificates.alarms().iter().chain(self.reception.credentials.alarms());
         alarms.filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
         self.serve_at_desk();
     }
@@ -42,10 +78,11 @@ impl<P: Plane> Daemon<P> {
     pub(super) fn snapshot(&self) -> Result<view::Snapshot, DataplaneError> {
         let mut snapshot = snapshot::snapshot(&self.core, self.clock.now())?;
         let alarms = &mut snapshot.status.alarms;
-        alarms.extend(self.desk.iter().flat_map(desk::Desk::alarms));
-        alarms.extend_from_slice(self.certificates.alarms());
-        alarms.extend_from_slice(self.credentials.alarms());
-        if let Some((desk, loaded)) = self.desk.as_ref().zip(self.core.loaded()) {
+        alarms.extend(self.reception.desk.iter().flat_map(Desk::alarms));
+        alarms.extend_from_slice(self.reception.certificates.alarms());
+        alarms.extend_from_slice(self.reception.credentials.alarms());
+        alarms.extend(self.reception.issuers.alarms());
+        if let Some((desk, loaded)) = self.reception.desk.as_ref().zip(self.core.loaded()) {
             let config = &loaded.document.config;
             let shown = desk.shown();
             let usable = |pool: &str| {
@@ -59,6 +96,36 @@ impl<P: Plane> Daemon<P> {
             snapshot.desk = config.at_desk().next().map(|_| shown);
         }
         Ok(snapshot)
+    }
+
+    /// Where a request brings a document with issuers of tokens that nothing is known of, they are asked first, by a task of
+    /// its own, and the request comes again when they have answered; any other is given back.
+    pub(super) fn first_fetch(&self, request: Request) -> Option<Request> {
+        let text = match &request {
+            Request::Foresee(text, _) => text,
+            Request::Replace(replacement, _) => &replacement.text,
+            _ => return Some(request),
+        };
+        // What is wrong with it is said by who looks at it next.
+        let document = self.file.parse(text).ok();
+        let Some(first) = document.and_then(|document| self.reception.issuers.first(document)) else {
+            return Some(request);
+        };
+        let (asking, path) = (self.asking.clone(), self.file.path().to_owned());
+        self.tasks.spawn(async move {
+            let Err(complaints) = first.run().await else {
+                // When the daemon ends meanwhile nobody answers, as with all requests.
+                _ = asking.send(request).await;
+                return;
+            };
+            let refused = RequestError::Document(located(&path, &complaints.into()));
+            match request {
+                Request::Foresee(_, reply) => reply.send(Err(refused)),
+                Request::Replace(_, reply) => reply.send(Err(refused)),
+                _ => {}
+            }
+        });
+        None
     }
 
     /// Which way a request would go.

@@ -20,17 +20,15 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    certificates::Certificates,
     checks::{Host, targets},
     core::{Core, LoadError, SettleError},
-    credentials::Credentials,
-    desk::Desk,
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
     explain,
     farewell::Farewells,
     lock::{Lock, LockError},
     plane::Plane,
+    reception::Reception,
     record::{Record, RecordFile},
     snapshot,
     watch::DocumentWatch,
@@ -74,10 +72,7 @@ pub(super) struct Daemon<P> {
     /// For tasks that ask on their own behalf: metrics.
     pub(super) asking: mpsc::Sender<Request>,
     pub(super) metrics: Option<(SocketAddr, CancellationToken)>,
-    /// Until the end.
-    pub(super) desk: Option<Desk>,
-    pub(super) certificates: Certificates,
-    pub(super) credentials: Credentials,
+    pub(super) reception: Reception,
     /// Directories in which a change of the document or of what it names shows.
     pub(super) watched: BTreeSet<PathBuf>,
     pub(super) tasks: TaskTracker,
@@ -184,6 +179,7 @@ impl<P: Plane> Daemon<P> {
                     self.remember();
                 }
                 () = file_watch.changed() => self.file_changed().await,
+                () = self.reception.issuers.changed() => self.serve_at_desk(),
                 () = timer => {}
             }
             self.on_time();
@@ -454,7 +450,7 @@ impl<P: Plane> Daemon<P> {
 impl<P: Plane> Daemon<P> {
     async fn answer(&mut self, request: Request) -> Option<End> {
         let failed = |error: crate::dataplane::DataplaneError| RequestError::Failed(error.to_string());
-        match request {
+        match self.first_fetch(request)? {
             Request::Snapshot(reply) => {
                 reply.send(self.snapshot().map_err(failed));
             }

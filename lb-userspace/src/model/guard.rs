@@ -47,10 +47,12 @@ pub enum Way {
     },
     /// A token that somebody else has signed (RFC 7519), as `Authorization: Bearer`.
     Jwt {
-        /// The keys that it may be signed with.
+        /// The keys that it may be signed with: a file, or the address that `fetch` is of.
         keys: PathBuf,
-        /// What is in that file.
+        /// What is there.
         form: KeyForm,
+        /// How keys are fetched that are in no file.
+        fetch: Option<Fetch>,
         /// What else must be true of it.
         rule: TokenRule,
         /// What a client is told that it asks for.
@@ -70,6 +72,17 @@ pub enum Way {
         /// Headers of its answer by the claims that they give. Names are in lower case.
         claims: BTreeMap<String, String>,
     },
+}
+
+/// How an issuer's keys are fetched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// PEM file of the authorities that vouch for the issuer; `None`: those that the system trusts.
+    pub ca: Option<PathBuf>,
+    /// How often.
+    pub refresh: Duration,
+    /// For how long keys hold when nothing comes any more.
+    pub keep: Duration,
 }
 
 /// What of a certificate says who somebody is.
@@ -125,24 +138,39 @@ pub struct TokenRule {
 }
 
 impl Way {
-    /// The file that says who is known, if one does.
-    pub fn file(&self) -> Option<&Path> {
+    /// What says who is known, if something does: a file, or an address.
+    pub fn source(&self) -> Option<&Path> {
         match self {
-            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
-                Some(file)
+            Self::Basic { users: from, .. } | Self::Key { keys: from, .. } | Self::Jwt { keys: from, .. } => {
+                Some(from)
             }
             Self::Certificate { .. } | Self::Forward { .. } => None,
         }
     }
 
-    /// The same, to be changed.
-    pub fn file_mut(&mut self) -> Option<&mut PathBuf> {
+    /// The file that says who is known, if one does.
+    pub fn file(&self) -> Option<&Path> {
+        self.source().filter(|_| self.fetch().is_none())
+    }
+
+    /// How what says who is known is fetched, if it is.
+    pub fn fetch(&self) -> Option<&Fetch> {
         match self {
-            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
-                Some(file)
-            }
-            Self::Certificate { .. } | Self::Forward { .. } => None,
+            Self::Jwt { fetch, .. } => fetch.as_ref(),
+            _ => None,
         }
+    }
+
+    /// The files that it names, to be changed.
+    pub fn files_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let (file, ca) = match self {
+            Self::Jwt { fetch: Some(fetch), .. } => (None, fetch.ca.as_mut()),
+            Self::Basic { users: file, .. } | Self::Key { keys: file, .. } | Self::Jwt { keys: file, .. } => {
+                (Some(file), None)
+            }
+            Self::Certificate { .. } | Self::Forward { .. } => (None, None),
+        };
+        file.into_iter().chain(ca)
     }
 
     /// What it is called in documents.

@@ -101,7 +101,11 @@ fn config(verify: bool, ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, Tls
     Ok(config)
 }
 
-fn authorities(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+/// The authorities in a file, or those that the system trusts.
+///
+/// # Errors
+/// When there are none.
+pub(crate) fn authorities(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
     let mut store = RootCertStore::empty();
     match ca_file {
         Some(path) => {

@@ -14,7 +14,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -129,6 +130,8 @@ pub struct Passport {
 pub struct Porter {
     memory: Memory,
     strikes: Buckets,
+    /// Whose keys a token was signed with that is not among those that are known.
+    wanted: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Porter {
@@ -140,7 +143,12 @@ impl Porter {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(std::io::Error::other)?;
         let strikes = Buckets::new(STRIKES, STRIKES_IN, STRIKES);
-        Ok(Self { memory: Memory::new(key), strikes })
+        Ok(Self { memory: Memory::new(key), strikes, wanted: Mutex::default() })
+    }
+
+    /// Addresses at which there may be keys that somebody has asked for, since this was last asked.
+    pub fn wanted(&self) -> BTreeSet<PathBuf> {
+        std::mem::take(&mut self.wanted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -155,7 +163,8 @@ pub struct Gate {
 enum Known {
     Users(Users),
     Keys(Keys, HeaderName),
-    Tokens(jwt::Keys, TokenRule),
+    /// Who shows a token by one of these keys; from where more are had, if they are.
+    Tokens(jwt::Keys, TokenRule, Option<PathBuf>),
     /// Who shows a certificate.
     Certified(CertificateName),
     /// Who is known to another service: its pool, the path, and which header gives which claim.
@@ -168,10 +177,14 @@ impl Gate {
     /// Of a route; `files` are those that it names.
     pub fn new(guard: &Guard, files: &Files) -> Self {
         let known = |way: &Way| {
-            let text = way.file().and_then(|file| files.get(file)).map_or("", |text| text.expose());
-            known(way, text).unwrap_or_else(|why| {
+            let text = way.source().and_then(|source| files.get(source));
+            if way.fetch().is_some() && text.is_none() {
+                // It has not come yet, or not for too long; the daemon says so.
+                return Known::Nobody;
+            }
+            known(way, text.map_or("", |text| text.expose())).unwrap_or_else(|why| {
                 // The daemon has tried it; if it is unfit all the same, nobody comes in.
-                error!("{} cannot be used: {why}", way.file().unwrap_or(Path::new(way.name())).display());
+                error!("{} cannot be used: {why}", way.source().unwrap_or(Path::new(way.name())).display());
                 Known::Nobody
             })
         };
@@ -268,11 +281,15 @@ impl Gate {
                     let Some(given) = headers::only(caller.headers, name) else { continue };
                     keys.find(given).cloned()
                 }
-                Known::Tokens(keys, rule) => {
+                Known::Tokens(keys, rule, more) => {
                     usable = true;
                     let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
                     let Some(token) = scheme(given, "bearer") else { continue };
-                    keys.verify(rule, token, caller.now).map_err(|why| problem = Some(why)).ok()
+                    let found = keys.verify(rule, token, caller.now);
+                    if let (Err(TokenError::Key), Some(more)) = (&found, more) {
+                        porter.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(more.clone());
+                    }
+                    found.map_err(|why| problem = Some(why)).ok()
                 }
                 Known::Certified(user) => {
                     usable = true;
@@ -333,7 +350,10 @@ fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
             let name = HeaderName::try_from(header).map_err(|_| EntryError { line: 0, problem })?;
             Known::Keys(Keys::parse(text)?, name)
         }
-        Way::Jwt { form, rule, .. } => Known::Tokens(jwt::Keys::parse(*form, text)?, rule.clone()),
+        Way::Jwt { keys, form, fetch, rule, .. } => {
+            let more = fetch.as_ref().map(|_| keys.clone());
+            Known::Tokens(jwt::Keys::parse(*form, text)?, rule.clone(), more)
+        }
         Way::Certificate { user } => Known::Certified(*user),
         Way::Forward { pool, path, claims } => {
             let claims =

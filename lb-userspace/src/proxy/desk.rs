@@ -298,8 +298,11 @@ impl Desk {
     fn report(&mut self) {
         self.shared.connections.sweep();
         let Some(control) = &self.control else { return };
-        let report = self.shared.figures.report(self.shared.log.lost());
-        if let Err(error) = orders::send(control, &FromDesk::Report(report), &[]) {
+        let report = FromDesk::Report(self.shared.figures.report(self.shared.log.lost()));
+        let wanted = self.shared.porter.wanted();
+        let wants = (!wanted.is_empty()).then_some(FromDesk::Wants(wanted));
+        let sent = wants.into_iter().chain([report]).try_for_each(|said| orders::send(control, &said, &[]));
+        if let Err(error) = sent {
             // Half of it may have gone out: nothing that follows would be understood.
             debug!("the daemon does not hear: {error}");
             self.control = None;

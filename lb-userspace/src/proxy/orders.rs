@@ -2,7 +2,7 @@
 //! each, and open sockets beside them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
@@ -65,6 +65,8 @@ pub enum FromDesk {
     },
     /// How it goes.
     Report(Report),
+    /// Keys are asked for that are not among those from these addresses.
+    Wants(BTreeSet<PathBuf>),
 }
 
 /// How a desk is to serve.

@@ -138,12 +138,12 @@ pub fn authorities(pem: &str) -> Result<RootCertStore, CertificateError> {
 /// How servers are spoken with that these authorities vouch for.
 ///
 /// # Errors
-/// When the authorities cannot be used.
-pub fn client(authorities: &str, http2: bool) -> Result<ClientConfig, CertificateError> {
+/// When they cannot be used.
+pub fn client(authorities: RootCertStore, http2: bool) -> Result<ClientConfig, CertificateError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unfit)?
-        .with_root_certificates(self::authorities(authorities)?)
+        .with_root_certificates(authorities)
         .with_no_client_auth();
     config.alpn_protocols = vec![if http2 { H2 } else { HTTP1 }.to_vec()];
     Ok(config)

@@ -52,7 +52,8 @@ impl Transport {
             (None, _) => (u64::from(http2), Security::Plain),
             (Some(tls), roots) => {
                 let name = ServerName::try_from(tls.host.clone()).ok();
-                let config = roots.as_ref().and_then(|roots| tls::client(roots.expose(), http2).ok());
+                let roots = roots.as_ref().and_then(|roots| tls::authorities(roots.expose()).ok());
+                let config = roots.and_then(|roots| tls::client(roots, http2).ok());
                 let security = match name.zip(config) {
                     Some((name, config)) => Security::Tls(name, Arc::new(config)),
                     None => Security::Unverifiable,

@@ -184,12 +184,12 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
         (
             "strip_prefix = true",
             "auth = { jwt = { issuer = \"https://id.example\" } }",
-            "20: jwt does not say by which keys tokens are known (add jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file)",
+            "20: jwt does not say by which keys tokens are known (add jwks_url = \"https://id.example/jwks\", jwks_file = \"keys.json\", public_key_file = \"issuer.pem\" or secret_file)",
         ),
         (
             "strip_prefix = true",
             "auth = { jwt = { jwks_file = \"a\", secret_file = \"b\" } }",
-            "20: jwt names several files of keys (keep one; a set of keys can hold them all)",
+            "20: jwt names several sets of keys (keep one; a set of keys can hold them all)",
         ),
         (
             "strip_prefix = true",
@@ -353,6 +353,26 @@ fn each_mistake_is_shown_in_its_place_with_a_remedy() {
             "strip_prefix = true",
             "auth = { certificate = {} }",
             "14: clients are to show certificates, and the service does not ask for them (add clients = { ca = \"clients-ca.pem\" } to the service)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_url = \"https://id.example:844380/jwks\" } }",
+            "20: jwks_url \"https://id.example:844380/jwks\" is not understood (write an address such as \"https://id.example/.well-known/jwks.json\")",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_url = { url = \"https://id.example\", refresh = \"1s\" } } }",
+            "20: refresh is shorter than 10s (write \"5m\": keys that are missed are asked for at once)",
+        ),
+        (
+            "strip_prefix = true",
+            "auth = { jwt = { jwks_url = { url = \"https://id.example\", keep = \"1m\" } } }",
+            "20: keep is shorter than refresh (write \"1d\": keys must last until they are had again)",
+        ),
+        (
+            "strip_prefix = true\n",
+            "auth = { jwt = { jwks_url = \"https://id.example\" } }\n[[services.front.routes]]\nrespond = 404\npath = \"/x\"\nauth = { jwt = { jwks_url = { url = \"https://id.example\", ca = \"ca.pem\" } } }\n",
+            "24: https://id.example is fetched in another way elsewhere (write the same ca, refresh and keep wherever it is named)",
         ),
         ("access_log = true", "clients = {}", "11: clients has no ca (add ca = \"clients-ca.pem\")"),
         (

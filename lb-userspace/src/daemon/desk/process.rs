@@ -22,7 +22,10 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{DRAIN, DRAIN_TO_END, Options, PATIENCE, Predecessor, SOCKET};
-use crate::proxy::orders::{self, FromDesk, Orders, Report, ToDesk};
+use crate::{
+    daemon::issuers::Known,
+    proxy::orders::{self, FromDesk, Orders, Report, ToDesk},
+};
 
 /// How long to wait before a desk is started again that has ended soon after its start: the first time not at
 /// all, then twice as long each time.
@@ -66,6 +69,7 @@ pub struct Status {
 
 pub(super) struct Supervisor {
     options: Options,
+    issuers: Known,
     predecessor: Option<Predecessor>,
     events: mpsc::UnboundedReceiver<Event>,
     status: watch::Sender<Status>,
@@ -94,12 +98,12 @@ enum End {
 
 impl Supervisor {
     pub(super) fn new(
-        options: Options,
+        (options, issuers): (Options, Known),
         predecessor: Option<Predecessor>,
         events: mpsc::UnboundedReceiver<Event>,
         status: watch::Sender<Status>,
     ) -> Self {
-        Self { options, predecessor, events, status, orders: None, before: Report::default() }
+        Self { options, issuers, predecessor, events, status, orders: None, before: Report::default() }
     }
 
     pub(super) async fn run(mut self) {
@@ -314,6 +318,7 @@ impl Supervisor {
                 report.add(&self.before);
                 self.status.send_modify(|status| status.report = report);
             }
+            FromDesk::Wants(addresses) => self.issuers.hurry(&addresses),
             FromDesk::Sockets { .. } => {}
         }
     }

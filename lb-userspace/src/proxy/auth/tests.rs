@@ -31,7 +31,7 @@ fn by_token() -> Way {
         user: "sub".into(),
         role: "role".into(),
     };
-    Way::Jwt { keys: "secret".into(), form: KeyForm::Secret, rule, realm: "shop".into() }
+    Way::Jwt { keys: "secret".into(), form: KeyForm::Secret, fetch: None, rule, realm: "shop".into() }
 }
 
 /// A token of Carl's, who is a guest, as a header.
