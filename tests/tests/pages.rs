@@ -94,7 +94,7 @@ fn of_requests_that_go_well_a_share_is_written_down() -> Result<()> {
     (0..1000).try_for_each(|_| ask("/well"))?;
     ask("/none")?;
     ask("/fails")?;
-    let mut well = 0;
+    let (mut well, mut none) = (0, 0);
     loop {
         let line: serde_json::Value = serde_json::from_str(&desk.line()?)?;
         match line["path"].as_str() {
@@ -104,6 +104,7 @@ fn of_requests_that_go_well_a_share_is_written_down() -> Result<()> {
             }
             Some("/none") => {
                 assert_eq!((&line["one_in"], &line["trouble"]), (&1.into(), &"no_backend".into()));
+                none += 1;
             }
             _ => {
                 assert_eq!((&line["one_in"], &line["status"]), (&1.into(), &500.into()));
@@ -111,6 +112,7 @@ fn of_requests_that_go_well_a_share_is_written_down() -> Result<()> {
             }
         }
     }
+    assert_eq!(none, 1, "what went wrong is written down");
     // Of a thousand some hundred; that it is fewer than 40 or more than 200 does not happen in a lifetime.
     assert!((40..200).contains(&well), "{well}");
     Ok(())
