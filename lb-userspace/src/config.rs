@@ -26,7 +26,7 @@ use self::{
     complaint::Thing,
     read::{Fields, Node, Sink},
 };
-use crate::model::{Config, desk::DESK_POOL};
+use crate::model::{Config, Forward, desk::DESK_POOL};
 
 /// A document that checks.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ fn document(mut root: Fields<'_>, sink: &mut Sink<'_>, places: &mut Places) -> C
     }
     root.finish(sink);
 
-    if services.values().any(|service| service.desk.is_some()) {
+    if services.values().any(|service| service.forward == Forward::Desk) {
         pools.insert(DESK_POOL.to_owned(), pools::desk());
     }
     let config = Config { interfaces, settings, pools, services };

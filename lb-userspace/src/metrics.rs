@@ -267,6 +267,16 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         denied.get_or_create(&labels).inc_by(its.count);
     }
     registry.register("desk_denied", "Requests that were not let in, by route and reason", denied);
+    let ejections = Counters::default();
+    for its in &desk.ejections {
+        let labels = vec![("pool", its.pool.clone()), ("backend", its.backend.clone())];
+        ejections.get_or_create(&labels).inc_by(its.count);
+    }
+    registry.register(
+        "desk_ejections",
+        "How often backends that did not answer well got no requests for a while",
+        ejections,
+    );
     let refused = by_reason(&desk.refused);
     registry.register(
         "desk_refused_connections",
@@ -352,7 +362,8 @@ mod tests {
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
                 "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
                 "latencies": [{{"service": "front", "route": "*/*", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
-                "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}]}}
+                "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}],
+                "ejections": [{{"pool": "web", "backend": "10.0.0.11:80", "count": 3}}]}}
         }}"#
         );
         serde_json::from_str(&json).unwrap()
@@ -389,6 +400,7 @@ mod tests {
             "lobby_desk_answer_seconds_bucket{le=\"+Inf\",service=\"front\",route=\"*/*\"} 4",
             "lobby_desk_answer_seconds_count{service=\"front\",route=\"*/*\"} 4",
             "lobby_desk_answer_seconds_sum{service=\"front\",route=\"*/*\"} 12.5",
+            "lobby_desk_ejections_total{pool=\"web\",backend=\"10.0.0.11:80\"} 3",
             "lobby_desk_troubles_total{reason=\"slow\"} 5",
             "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",
             "lobby_desk_connections_total 12",

@@ -5,6 +5,7 @@
 
 pub mod desk;
 pub mod guard;
+mod health;
 pub mod limit;
 mod network;
 mod roles;
@@ -18,6 +19,7 @@ use std::{
 };
 
 use desk::{Desk, Route};
+pub use health::{HealthCheck, Probe, Via};
 pub use network::{Network, NetworkError};
 pub use roles::{OnNoPrimary, OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
 
@@ -237,6 +239,8 @@ pub struct Pool {
     pub speech: desk::Speech,
     /// How many requests of the desk may be under way with each; `None`: as many as come.
     pub crowd: Option<desk::Crowd>,
+    /// When the desk sends none to a server that does not answer well; `None`: it always does.
+    pub ejection: Option<desk::Ejection>,
 }
 
 /// What becomes of the connections of a backend that turned unhealthy.
@@ -270,6 +274,11 @@ pub struct Backend {
     pub weight: u16,
     /// What the operator wants of it.
     pub admin: Admin,
+}
+
+impl Backend {
+    /// This host itself.
+    pub const THIS_HOST: Self = Self { address: BackendAddress::Local, weight: 1, admin: Admin::Enabled };
 }
 
 /// Where a backend is.
@@ -330,92 +339,6 @@ pub enum Admin {
     Disabled,
 }
 
-/// How a backend's health is found out.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HealthCheck {
-    /// What is asked.
-    pub probe: Probe,
-    /// From one probe to the next; each is moved by up to `jitter` of it.
-    pub interval: Duration,
-    /// A probe that has not succeeded by then has failed.
-    pub timeout: Duration,
-    /// Successes in a row that make an unhealthy backend healthy.
-    pub rise: u32,
-    /// Failures in a row that make a healthy backend unhealthy.
-    pub fall: u32,
-    /// Part of the interval, 0 to 0.5.
-    pub jitter: f64,
-    /// Port to ask on; `None`: the backend's own.
-    pub port: Option<u16>,
-    /// Whether it must also answer for the addresses of services.
-    pub via: Via,
-}
-
-/// Where a backend must answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Via {
-    /// At its own address.
-    #[default]
-    Backend,
-    /// There, and to a SYN to the VIP of each service that does not translate.
-    Vip,
-}
-
-/// What a health check asks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Probe {
-    /// Whether a connection can be made.
-    Tcp,
-    /// A GET, over TLS if `tls`.
-    Http {
-        /// Path and query.
-        path: String,
-        /// `Host`, and for TLS the name to verify; `None`: the address.
-        host: Option<String>,
-        /// Statuses that count as success, as ranges with both ends.
-        status: Vec<(u16, u16)>,
-        /// What the body must contain.
-        body: Option<String>,
-        /// HTTPS.
-        tls: bool,
-        /// Whether the certificate is verified (HTTPS only).
-        verify: bool,
-        /// PEM file of the authorities to verify against instead of the system's.
-        ca_file: Option<std::path::PathBuf>,
-    },
-    /// A datagram, and what the answer must begin with.
-    Udp {
-        /// What is sent.
-        send: Vec<u8>,
-        /// What the answer must begin with; empty: any answer.
-        expect: Vec<u8>,
-    },
-    /// A PostgreSQL server: whether it takes writes, and how far behind it is.
-    Postgres(Postgres),
-    /// Paths that answer 200 on the server that is the primary, and on replicas that are fit.
-    HttpRole {
-        /// Path and query that the primary answers.
-        primary: String,
-        /// Path and query that replicas answer.
-        replica: String,
-    },
-}
-
-impl Probe {
-    /// Whether the answers say which server is the primary.
-    pub const fn tells_roles(&self) -> bool {
-        matches!(self, Self::Postgres(_) | Self::HttpRole { .. })
-    }
-
-    /// How far behind a replica may be; `None`: the check does not say, or sees to it itself.
-    pub const fn max_lag(&self) -> Option<Duration> {
-        match self {
-            Self::Postgres(postgres) => postgres.max_lag,
-            _ => None,
-        }
-    }
-}
-
 /// An address to be reached at, and the pool that answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -437,8 +360,16 @@ pub struct Service {
     pub allow: Vec<Network>,
     /// Networks that may not. The longest prefix decides; no network is in both.
     pub deny: Vec<Network>,
-    /// What the reception desk does with it; its pool is [`desk::DESK_POOL`] then.
+    /// What the reception desk does with it: all, with [`Forward::Desk`] and [`desk::DESK_POOL`]; otherwise what comes while
+    /// nobody of its pool is fit.
     pub desk: Option<Desk>,
+}
+
+impl Service {
+    /// Whether the desk answers while nobody of its pool is fit.
+    pub fn has_fallback(&self) -> bool {
+        self.desk.is_some() && self.forward != Forward::Desk
+    }
 }
 
 /// Address, port and protocol.

@@ -23,11 +23,12 @@ use std::{
 
 use lb_common::abi::Tick;
 
+use self::backends::{takes_part, verdict_on};
 pub use self::{rings::Rings, verdicts::plan_verdicts};
 use crate::{
     dataplane::{Globals, NextHop, Op, Tables},
-    health::{BackendVerdicts, Verdicts},
-    model::{Config, Service},
+    health::{Verdict, Verdicts},
+    model::{Backend, Config, Service},
 };
 
 /// Everything that the tables should say.
@@ -58,10 +59,20 @@ pub struct Desired<'a> {
     pub now: Tick,
 }
 
-impl Desired<'_> {
-    /// What health says of the backends of a service, each for the role that it wants.
-    fn verdicts_for(&self, service: &Service) -> Option<&BackendVerdicts> {
-        self.verdicts.get(&service.pool).map(|pool| pool.of(service.role))
+impl<'a> Desired<'a> {
+    /// The backends of a service, in the document's order, with what health says of each for the role that it wants. The
+    /// last of a service with a fallback is this host, which takes part while nobody else does.
+    fn members(&self, service: &Service) -> Vec<(&'a Backend, Verdict)> {
+        let verdicts = self.verdicts.get(&service.pool).map(|pool| pool.of(service.role));
+        let pool = self.config.pools.get(&service.pool);
+        let backends = pool.map(|pool| pool.backends.as_slice()).unwrap_or_default();
+        let judged = |backend: &'a Backend| (backend, verdict_on(verdicts, backend));
+        let mut members: Vec<_> = backends.iter().map(judged).collect();
+        if service.has_fallback() {
+            let alone = !members.iter().any(|&(backend, verdict)| takes_part(verdict) && backend.weight > 0);
+            members.push((&Backend::THIS_HOST, Verdict { usable: alone, ..Verdict::USABLE }));
+        }
+        members
     }
 }
 

@@ -18,7 +18,7 @@ pub use lb_userspace::proxy::pools::BackendOrder;
 use lb_userspace::{
     config::Document,
     daemon::{credentials::Credentials, desk},
-    model::desk::{Crowd, Speech},
+    model::desk::{Crowd, Ejection, Speech},
     proxy::{
         orders::{self, FromDesk, Orders, Pem, Report, ToDesk},
         pools::PoolOrder,
@@ -27,8 +27,16 @@ use lb_userspace::{
 
 use crate::stage::lb;
 
-/// How the desk speaks with servers, and how many requests each may have.
-pub type Settings = (Speech, Option<Crowd>);
+/// What is said of all pools.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How the desk speaks with servers.
+    pub speech: Speech,
+    /// How many requests each may have.
+    pub crowd: Option<Crowd>,
+    /// When one gets none for a while.
+    pub ejection: Option<Ejection>,
+}
 
 /// A desk's process.
 pub struct Desk {
@@ -99,7 +107,7 @@ impl Desk {
         let named: String =
             pools.iter().map(|(name, _)| format!("[pools.{name}]\nbackends = []\n")).collect();
         let mut document = Document::parse(&format!("interfaces = [\"lo\"]\n{named}{services}"))?;
-        document.config.pools.values_mut().for_each(|pool| pool.speech = self.pool.0.clone());
+        document.config.pools.values_mut().for_each(|pool| pool.speech = self.pool.speech.clone());
         let mut services = desk::services(&document.config, |_| certificates.first());
         for (service, &address) in services.iter_mut().zip(&self.addresses) {
             service.listen = address;
@@ -107,8 +115,9 @@ impl Desk {
         }
         let pools = pools.iter().map(|(name, backends)| PoolOrder {
             name: (*name).into(),
-            speech: self.pool.0.clone(),
-            crowd: self.pool.1,
+            speech: self.pool.speech.clone(),
+            crowd: self.pool.crowd,
+            ejection: self.pool.ejection,
             backends: backends.clone(),
         });
         self.number += 1;

@@ -48,6 +48,14 @@ pub struct Speaker {
 }
 
 impl Speaker {
+    /// Where it calls from.
+    ///
+    /// # Errors
+    /// When it is not connected.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
     /// Connects from a place.
     ///
     /// # Errors

@@ -6,9 +6,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::model::desk::{Crowd, Speech};
+use lb_userspace::model::desk::Crowd;
 use tests::{
-    desk::{Deed, Desk, Recorder, answer, backend},
+    desk::{Deed, Desk, Recorder, Settings, answer, backend},
     requests::{Answer, Speaker},
 };
 
@@ -157,7 +157,7 @@ fn who_does_not_read_does_not_hold_a_server() -> Result<()> {
                    timeouts = { body = \"1s\" }\n\
                    [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
     let crowd = Crowd { limit: 3, queue: 0, wait: Duration::from_millis(1) };
-    let settings = (Speech::default(), Some(crowd));
+    let settings = Settings { crowd: Some(crowd), ..Settings::default() };
     let desk = Desk::with(settings, service, &[("web", vec![backend(recorder.address)])], &[])?;
     let ask = || -> Result<u16> {
         let mut speaker = Speaker::to(desk.addresses[0])?;
@@ -239,7 +239,7 @@ fn a_server_has_only_so_many_requests_and_some_wait() -> Result<()> {
     let service = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
                    [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
     let crowd = Crowd { limit: 4, queue: 3, wait: Duration::from_secs(20) };
-    let settings = (Speech::default(), Some(crowd));
+    let settings = Settings { crowd: Some(crowd), ..Settings::default() };
     let desk = Desk::with(settings, service, &[("web", vec![backend(recorder.address)])], &[])?;
     let ask = || -> Result<Speaker> {
         let mut speaker = Speaker::to(desk.addresses[0])?;

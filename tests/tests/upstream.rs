@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use lb_userspace::{
-    model::desk::{ServerTls, Speech},
+    model::desk::{Ejection, ProxyVersion, ServerTls, Speech},
     proxy::{
         orders::{Pem, Secret},
         tls,
@@ -22,7 +22,7 @@ use lb_userspace::{
 };
 use tests::{
     authority::Authority,
-    desk::{Deed, Desk, Recorder, backend},
+    desk::{Deed, Desk, Recorder, Settings, answer as said, backend},
     multiplex::{Exchange, Multiplex, answer, whole},
     requests::Speaker,
 };
@@ -38,11 +38,11 @@ path = "/admin"
 respond = 403
 "#;
 
-const H2C: Speech = Speech { http2: true, tls: None };
+const H2C: Speech = Speech { http2: true, tls: None, proxy: None };
 
 fn desk(speech: Speech, servers: &[SocketAddr]) -> Result<Desk> {
     let backends = servers.iter().map(|&server| backend(server)).collect();
-    Desk::with((speech, None), SERVICE, &[("web", backends)], &[])
+    Desk::with(Settings { speech, ..Settings::default() }, SERVICE, &[("web", backends)], &[])
 }
 
 /// A server that says how long the request was.
@@ -228,6 +228,7 @@ impl Vouching {
         Speech {
             http2,
             tls: Some(ServerTls { host: "shop.internal".into(), ca: self.file.path().to_owned() }),
+            proxy: None,
         }
     }
 }
@@ -373,7 +374,8 @@ fn one_side_of_a_call_may_be_silent() -> Result<()> {
         Ok(())
     })?;
     let hasty = SERVICE.replace("body = \"5s\"", "body = \"1s\"");
-    let desk = Desk::with((H2C, None), &hasty, &[("web", vec![backend(server.address)])], &[])?;
+    let settings = Settings { speech: H2C, ..Settings::default() };
+    let desk = Desk::with(settings, &hasty, &[("web", vec![backend(server.address)])], &[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stream = TcpStream::connect(desk.addresses[0]).await?;
@@ -445,4 +447,99 @@ fn a_websocket_to_a_server_of_http2_is_refused() -> Result<()> {
     assert_eq!(ask(&desk, request, b"")?.0, 501);
     assert!(server.heads().is_empty());
     Ok(())
+}
+
+/// Two that fail in a row, and the third time nobody asks for a while; all others get their answers.
+#[test]
+fn who_does_not_answer_well_gets_no_requests_for_a_while() -> Result<()> {
+    let ill = Arc::new(AtomicBool::new(true));
+    let is_ill = Arc::clone(&ill);
+    let first = Recorder::start(move |_| match is_ill.load(Ordering::Relaxed) {
+        true => Deed::Say(b"HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        false => Deed::Say(said("first")),
+    })?;
+    let second = Recorder::start(|_| Deed::Say(said("second")))?;
+    let ejection = Some(Ejection { after: 2, pause: Duration::from_secs(2) });
+    let settings = Settings { ejection, ..Settings::default() };
+    let servers = vec![backend(first.address), backend(second.address)];
+    let desk = Desk::with(settings, SERVICE, &[("web", servers)], &[])?;
+    let get = |times: usize| -> Result<Vec<u16>> {
+        (0..times).map(|_| Ok(ask(&desk, "GET / HTTP/1.1\r\nHost: a", b"")?.0)).collect()
+    };
+    let began = std::time::Instant::now();
+    while first.got().len() < 2 {
+        ensure!(began.elapsed() < Duration::from_secs(20), "it is not asked twice");
+        get(1)?;
+    }
+    first.take();
+    assert_eq!(get(50)?, [200; 50], "the other one answers");
+    ensure!(began.elapsed() > Duration::from_secs(2) || first.take().is_empty(), "it is asked all the same");
+    let report = desk.report(|report| !report.ejections.is_empty())?;
+    assert_eq!(report.ejections[0].backend, first.address.to_string());
+    assert_eq!((report.ejections[0].pool.as_str(), report.ejections.len()), ("web", 1));
+    ill.store(false, Ordering::Relaxed);
+    while first.take().is_empty() {
+        ensure!(began.elapsed() < Duration::from_secs(30), "it does not come back");
+        assert_eq!(get(5)?, [200; 5]);
+    }
+    Ok(())
+}
+
+/// By the PROXY protocol a server hears whose a connection is before anything else, and nobody else's request comes by it.
+#[test]
+fn a_server_hears_whose_a_connection_is() -> Result<()> {
+    let authority = Vouching::new()?;
+    for (version, over_tls) in
+        [(ProxyVersion::V1, false), (ProxyVersion::V2, false), (ProxyVersion::V1, true)]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let acceptor = over_tls.then(|| authority.server("shop.internal", &[b"http/1.1"])).transpose()?;
+        let heard = std::thread::spawn(move || -> Result<Vec<(Option<SocketAddr>, String)>> {
+            (0..2).map(|_| introduced(&listener, acceptor.as_ref())).collect()
+        });
+        let speech = Speech {
+            proxy: Some(version),
+            ..if over_tls { authority.speech(false) } else { Speech::default() }
+        };
+        let desk = desk(speech, &[address])?;
+        let mut clients = Vec::new();
+        // One after the other from one connection: each by a connection of its own all the same.
+        let mut speaker = Speaker::from_source([127, 0, 0, 7].into(), desk.addresses[0])?;
+        for _ in 0..2 {
+            speaker.say(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")?;
+            assert_eq!(speaker.hear()?.context("an answer")?.body, "ok");
+            clients.push(Some(speaker.address()?));
+        }
+        let heard = heard.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        assert_eq!(heard.iter().map(|(client, _)| *client).collect::<Vec<_>>(), clients, "{version:?}");
+        assert!(heard.iter().all(|(_, line)| line == "GET /x HTTP/1.1"), "{heard:?}");
+    }
+    Ok(())
+}
+
+/// Takes a connection: who it is said to come from, and the line of its request, which is answered.
+fn introduced(
+    listener: &std::net::TcpListener,
+    tls: Option<&Arc<rustls::ServerConfig>>,
+) -> Result<(Option<SocketAddr>, String)> {
+    let (stream, _) = listener.accept()?;
+    let mut stream =
+        proxy_header::io::ProxiedStream::create_from_std(stream, proxy_header::ParseConfig::default())?;
+    let client = stream.proxy_header().proxied_address().map(|address| address.source);
+    let Some(tls) = tls else { return Ok((client, one_request(&mut stream)?)) };
+    let session = rustls::ServerConnection::new(Arc::clone(tls))?;
+    Ok((client, one_request(&mut rustls::StreamOwned::new(session, stream))?))
+}
+
+fn one_request(stream: &mut (impl std::io::Read + std::io::Write)) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    stream.write_all(&said("ok"))?;
+    stream.flush()?;
+    Ok(String::from_utf8(head)?.lines().next().unwrap_or_default().to_owned())
 }

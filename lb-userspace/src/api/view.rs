@@ -4,7 +4,9 @@ mod desk;
 
 use serde::{Deserialize, Serialize};
 
-pub use desk::{Answers, Considered, Denied, Desk, Latencies, Route, RouteExplanation, RouteQuestion};
+pub use desk::{
+    Answers, Considered, Denied, Desk, Ejections, Latencies, Route, RouteExplanation, RouteQuestion,
+};
 
 /// Everything but connections, at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize)]

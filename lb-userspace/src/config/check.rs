@@ -11,7 +11,7 @@ use super::{
     roles,
 };
 use crate::model::{
-    Backend, BackendAddress, Config, Forward, Pool, Service, Via,
+    Backend, BackendAddress, Config, Forward, Panic, Pool, Service, Via,
     desk::{DESK_POOL, Route, Speech},
     guard::Way,
 };
@@ -29,6 +29,14 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
         match config.pools.get(&service.pool) {
             Some(pool) => {
                 fits(name, service, pool, places, sink);
+                if service.has_fallback() && pool.panic == Panic::Keep {
+                    let message = format!(
+                        "fallback is for when nobody of pool \"{}\" is fit, and its last servers stay in use then",
+                        service.pool
+                    );
+                    let remedy = format!("add panic = \"fail\" to [pools.{}]", service.pool);
+                    sink.complaints.push(places.pool_of_route(name, 0).error(message, remedy));
+                }
                 roles::fits(name, service, pool, places, sink);
             }
             None => no_pool(config, &service.pool, places, &places.pool_of(name), sink),
@@ -94,8 +102,9 @@ fn of_desk_alone(config: &Config, name: &str, pool: &Pool, places: &Places, sink
         return;
     }
     let said = [
-        (pool.speech != Speech::default(), places.speech(name), "protocol and tls"),
+        (pool.speech != Speech::default(), places.speech(name), "protocol, tls and proxy_protocol"),
         (pool.crowd.is_some(), places.crowd(name), "requests"),
+        (pool.ejection.is_some(), places.ejection(name), "eject"),
     ];
     for (_, place, keys) in said.into_iter().filter(|(is_said, ..)| *is_said) {
         let message =

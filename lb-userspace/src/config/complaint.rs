@@ -91,6 +91,7 @@ pub(super) enum Thing {
     RingSize(String),
     Speech(String),
     Crowd(String),
+    Ejection(String),
     FileOf(String, String),
 }
 
@@ -136,6 +137,11 @@ impl Places {
     /// Where a pool says how many requests may be under way.
     pub fn crowd(&self, pool: &str) -> Place<'_> {
         self.of(&Thing::Crowd(pool.to_owned()))
+    }
+
+    /// Where a pool says when a server gets no requests for a while.
+    pub fn ejection(&self, pool: &str) -> Place<'_> {
+        self.of(&Thing::Ejection(pool.to_owned()))
     }
 
     /// Where a service says what it listens on.

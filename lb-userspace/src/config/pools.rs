@@ -12,7 +12,8 @@ use super::{
     tls,
 };
 use crate::model::{
-    Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via, desk::Crowd,
+    Admin, Backend, BackendAddress, HealthCheck, OnUnhealthy, Panic, Pool, Probe, Via,
+    desk::{Crowd, Ejection},
 };
 
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -24,6 +25,9 @@ const JITTER: f64 = 0.1;
 /// Requests of a pool that may wait for room, and how long, unless the document says otherwise.
 const QUEUE: u32 = 100;
 const WAIT: Duration = Duration::from_secs(1);
+
+/// For how long a server that does not answer well gets no requests.
+const PAUSE: Duration = Duration::from_secs(10);
 
 pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mut Places) -> Option<Pool> {
     let mut fields = node.table(sink)?;
@@ -53,6 +57,10 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     let crowd = fields.read(sink, "requests", |node, sink| {
         places.note(Thing::Crowd(name.to_owned()), node.span.clone());
         crowd(node, sink)
+    });
+    let ejection = fields.read(sink, "eject", |node, sink| {
+        places.note(Thing::Ejection(name.to_owned()), node.span.clone());
+        ejection(node, sink)
     });
     let (speech, speech_at) = tls::speech(&mut fields, sink);
     if let Some(span) = speech_at {
@@ -85,7 +93,17 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
         on_no_primary,
         speech,
         crowd,
+        ejection,
     })
+}
+
+/// `{ after = 5, pause = "10s" }`.
+fn ejection(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Ejection> {
+    let mut fields = node.table(sink)?;
+    let after = fields.require(sink, "after", "5").and_then(|node| node.integer(sink, 1..=1000));
+    let pause = fields.read(sink, "pause", Node::duration);
+    fields.finish(sink);
+    Some(Ejection { after: after?, pause: pause.unwrap_or(PAUSE) })
 }
 
 /// `{ limit = 100, queue = 50, wait = "1s" }`.
@@ -102,7 +120,7 @@ fn crowd(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Crowd> {
 pub(super) fn desk() -> Pool {
     Pool {
         health: None,
-        backends: vec![Backend { address: BackendAddress::Local, weight: 1, admin: Admin::Enabled }],
+        backends: vec![Backend::THIS_HOST],
         on_unhealthy: OnUnhealthy::Keep,
         panic: Panic::Keep,
         ..Pool::default()

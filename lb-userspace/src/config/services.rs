@@ -67,6 +67,16 @@ pub(super) fn service(
             sink.error(&node.span, format!("{key} is for services with routes"), AT_DESK);
         }
     }
+    let desk = fields.read(sink, "fallback", |node, sink| {
+        let one_port = matches!(listen, Some(Listen { protocol: Protocol::Tcp, port: Some(_), .. }));
+        if let Some(pool) = pool.as_ref().filter(|_| one_port && role.is_none()) {
+            return fallback(name, pool, node, sink, places);
+        }
+        let message =
+            "the desk can stand in for a pool where a TCP service listens on one port, whatever the role";
+        sink.error(&node.span, message, "remove fallback");
+        None
+    });
     of_routes(&mut fields, sink);
     fields.finish(sink);
     let datagrams = listen.is_some_and(|listen| listen.protocol == Protocol::Udp);
@@ -81,8 +91,34 @@ pub(super) fn service(
         ring_size,
         allow,
         deny,
-        desk: None,
+        desk,
     })
+}
+
+/// `"desk"`, or `{ tls, pages, timeouts, access_log }`: what the desk answers while nobody of the pool is fit. Who is there
+/// already goes on by it when somebody is again.
+fn fallback(
+    service: &str,
+    pool: &str,
+    node: &Node<'_>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Option<Desk> {
+    places.note(Thing::PoolOfRoute(service.to_owned(), 0), node.span.clone());
+    let mut desk = Desk { routes: vec![everything_else(pool)], ..Desk::default() };
+    if !node.is_table() {
+        return node.choice(sink, &[("desk", ())]).map(|()| desk);
+    }
+    let mut fields = node.table(sink)?;
+    desk.certificates = fields
+        .read(sink, "tls", |node, sink| Some(tls::certificates(service, node, sink, places)))
+        .unwrap_or_default();
+    desk.pages =
+        fields.read(sink, "pages", |node, sink| Some(pages(service, node, sink, places))).unwrap_or_default();
+    desk.timeouts = fields.read(sink, "timeouts", routes::timeouts).unwrap_or_default();
+    desk.access_log = fields.read(sink, "access_log", access_log).flatten();
+    fields.finish(sink);
+    Some(desk)
 }
 
 /// What is said of each route, and of no service.

@@ -7,7 +7,7 @@ use super::{
     complaint::{Places, Thing},
     read::{Fields, Node, Sink},
 };
-use crate::model::desk::{CertificateFiles, Clients, ServerTls, Speech};
+use crate::model::desk::{CertificateFiles, Clients, ProxyVersion, ServerTls, Speech};
 
 /// The certificates of a service. Whether their files are fit is only known where they are.
 pub(super) fn certificates(
@@ -69,14 +69,26 @@ pub(super) fn clients(
     Some(Clients { ca: ca?, crl, required })
 }
 
-/// `protocol` and `tls` of a pool: how the desk speaks with its servers, and where that is said.
+/// `protocol`, `tls` and `proxy_protocol` of a pool: how the desk speaks with its servers, and where that is said.
 pub(super) fn speech(fields: &mut Fields<'_>, sink: &mut Sink<'_>) -> (Speech, Option<Range<usize>>) {
     let protocol = fields.get("protocol");
     let tls = fields.get("tls");
-    let span = protocol.as_ref().or(tls.as_ref()).map(|node| node.span.clone());
+    let proxy = fields.get("proxy_protocol");
+    let span = protocol.as_ref().or(tls.as_ref()).or(proxy.as_ref()).map(|node| node.span.clone());
     let http2 = protocol.and_then(|node| node.choice(sink, &[("http1", false), ("h2", true)]));
     let tls = tls.and_then(|node| server(&node, sink));
-    (Speech { http2: http2.unwrap_or(false), tls }, span)
+    let proxy = proxy.and_then(|node| {
+        if http2 == Some(true) {
+            let remedy = "remove one of the two: with HTTP/2 the requests of many clients share a connection";
+            sink.error(
+                &node.span,
+                "proxy_protocol says whose a connection is, and protocol is \"h2\"",
+                remedy,
+            );
+        }
+        node.choice(sink, &[("v1", ProxyVersion::V1), ("v2", ProxyVersion::V2)])
+    });
+    (Speech { http2: http2.unwrap_or(false), tls, proxy }, span)
 }
 
 /// `{ host = "shop.internal", ca = "ca.pem" }`.
@@ -120,7 +132,7 @@ mod tests {
         assert!(document.warnings.is_empty(), "{:?}", document.warnings);
         document.config.resolve(std::path::Path::new("/etc/lobby"));
         let tls = ServerTls { host: "shop.internal".into(), ca: "/etc/lobby/ca.pem".into() };
-        assert_eq!(document.config.pools["web"].speech, Speech { http2: true, tls: Some(tls) });
+        assert_eq!(document.config.pools["web"].speech, Speech { http2: true, tls: Some(tls), proxy: None });
     }
 
     #[test]
@@ -128,6 +140,9 @@ mod tests {
         for (pool, wanted) in [
             ("protocol = \"h3\"", "cannot be \"h3\""),
             ("tls = true", "4:"),
+            ("proxy_protocol = \"v3\"", "cannot be \"v3\""),
+            ("proxy_protocol = \"v1\"\nprotocol = \"h2\"", "share a connection"),
+            ("eject = { pause = \"1s\" }", "add after = 5"),
             ("tls = { ca = \"ca.pem\" }", "host"),
             ("tls = { host = \"a.example\" }", "ca"),
             ("tls = { host = \"a b\", ca = \"ca.pem\" }", "the name that the servers' certificate is for"),

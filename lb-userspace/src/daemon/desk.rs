@@ -140,6 +140,11 @@ impl Desk {
             up_to_seconds: LATENCY_BOUNDS.into_iter().zip(it.counts.iter().copied()).collect(),
             longer: it.counts.get(LATENCY_BOUNDS.len()).copied().unwrap_or(0),
         });
+        let ejections = report.ejections.into_iter().map(|it| view::Ejections {
+            pool: it.pool,
+            backend: it.backend,
+            count: it.count,
+        });
         view::Desk {
             pid,
             up_to_date: pid.is_some() && serving == self.orders.number,
@@ -152,6 +157,7 @@ impl Desk {
             retries: report.retries,
             troubles: report.troubles,
             lines_lost: report.lines_lost,
+            ejections: ejections.collect(),
             answers: answers.collect(),
             latencies: latencies.collect(),
             denied: denied.collect(),
@@ -239,8 +245,8 @@ pub fn pools(
             let cut = verdict.flows != FlowsOf::Keep;
             Some(BackendOrder { address, port, weight, usable, draining, cut })
         });
-        let (speech, crowd) = (pool.speech.clone(), pool.crowd);
-        Some(PoolOrder { name: name.to_owned(), speech, crowd, backends: backends.collect() })
+        let (speech, crowd, ejection) = (pool.speech.clone(), pool.crowd, pool.ejection);
+        Some(PoolOrder { name: name.to_owned(), speech, crowd, ejection, backends: backends.collect() })
     };
     names.into_iter().filter_map(order).collect()
 }

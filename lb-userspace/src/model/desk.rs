@@ -112,6 +112,26 @@ pub struct Speech {
     pub http2: bool,
     /// Over TLS; `None`: in clear text.
     pub tls: Option<ServerTls>,
+    /// A connection begins with who its client is, by the PROXY protocol; then it is for one request alone.
+    pub proxy: Option<ProxyVersion>,
+}
+
+/// How the PROXY protocol is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyVersion {
+    /// As a line of text.
+    V1,
+    /// As bytes.
+    V2,
+}
+
+/// When a server that does not answer well gets no requests for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejection {
+    /// So many in a row went wrong.
+    pub after: u32,
+    /// For so long; twice, three times as long and so on when it happens again, to ten times at most.
+    pub pause: Duration,
 }
 
 /// Whom the desk believes to be a server of a pool.

@@ -36,25 +36,21 @@ pub(super) fn assign(
         .map(|(&index, entry)| ((entry.service, entry.address, entry.port), index))
         .collect();
 
-    let backends_of = |placed: &Placed<'_>| {
-        let pool = desired.config.pools.get(&placed.service.pool);
-        pool.map(|pool| pool.backends.as_slice()).unwrap_or_default()
-    };
+    let members: Vec<_> = services.iter().map(|placed| desired.members(placed.service)).collect();
     let identity = |placed: &Placed<'_>, backend: &Backend| {
         let (address, port) = parts(backend.address);
         (placed.index, address, port)
     };
     // Those that have an index keep it; only then it is known which are left for the others.
     let mut wanted: BTreeSet<u32> = BTreeSet::new();
-    for placed in services {
-        wanted.extend(backends_of(placed).iter().filter_map(|backend| known.get(&identity(placed, backend))));
+    for (placed, members) in services.iter().zip(&members) {
+        wanted.extend(members.iter().filter_map(|(backend, _)| known.get(&identity(placed, backend))));
     }
     let mut fresh = Fresh::of(before);
     let mut indices = Vec::with_capacity(services.len());
-    for placed in services {
-        let verdicts = desired.verdicts_for(placed.service);
-        let mut of_service = Vec::with_capacity(backends_of(placed).len());
-        for backend in backends_of(placed) {
+    for (placed, of_placed) in services.iter().zip(&members) {
+        let mut of_service = Vec::with_capacity(of_placed.len());
+        for &(backend, verdict) in of_placed {
             let now = known
                 .get(&identity(placed, backend))
                 .and_then(|&index| before.backends.get_key_value(&index));
@@ -62,14 +58,11 @@ pub(super) fn assign(
                 Some((&index, entry)) => (index, entry.generation),
                 None => {
                     let found = fresh.take(before, &wanted);
-                    found.ok_or_else(|| {
-                        shortage(services.iter().map(|placed| backends_of(placed).len()).sum(), before)
-                    })?
+                    found.ok_or_else(|| shortage(members.iter().map(Vec::len).sum(), before))?
                 }
             };
             let now = now.map(|(_, entry)| entry);
             let (_, address, port) = identity(placed, backend);
-            let verdict = verdict_on(verdicts, backend);
             let run = now.map_or_else(SourceRun::default, |now| now.sources);
             let entry = BackendEntry {
                 service: placed.index,

@@ -9,12 +9,13 @@ use lb_common::abi::{NO_BACKEND, RingAt, Slot, Standing, Tick};
 
 use super::{
     Desired, PlanError, Stage, Steps,
-    backends::{Indices, takes_part, verdict_on},
+    backends::{Indices, takes_part},
     services::{Placed, mode},
     slots::{Rules, Turn, Write},
 };
 use crate::{
     dataplane::{FlowsOf, Op, Ring, SideEntry, Tables, pages_for, ticks_in},
+    health::Verdict,
     maglev::{self, Member},
     model::{Backend, Scheduler, Track},
 };
@@ -125,10 +126,8 @@ impl Lost {
     fn of(desired: &Desired<'_>, before: &Tables, services: &[Placed<'_>], backends: &Indices) -> Self {
         let mut lost: BTreeSet<u32> = before.backends.keys().copied().collect();
         for (placed, indices) in services.iter().zip(backends) {
-            let Some(pool) = desired.config.pools.get(&placed.service.pool) else { continue };
-            let verdicts = desired.verdicts_for(placed.service);
-            for (backend, index) in pool.backends.iter().zip(indices) {
-                if verdict_on(verdicts, backend).flows == FlowsOf::Keep {
+            for ((_, verdict), index) in desired.members(placed.service).into_iter().zip(indices) {
+                if verdict.flows == FlowsOf::Keep {
                     lost.remove(index);
                 }
             }
@@ -300,10 +299,7 @@ fn switch(
 /// take part has no weight.
 fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe {
     let service = placed.service;
-    let pool = desired.config.pools.get(&service.pool);
-    let verdicts = desired.verdicts_for(service);
-    let member = |backend: &Backend| {
-        let verdict = verdict_on(verdicts, backend);
+    let member = |(backend, verdict): (&Backend, Verdict)| {
         // Rings depend on how weights compare alone, so all may be in tenths.
         let weight = if takes_part(verdict) { verdict.weigh(backend.weight) } else { 0 };
         Member { address: backend.address, weight }
@@ -311,7 +307,7 @@ fn recipe(desired: &Desired<'_>, placed: &Placed<'_>, indices: &[u32]) -> Recipe
     Recipe {
         scheduler: service.scheduler,
         size: service.ring_size.unwrap_or_else(|| maglev::size_for(indices.len())),
-        members: pool.map(|pool| pool.backends.iter().map(member).collect()).unwrap_or_default(),
+        members: desired.members(service).into_iter().map(member).collect(),
         indices: indices.to_vec(),
     }
 }

@@ -108,7 +108,7 @@ fn check_done(now: &Tables, before: &Tables, world: &World) {
         }
         assert_eq!(entry.mode, services::mode(&world.desired(), service));
         let of_service = |(_, entry): &(&u32, &BackendEntry)| entry.service == *index;
-        for backend in &world.config.pools[&service.pool].backends {
+        for backend in world.backends(service) {
             let mut found =
                 now.backends.iter().filter(of_service).filter(|(_, e)| address_of(e) == backend.address);
             let (place, entry) = found.next().expect("every backend has an entry");
@@ -137,8 +137,8 @@ fn check_done(now: &Tables, before: &Tables, world: &World) {
     let in_document = |entry: &BackendEntry| {
         let listen = now.services.get(&entry.service).map(|service| service.listen);
         let service = world.config.services.values().find(|service| Some(service.listen) == listen);
-        let pool = service.map(|service| &world.config.pools[&service.pool]);
-        pool.is_some_and(|pool| pool.backends.iter().any(|backend| backend.address == address_of(entry)))
+        let mut backends = service.into_iter().flat_map(|service| world.backends(service));
+        backends.any(|backend| backend.address == address_of(entry))
     };
     for entry in now.backends.values().filter(|entry| !in_document(entry)) {
         assert_eq!(entry.flows, FlowsOf::Cut, "what is gone is cut");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     Desired, Plan, PlanError, Rings, Steps,
-    backends::{self, Indices, parts, verdict_on},
+    backends::{self, Indices, parts},
     rings,
     services::Placed,
 };
@@ -65,13 +65,12 @@ fn assign(
         entries.map(|(&index, entry)| ((entry.service, entry.address, entry.port), (index, entry))).collect();
     let mut of_services = Vec::with_capacity(services.len());
     for placed in services {
-        let verdicts = desired.verdicts_for(placed.service);
-        let pool = desired.config.pools.get(&placed.service.pool)?;
-        let mut of_service = Vec::with_capacity(pool.backends.len());
-        for backend in &pool.backends {
+        desired.config.pools.get(&placed.service.pool)?;
+        let members = desired.members(placed.service);
+        let mut of_service = Vec::with_capacity(members.len());
+        for (backend, verdict) in members {
             let (address, port) = parts(backend.address);
             let &(index, now) = entries.get(&(placed.index, address, port))?;
-            let verdict = verdict_on(verdicts, backend);
             let entry = BackendEntry { flows: verdict.flows, dead: verdict.dead, ..now.clone() };
             backends::write(placed.service, index, Some(now), entry, steps);
             of_service.push(index);

@@ -33,6 +33,7 @@ use self::{
     converse::{Pulse, Spoken, converse},
     inquiry::Inquiry,
     tunnel::Tunnel,
+    upstream::Behalf,
 };
 use super::{
     access::Line,
@@ -60,6 +61,8 @@ struct Visit {
     called: SocketAddr,
     /// Who called: a client, or a proxy.
     peer: IpAddr,
+    /// The port that they called from.
+    port: u16,
     tls: bool,
     /// Whether headers are believed, if a proxy called.
     believes: bool,
@@ -74,8 +77,7 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     let Some(service) = shared.state.load().service(called) else { return };
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
-    let peer = peer.ip();
-    if !service.order.desk.proxy_protocol || !service.is_proxy(peer) {
+    if !service.order.desk.proxy_protocol || !service.is_proxy(peer.ip()) {
         return receive(shared, &service, called, stream, (peer, true)).await;
     }
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
@@ -87,11 +89,11 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
             let Some(address) = stream.proxy_header().proxied_address() else {
                 return receive(shared, &service, called, stream, (peer, false)).await;
             };
-            let client = address.source.ip();
-            if Network::any(&service.order.deny, client) && !service.admits(client) {
+            let client = address.source;
+            if Network::any(&service.order.deny, client.ip()) && !service.admits(client.ip()) {
                 return shared.figures.refused("firewall");
             }
-            let Some(_visitor) = shared.enter(client) else {
+            let Some(_visitor) = shared.enter(client.ip()) else {
                 return shared.figures.refused("too_many_of_source");
             };
             receive(Arc::clone(&shared), &service, called, stream, (client, true)).await;
@@ -106,13 +108,14 @@ async fn receive<S>(
     service: &Service,
     called: SocketAddr,
     stream: S,
-    (peer, believes): (IpAddr, bool),
+    (peer, believes): (SocketAddr, bool),
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let visit = |tls, certificate| {
         let shared = Arc::clone(&shared);
-        Visit { shared, called, peer, tls, believes, certificate, tunnel: Mutex::default() }
+        let (peer, port) = (peer.ip(), peer.port());
+        Visit { shared, called, peer, port, tls, believes, certificate, tunnel: Mutex::default() }
     };
     let patience = service.order.desk.timeouts.header;
     match &service.tls {
@@ -289,6 +292,13 @@ impl Visit {
         Ok(response)
     }
 
+    /// For whom a request is sent.
+    fn behalf(&self, case: &Case, wish: Wish) -> Behalf {
+        // Of who asks by proxies nobody knows the port.
+        let port = if case.origin.client == self.peer { self.port } else { 0 };
+        Behalf { client: SocketAddr::new(case.origin.client, port), called: self.called, wish }
+    }
+
     /// Who asks, as a backend is told.
     fn asker<'a>(&self, target: &'a Target, case: &'a Case, passport: &'a Passport) -> Asker<'a> {
         let Case { origin: Origin { before, .. }, tls, id, .. } = case;
@@ -316,7 +326,7 @@ impl Visit {
             &self.shared.connections,
             &self.shared,
             pool,
-            (self.called.port(), wish),
+            self.behalf(case, wish),
             timeouts,
             (parts, body.boxed_unsync()),
             &upload,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::orders::{Answers, Denied, LATENCY_BOUNDS, Latencies, Report};
+use super::orders::{Answers, Denied, Ejections, LATENCY_BOUNDS, Latencies, Report};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -28,6 +29,7 @@ struct Named {
     /// By service and route: looked up for each request, so without a key to be made.
     routes: BTreeMap<String, BTreeMap<String, OfRoute>>,
     denied: BTreeMap<(String, String, u16, &'static str), u64>,
+    ejected: BTreeMap<(String, SocketAddr), u64>,
 }
 
 /// What a route has answered.
@@ -76,6 +78,11 @@ impl Figures {
     /// A request was tried once more.
     pub fn retried(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A backend that does not answer well gets no requests for a while.
+    pub fn ejected(&self, pool: &str, backend: SocketAddr) {
+        *self.named().ejected.entry((pool.to_owned(), backend)).or_default() += 1;
     }
 
     /// The desk has answered itself.
@@ -144,6 +151,11 @@ impl Figures {
             reason: (*reason).to_owned(),
             count,
         });
+        let ejections = named.ejected.iter().map(|((pool, backend), &count)| Ejections {
+            pool: pool.clone(),
+            backend: backend.to_string(),
+            count,
+        });
         Report {
             open: self.open(),
             websockets: self.websockets.load(Ordering::Relaxed),
@@ -151,6 +163,7 @@ impl Figures {
             refused: owned(&named.refused),
             retries: self.retries.load(Ordering::Relaxed),
             lines_lost,
+            ejections: ejections.collect(),
             answers: answers.collect(),
             latencies: latencies.collect(),
             troubles: owned(&named.troubles),

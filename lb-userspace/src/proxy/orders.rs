@@ -160,6 +160,20 @@ pub struct Report {
     /// Requests that were not let in.
     #[serde(default)]
     pub denied: Vec<Denied>,
+    /// How often backends got no requests for a while.
+    #[serde(default)]
+    pub ejections: Vec<Ejections>,
+}
+
+/// How often a backend that did not answer well got no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Ejections {
+    /// Its pool.
+    pub pool: String,
+    /// Its address.
+    pub backend: String,
+    /// How often.
+    pub count: u64,
 }
 
 /// What the time until an answer begins is counted by, in seconds: up to each of these.
@@ -247,6 +261,14 @@ impl Report {
             }
         }
         self.denied.sort();
+        for other in &before.ejections {
+            let same = |mine: &&mut Ejections| (&mine.pool, &mine.backend) == (&other.pool, &other.backend);
+            match self.ejections.iter_mut().find(same) {
+                Some(mine) => mine.count += other.count,
+                None => self.ejections.push(other.clone()),
+            }
+        }
+        self.ejections.sort();
     }
 }
 

@@ -6,17 +6,18 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{chance::mix, orders::Files, transport::Transport};
-use crate::model::desk::{Crowd, Speech};
+use crate::model::desk::{Crowd, Ejection, Speech};
 
 /// A pool as the daemon sees it now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +28,8 @@ pub struct PoolOrder {
     pub speech: Speech,
     /// How many requests each may have.
     pub crowd: Option<Crowd>,
+    /// When one gets none for a while.
+    pub ejection: Option<Ejection>,
     /// Its backends.
     pub backends: Vec<BackendOrder>,
 }
@@ -55,12 +58,15 @@ pub struct Pools(HashMap<String, Arc<Pool>>);
 /// Backends that can stand in for one another.
 #[derive(Debug)]
 pub struct Pool {
+    /// Its name.
+    pub name: String,
     members: Vec<Member>,
     /// Sums of the weights of members that get requests, up to each.
     shares: Vec<u64>,
     /// How to speak with them.
     pub transport: Arc<Transport>,
     crowd: Option<Crowd>,
+    ejection: Option<Ejection>,
     room: Arc<Room>,
     budget: Arc<Budget>,
 }
@@ -87,7 +93,27 @@ struct Member {
     /// What it is known by, to other desks too.
     mark: u64,
     under_way: Arc<AtomicU64>,
+    conduct: Arc<Mutex<Conduct>>,
     cut: CancellationToken,
+}
+
+/// How well a backend answers.
+#[derive(Debug, Default)]
+struct Conduct {
+    /// How many in a row went wrong.
+    failures: u32,
+    /// How often it was given a pause since it last answered well after one.
+    pauses: u32,
+    /// It gets no requests until then.
+    until: Option<Instant>,
+}
+
+impl Conduct {
+    const MOST_PAUSES: u32 = 10;
+
+    fn is_paused(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
 }
 
 /// A request that wants a backend.
@@ -157,6 +183,7 @@ pub struct Ticket {
     /// What it is known by to who wishes to come back.
     pub mark: u64,
     under_way: Arc<AtomicU64>,
+    conduct: Arc<Mutex<Conduct>>,
     cut: CancellationToken,
     room: Arc<Room>,
 }
@@ -207,6 +234,7 @@ impl Pool {
                 order: order.clone(),
                 mark: mark(order),
                 under_way: known.map(|m| Arc::clone(&m.under_way)).unwrap_or_default(),
+                conduct: known.map(|m| Arc::clone(&m.conduct)).unwrap_or_default(),
                 // One that comes back begins anew.
                 cut: known.map(|m| m.cut.clone()).filter(|cut| !cut.is_cancelled()).unwrap_or_default(),
             }
@@ -219,7 +247,9 @@ impl Pool {
         Self {
             shares: shares.collect(),
             transport: Transport::ordered(&order.speech, files, before.map(|pool| &pool.transport)),
+            name: order.name.clone(),
             crowd: order.crowd,
+            ejection: order.ejection,
             room: before.map(|pool| Arc::clone(&pool.room)).unwrap_or_default(),
             budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
             members,
@@ -284,10 +314,15 @@ impl Pool {
         let pair = [(random >> 32) as u32, random as u32].map(drawn);
         let limit = self.crowd.map_or(u64::MAX, |crowd| crowd.limit.into());
         let has_room = |member: &Member| member.under_way.load(Ordering::Relaxed) < limit;
+        let now = Instant::now();
+        // Where all have a pause, none has: somebody has to answer.
+        let paused: Vec<bool> = self.paused(now);
+        let heeds = (0..self.members.len()).any(|n| self.is_fit(n) && !paused[n]);
+        let rests = |number: usize| heeds && paused[number];
         let untried = |&number: &usize| !tried.contains(&address(&self.members[number]));
-        let fresh = |number: &usize| untried(number) && has_room(&self.members[*number]);
+        let fresh = |number: &usize| untried(number) && !rests(*number) && has_room(&self.members[*number]);
         // Where chance names only those that have been tried, whoever is left.
-        let fit = |&n: &usize| self.members[n].order.usable && self.members[n].order.weight > 0;
+        let fit = |&n: &usize| self.is_fit(n);
         let left = || (0..self.members.len()).filter(fit).find(fresh);
         let candidates = || (0..self.members.len()).filter(fit).filter(fresh);
         let wished = match wish {
@@ -316,10 +351,47 @@ impl Pool {
         Ok(Ticket {
             address: address(member),
             under_way: Arc::clone(&member.under_way),
+            conduct: Arc::clone(&member.conduct),
             mark: member.mark,
             cut: member.cut.clone(),
             room: Arc::clone(&self.room),
         })
+    }
+
+    fn is_fit(&self, number: usize) -> bool {
+        self.members[number].order.usable && self.members[number].order.weight > 0
+    }
+
+    /// Which members get no requests for a while.
+    fn paused(&self, now: Instant) -> Vec<bool> {
+        let paused = |member: &Member| self.ejection.is_some() && lock(&member.conduct).is_paused(now);
+        self.members.iter().map(paused).collect()
+    }
+
+    /// Notes how a request went; where its backend gets none for a while from now on, for how long. Never more than half
+    /// of those that are fit have a pause: what is wrong with most of them is not theirs alone.
+    pub fn note(&self, ticket: &Ticket, went_well: bool) -> Option<Duration> {
+        let Ejection { after, pause } = self.ejection?;
+        let now = Instant::now();
+        let fit = (0..self.members.len()).filter(|&n| self.is_fit(n)).count();
+        let paused = self.paused(now).iter().filter(|paused| **paused).count();
+        let mut conduct = lock(&ticket.conduct);
+        if went_well {
+            // What was under way when it got its pause says nothing of now.
+            if !conduct.is_paused(now) {
+                *conduct = Conduct::default();
+            }
+            return None;
+        }
+        conduct.failures = conduct.failures.saturating_add(1);
+        if conduct.failures < after || conduct.is_paused(now) || 2 * (paused + 1) > fit {
+            return None;
+        }
+        conduct.failures = 0;
+        conduct.pauses = (conduct.pauses + 1).min(Conduct::MOST_PAUSES);
+        let pause = pause * conduct.pauses;
+        conduct.until = Some(now + pause);
+        Some(pause)
     }
 
     /// Whether each backend has only so many requests.
@@ -331,6 +403,10 @@ impl Pool {
     pub fn budget(&self) -> &Budget {
         &self.budget
     }
+}
+
+fn lock(conduct: &Mutex<Conduct>) -> MutexGuard<'_, Conduct> {
+    conduct.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many requests may be tried once more: one for every five that come, so that retries never double what

@@ -1,17 +1,21 @@
 //! How the desk speaks with the servers of a pool: which HTTP, and whether over TLS.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
+use proxy_header::{ProxiedAddress, ProxyHeader};
 use rustls::{ClientConfig, pki_types::ServerName};
 
 use super::{
     orders::{Files, Secret},
     tls,
 };
-use crate::model::desk::Speech;
+use crate::model::desk::{ProxyVersion, Speech};
 
 /// How to speak with servers. Connections of one are of no use to another.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Transport {
     pub http2: bool,
     /// Whether over TLS.
     pub security: Security,
+    /// Each connection begins with who its client is.
+    pub proxy: Option<ProxyVersion>,
     made_of: (Speech, Option<Secret>),
 }
 
@@ -61,7 +67,30 @@ impl Transport {
                 (NEXT.fetch_add(1, Ordering::Relaxed), security)
             }
         };
-        Arc::new(Self { number, http2, security, made_of })
+        Arc::new(Self { number, http2, security, proxy: speech.proxy, made_of })
+    }
+
+    /// What a connection begins with: who its client is, and where they called, if that is said.
+    pub fn introduction(&self, client: SocketAddr, called: SocketAddr) -> Vec<u8> {
+        let Some(version) = self.proxy else { return Vec::new() };
+        let (mut source, mut destination) = (client, called);
+        if source.is_ipv4() != destination.is_ipv4() {
+            // Both are of one kind there.
+            for address in [&mut source, &mut destination] {
+                if let IpAddr::V4(v4) = address.ip() {
+                    address.set_ip(v4.to_ipv6_mapped().into());
+                }
+            }
+        }
+        let header = ProxyHeader::with_address(ProxiedAddress::stream(source, destination));
+        let mut bytes = Vec::new();
+        let written = match version {
+            ProxyVersion::V1 => header.encode_v1(&mut bytes),
+            ProxyVersion::V2 => header.encode_v2(&mut bytes),
+        };
+        // Addresses can always be written.
+        debug_assert!(written.is_ok(), "{written:?}");
+        bytes
     }
 
     /// What a request's address begins with.
@@ -79,7 +108,7 @@ mod tests {
     fn what_has_not_changed_stays_and_what_cannot_be_verified_is_not_in_clear_text() {
         let pem = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap().cert.pem();
         let tls = ServerTls { host: "a.example".into(), ca: "/ca.pem".into() };
-        let speech = Speech { http2: true, tls: Some(tls) };
+        let speech = Speech { http2: true, tls: Some(tls), proxy: None };
         let files = Files::from([("/ca.pem".into(), Secret::new(pem("a.example")))]);
         let first = Transport::ordered(&speech, &files, None);
         assert!(matches!(first.security, Security::Tls(..)) && first.scheme() == "https");
@@ -89,7 +118,8 @@ mod tests {
         assert_ne!(first.number, second.number, "another authority");
         let none = Transport::ordered(&speech, &Files::new(), None);
         assert!(matches!(none.security, Security::Unverifiable) && none.scheme() == "https");
-        let plain = |http2| Transport::ordered(&Speech { http2, tls: None }, &Files::new(), Some(&second));
+        let plain =
+            |http2| Transport::ordered(&Speech { http2, ..Speech::default() }, &Files::new(), Some(&second));
         assert_ne!(plain(true).number, plain(false).number);
         assert_eq!(plain(true).number, plain(true).number);
         assert!(matches!(plain(true).security, Security::Plain));

@@ -38,6 +38,20 @@ pub struct Desk {
     /// Requests that were not let in.
     #[serde(default)]
     pub denied: Vec<Denied>,
+    /// How often backends that did not answer well got no requests for a while.
+    #[serde(default)]
+    pub ejections: Vec<Ejections>,
+}
+
+/// How often a backend that did not answer well got no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejections {
+    /// Its pool.
+    pub pool: String,
+    /// Its address.
+    pub backend: String,
+    /// How often.
+    pub count: u64,
 }
 
 /// How long answers of a route took to begin.

@@ -449,6 +449,36 @@ fn what_is_for_the_desk_alone_is_refused_elsewhere() {
 }
 
 #[test]
+fn the_desk_can_stand_in_for_a_pool() {
+    let document = |pool: &str, service: &str| {
+        format!(
+            "interfaces = [\"eth0\"]\n[pools.web]\nbackends = [ {{ address = \"10.0.0.11:80\" }} ]\n{pool}\n\
+             [services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n{service}\n"
+        )
+    };
+    let text = document("panic = \"fail\"", "fallback = { pages = { 503 = \"closed.html\" } }");
+    let good = Document::parse(&text).unwrap();
+    assert_eq!(good.warnings, []);
+    let service = &good.config.services["shop"];
+    assert!(service.has_fallback() && service.forward == Forward::Nat);
+    let desk = service.desk.as_ref().unwrap();
+    assert_eq!(desk.routes.iter().map(|route| route.pool()).collect::<Vec<_>>(), [Some("web")]);
+    assert!(!Document::parse(&document("", "")).unwrap().config.services["shop"].has_fallback());
+    for (pool, service, wanted) in [
+        ("", "fallback = \"desk\"", "add panic = \"fail\" to [pools.web]"),
+        ("panic = \"fail\"", "fallback = \"moon\"", "cannot be \"moon\""),
+        ("panic = \"fail\"", "fallback = { routes = [] }", "has no key routes"),
+    ] {
+        let refused = Document::parse(&document(pool, service)).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{service}: {refused}");
+    }
+    let datagrams = document("panic = \"fail\"", "fallback = \"desk\"").replace("/tcp", "/udp");
+    assert!(
+        Document::parse(&datagrams).unwrap_err().to_string().contains("a TCP service listens on one port")
+    );
+}
+
+#[test]
 fn whoever_speaks_for_others_is_named() {
     let document = |proxies: &str| {
         format!(

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::model::desk::Desk;
 
 /// A small generator of numbers, so that a failure is replayed by its seed.
 pub(super) struct Dice(pub(super) u64);
@@ -145,6 +146,9 @@ impl World {
                 service.track = dice.pick(&[Track::Changes, Track::Changes, Track::Always, Track::Never]);
             }
             service.role = dice.chance(20).then_some(Role::Primary);
+            let backends = &world.config.pools[&service.pool].backends;
+            let is_alone = backends.iter().all(|backend| backend.address != BackendAddress::Local);
+            service.desk = (is_alone && dice.chance(25)).then(Desk::default);
             for network in NETWORKS {
                 match dice.below(6) {
                     0 => service.allow.push(network.parse().unwrap()),
@@ -234,7 +238,18 @@ impl World {
             let share = verdict(backend).map_or(0, |verdict| verdict.share);
             Member { address: backend.address, weight: if on { backend.weight * share } else { 0 } }
         };
-        pool.backends.iter().map(member).collect()
+        let mut members: Vec<Member> = pool.backends.iter().map(member).collect();
+        if service.has_fallback() {
+            let alone = members.iter().all(|member| member.weight == 0);
+            members.push(Member { address: BackendAddress::Local, weight: if alone { 10 } else { 0 } });
+        }
+        members
+    }
+
+    /// The backends of a service, this host among them if it stands in.
+    pub(super) fn backends(&self, service: &Service) -> Vec<Backend> {
+        let this_host = service.has_fallback().then_some(Backend::THIS_HOST);
+        self.config.pools[&service.pool].backends.iter().cloned().chain(this_host).collect()
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
@@ -112,6 +112,9 @@ pub(super) enum Line {
 impl Connections {
     /// A connection that is there already, the one used last; `repeatable`: the request could be sent again.
     pub(super) fn kept(&self, address: SocketAddr, transport: &Transport, repeatable: bool) -> Option<Line> {
+        if transport.proxy.is_some() {
+            return None;
+        }
         let key = (address, transport.number);
         if transport.http2 {
             let lane = lock(&self.shared).get(&key).cloned()?;
@@ -128,7 +131,7 @@ impl Connections {
         None
     }
 
-    /// A new connection; of HTTP/2 one that somebody else has made meanwhile does too, but where it is to be made `anew`.
+    /// A new connection, which begins with `introduction`; of HTTP/2 one that somebody else has made meanwhile does too, but where it is to be made `anew`.
     ///
     /// # Errors
     /// Why there is none.
@@ -138,17 +141,18 @@ impl Connections {
         transport: &Transport,
         patience: Duration,
         anew: bool,
+        introduction: &[u8],
     ) -> Result<Line, Trouble> {
         let opened = async {
             if !transport.http2 {
-                return open(address, transport, STREAMS).await;
+                return open(address, transport, STREAMS, introduction).await;
             }
             let lane = Arc::clone(lock(&self.shared).entry((address, transport.number)).or_default());
             let _opening = lane.opening.lock().await;
             if !anew && let Some(line) = lane.share() {
                 return Ok(line);
             }
-            let line = open(address, transport, lane.allowed()).await?;
+            let line = open(address, transport, lane.allowed(), &[]).await?;
             if let Line::Http2(sender, Share(shares)) = &line {
                 let (sender, shares) = (sender.clone(), Arc::clone(shares));
                 lock(&lane.open).push(Shared { sender, shares, since: Instant::now() });
@@ -165,6 +169,10 @@ impl Connections {
         transport: &Transport,
         mut sender: http1::SendRequest<Body>,
     ) {
+        if transport.proxy.is_some() {
+            // It was for this client alone.
+            return;
+        }
         let (all, key) = (Arc::clone(&self.waiting), (address, transport.number));
         tokio::spawn(async move {
             // An error: it has been closed, or has become a websocket.
@@ -229,9 +237,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A new connection; `allowed`: so many requests at once, as far as is known of the server.
-async fn open(address: SocketAddr, transport: &Transport, allowed: usize) -> Result<Line, Trouble> {
-    let stream = TcpStream::connect(address).await.map_err(|_| Trouble::Unreachable)?;
+async fn open(
+    address: SocketAddr,
+    transport: &Transport,
+    allowed: usize,
+    introduction: &[u8],
+) -> Result<Line, Trouble> {
+    let mut stream = TcpStream::connect(address).await.map_err(|_| Trouble::Unreachable)?;
     _ = stream.set_nodelay(true);
+    stream.write_all(introduction).await.map_err(|_| Trouble::Unreachable)?;
     match &transport.security {
         Security::Plain => speak(stream, transport.http2, allowed).await,
         Security::Unverifiable => Err(Trouble::Untrusted),

@@ -60,7 +60,7 @@ impl Messenger for Inquiry<'_> {
             &shared.connections,
             shared,
             pool,
-            (self.visit.called.port(), Wish::Anyone),
+            self.visit.behalf(self.case, Wish::Anyone),
             timeouts,
             (parts, nothing()),
             &upload,

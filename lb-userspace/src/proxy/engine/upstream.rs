@@ -5,6 +5,7 @@ use std::{error::Error, future::Future, net::SocketAddr, time::Duration};
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use tracing::warn;
 
 use super::{
     body::{Body, Hold, Upload, nothing},
@@ -14,7 +15,7 @@ use crate::{
     model::desk::DeskTimeouts,
     proxy::{
         desk::Shared,
-        pools::{Call, NoBackend, Pool, Wish},
+        pools::{Call, NoBackend, Pool, Ticket, Wish},
         transport::Transport,
         voice::Trouble,
     },
@@ -22,6 +23,17 @@ use crate::{
 
 /// How often a request is sent at most.
 const ATTEMPTS: usize = 3;
+
+/// For whom a request is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behalf {
+    /// Where it comes from; a port of 0: only its proxy knows that.
+    pub(super) client: SocketAddr,
+    /// Where it has called.
+    pub(super) called: SocketAddr,
+    /// To whom it would rather come.
+    pub(super) wish: Wish,
+}
 
 /// What became of one attempt.
 enum Failed {
@@ -43,7 +55,7 @@ pub(super) async fn send(
     connections: &Connections,
     shared: &Shared,
     pool: &Pool,
-    (port, wish): (u16, Wish),
+    behalf: Behalf,
     timeouts: &DeskTimeouts,
     (mut parts, body): (Parts, Body),
     upload: &Upload,
@@ -63,7 +75,7 @@ pub(super) async fn send(
     let mut last = Trouble::Unreachable;
     let mut anew = false;
     for attempt in 0..ATTEMPTS {
-        let call = Call { port, random: shared.chance.next(), wish };
+        let call = Call { port: behalf.called.port(), random: shared.chance.next(), wish: behalf.wish };
         let ticket = match pool.enter(call, &tried).await {
             Ok(ticket) => ticket,
             Err(NoBackend::Drained) => return Err(Trouble::Drained),
@@ -79,11 +91,15 @@ pub(super) async fn send(
         let was_kept = kept.is_some();
         let line = match kept {
             Some(line) => Ok(line),
-            None => connections.open(ticket.address, transport, timeouts.connect, anew).await,
+            None => {
+                let introduction = transport.introduction(behalf.client, behalf.called);
+                connections.open(ticket.address, transport, timeouts.connect, anew, &introduction).await
+            }
         };
         let line = match line {
             Ok(line) => line,
             Err(why) => {
+                note(shared, pool, &ticket, false);
                 // Nothing of it has been touched: safe whatever it is.
                 tried.push(ticket.address);
                 last = why;
@@ -101,10 +117,12 @@ pub(super) async fn send(
         let request = Request::from_parts(parts.clone(), body_now);
         match exchange(line, request, timeouts.response, upload).await {
             Ok((response, Line::Http1(sender))) => {
+                note(shared, pool, &ticket, answers(&response));
                 connections.keep(ticket.address, transport, sender);
                 return Ok((response, Hold { ticket, share: None }));
             }
             Ok((response, Line::Http2(_, share))) => {
+                note(shared, pool, &ticket, answers(&response));
                 return Ok((response, Hold { ticket, share: Some(share) }));
             }
             Err(Failed::Unsent(request)) => {
@@ -112,9 +130,16 @@ pub(super) async fn send(
                 // Others that were kept may be closing likewise.
                 anew = true;
             }
-            Err(Failed::Slow) => return Err(upload.trouble().unwrap_or(Trouble::Slow)),
+            Err(Failed::Slow) => {
+                let trouble = upload.trouble();
+                // What stopped coming from the client is no fault of the server's.
+                note(shared, pool, &ticket, trouble.is_some());
+                return Err(trouble.unwrap_or(Trouble::Slow));
+            }
             Err(failed @ (Failed::Broken | Failed::Untouched)) => {
-                last = upload.trouble().unwrap_or(Trouble::Broken);
+                let trouble = upload.trouble();
+                note(shared, pool, &ticket, trouble.is_some() || was_kept);
+                last = trouble.unwrap_or(Trouble::Broken);
                 let untouched = matches!(failed, Failed::Untouched) && bodyless;
                 if !(repeatable || untouched) {
                     return Err(last);
@@ -130,6 +155,19 @@ pub(super) async fn send(
         }
     }
     Err(last)
+}
+
+/// Notes how a request went with its backend.
+fn note(shared: &Shared, pool: &Pool, ticket: &Ticket, went_well: bool) {
+    if let Some(pause) = pool.note(ticket, went_well) {
+        warn!(pool = pool.name, backend = %ticket.address, "it does not answer well, and gets no requests for {pause:?}");
+        shared.figures.ejected(&pool.name, ticket.address);
+    }
+}
+
+/// Whether it is an answer of the server's own, rather than that there is none (RFC 9110 sections 15.6.3 to 15.6.5).
+fn answers(response: &Response<Incoming>) -> bool {
+    !matches!(response.status().as_u16(), 502..=504)
 }
 
 /// A request as HTTP/2 has it (RFC 9113 section 8.3.1): the host is part of its address, and nothing is of one

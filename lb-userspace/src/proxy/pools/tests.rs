@@ -17,6 +17,7 @@ fn order(backends: &[(u8, u16, bool)]) -> Vec<PoolOrder> {
         name: "web".into(),
         speech: Speech::default(),
         crowd: None,
+        ejection: None,
         backends: backends.iter().map(backend).collect(),
     }]
 }
@@ -135,7 +136,7 @@ async fn each_has_only_so_many_and_some_wait() {
         held.iter().filter(|ticket| ticket.address.ip() == IpAddr::from([10, 0, 0, last])).count()
     };
     assert_eq!((of(&held, 1), of(&held, 2)), (3, 3));
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     assert_eq!(pool.enter(call(80, 7), &[]).await.unwrap_err(), NoBackend::Full);
     assert_eq!(began.elapsed(), Duration::from_secs(1));
     // Of three who wait one is too many; the two others get what is given back, one after the other.
@@ -145,7 +146,7 @@ async fn each_has_only_so_many_and_some_wait() {
     };
     let (first, second) = (wait(), wait());
     tokio::task::yield_now().await;
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     assert_eq!(pool.enter(call(80, 7), &[]).await.unwrap_err(), NoBackend::Full);
     assert_eq!(began.elapsed(), Duration::ZERO);
     let freed = held.pop().unwrap().address;
@@ -238,4 +239,53 @@ fn a_fifth_may_be_tried_again() {
     assert_eq!((0..100).filter(|_| budget.spend()).count(), 10);
     (0..100_000).for_each(|_| budget.earn());
     assert_eq!((0..1000).filter(|_| budget.spend()).count(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_again_and_again_gets_a_pause_but_never_more_than_half() {
+    let mut orders = order(&[(1, 1, true), (2, 1, true), (3, 1, true), (4, 1, false)]);
+    orders[0].ejection = Some(Ejection { after: 3, pause: Duration::from_secs(10) });
+    let pools = Pools::ordered(&orders, &Files::new(), &Pools::default());
+    let pool = pools.get("web").unwrap();
+    let of = |last: u8| -> SocketAddr { ([10, 0, 0, last], 8080).into() };
+    let ticket = |last: u8| {
+        let others: Vec<_> = (1..=3).filter(|&other| other != last).map(of).collect();
+        pool.choose(call(80, 0), &others).unwrap()
+    };
+    let served = || {
+        let taken = numbers().take(200).map(|random| pool.choose(call(80, random), &[]).unwrap().address);
+        taken.collect::<std::collections::BTreeSet<_>>()
+    };
+    let (first, second) = (ticket(1), ticket(2));
+    assert_eq!([false, false, true, false, false].map(|well| pool.note(&first, well)), [None; 5]);
+    assert_eq!(served().len(), 3);
+    assert_eq!(pool.note(&first, false), Some(Duration::from_secs(10)));
+    assert_eq!(served(), [of(2), of(3)].into());
+    // It is counted in what comes after, too.
+    let pools = Pools::ordered(&orders, &Files::new(), &pools);
+    assert!(pools.get("web").unwrap().choose(call(80, 0), &[of(2), of(3)]).is_err());
+    // A second of three would be more than half.
+    assert_eq!([(); 4].map(|()| pool.note(&second, false)), [None; 4]);
+    // Whom it is waited for is not asked for by anybody else meanwhile; what was under way before does not count.
+    assert_eq!(pool.note(&first, true), None);
+    assert_eq!(served(), [of(2), of(3)].into());
+    tokio::time::advance(Duration::from_secs(10)).await;
+    assert_eq!(served().len(), 3);
+    assert_eq!(
+        [false; 3].map(|well| pool.note(&first, well))[2],
+        Some(Duration::from_secs(20)),
+        "twice as long"
+    );
+    tokio::time::advance(Duration::from_secs(20)).await;
+    assert_eq!(pool.note(&first, true), None);
+    assert_eq!(
+        [false; 3].map(|well| pool.note(&first, well))[2],
+        Some(Duration::from_secs(10)),
+        "all is well again"
+    );
+    // Where only such are left, they are asked all the same.
+    let mut orders = orders.clone();
+    orders[0].backends.retain(|backend| SocketAddr::new(backend.address, 8080) == of(1));
+    let alone = Pools::ordered(&orders, &Files::new(), &pools);
+    assert_eq!(alone.get("web").unwrap().choose(call(80, 0), &[]).unwrap().address, of(1));
 }
