@@ -261,6 +261,7 @@ async fn begin<P: Plane>(
     around: Arc<Surroundings>,
     run_dir: &Path,
 ) -> anyhow::Result<tokio::net::UnixListener> {
+    daemon.fetch_at_start(&document).await;
     let begun = daemon.put_in_force(text, document, around).await;
     begun.map_err(|error| anyhow::anyhow!(located(daemon.file.path(), &error.into())))?;
     daemon.core.remember_timelines(&daemon.record.timelines);

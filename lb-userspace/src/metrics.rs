@@ -297,6 +297,7 @@ fn desk(desk: &Desk, registry: &mut Registry) {
     for (name, help, count) in [
         ("desk_open_connections", "Connections that are open", desk.open),
         ("desk_websockets", "Connections that are websockets", desk.websockets),
+        ("desk_passed_connections", "Connections that are handed on as they are, by name", desk.passed),
     ] {
         let open = Gauge::<i64>::default();
         open.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -358,7 +359,7 @@ mod tests {
                 "no_next_hop": null, "traffic": {traffic}}}],
             "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
                 "records": [{{"name": "record_adopted", "times": 8}}]}},
-            "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "connections": 12,
+            "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "passed": 5, "connections": 12,
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
                 "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
                 "latencies": [{{"service": "front", "route": "*/*", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
@@ -409,6 +410,7 @@ mod tests {
             "lobby_desk_log_lines_lost_total 6",
             "lobby_desk_open_connections 2",
             "lobby_desk_websockets 1",
+            "lobby_desk_passed_connections 5",
             "lobby_desk_up 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");

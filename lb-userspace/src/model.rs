@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use desk::{Desk, Route};
+use desk::Desk;
 pub use health::{HealthCheck, Probe, Via};
 pub use network::{Network, NetworkError};
 pub use roles::{OnNoPrimary, OnUnfit, Password, Postgres, PostgresTls, ReplicaFallback, Role};
@@ -88,8 +88,7 @@ impl Config {
 
     /// The pools that only the desk connects to: their packets are the host's own.
     pub fn pools_of_desk(&self) -> BTreeSet<&str> {
-        let routes = self.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-        let mut pools: BTreeSet<&str> = routes.flat_map(Route::pools).collect();
+        let mut pools: BTreeSet<&str> = self.at_desk().flat_map(|(_, _, desk)| desk.pools()).collect();
         if !pools.is_empty() {
             self.services.values().for_each(|service| _ = pools.remove(service.pool.as_str()));
         }

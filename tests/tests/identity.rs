@@ -188,6 +188,7 @@ fn another_service_says_who_may_come_in() -> Result<()> {
     // What is asked, and of whom.
     id.take();
     let post = "POST /pay/../cart?x=1 HTTP/1.1\r\nCookie: s=anna\r\nX-User: root\r\nX-Forwarded-Uri: /else\r\n\
+                X_Forwarded_Uri: /else\r\nX-Original-URL: /else\r\nX-Rewrite-URL: /else\r\nX-Auth-User: root\r\n\
                 X-Forwarded-For: 6.6.6.6\r\nIf-None-Match: a\r\nRange: bytes=0-1\r\nContent-Type: text/plain\r\n\
                 Content-Length: 5";
     assert_eq!(ask(&desk, post, "hello")?.status, 200);
@@ -201,6 +202,10 @@ fn another_service_says_who_may_come_in() -> Result<()> {
         ("x-forwarded-for", &["127.0.0.1"]),
         ("x-forwarded-proto", &["http"]),
         ("x-user", &[]),
+        ("x-auth-user", &[]),
+        ("x_forwarded_uri", &[]),
+        ("x-original-url", &[]),
+        ("x-rewrite-url", &[]),
         ("if-none-match", &[]),
         ("range", &[]),
         ("content-type", &[]),
@@ -212,6 +217,7 @@ fn another_service_says_who_may_come_in() -> Result<()> {
     assert_eq!((got.line(), got.body.as_str()), ("POST /cart?x=1 HTTP/1.1", "hello"));
     assert_eq!((got.header("x-user"), got.header("x-roles")), (vec!["anna"], vec!["staff,admin"]));
     assert_eq!(got.header("cookie"), ["s=anna"], "what a backend may need too");
+    assert_eq!(got.header("x-auth-user"), Vec::<&str>::new(), "what only the other service may tell");
 
     let with =
         |cookie: &str| format!("GET /owners HTTP/1.1\r\nAccept: application/json\r\nCookie: s={cookie}");

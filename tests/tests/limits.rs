@@ -275,3 +275,41 @@ fn a_server_has_only_so_many_requests_and_some_wait() -> Result<()> {
     assert_eq!(report.troubles["full"], 5);
     Ok(())
 }
+
+/// Who waits for room has it with a server that comes meanwhile; and who waits for a pool that is closed hears of it.
+#[test]
+fn who_waits_sees_what_becomes_of_the_pool() -> Result<()> {
+    let gate = Arc::new(Gate::default());
+    let at_server = Arc::clone(&gate);
+    let busy = Recorder::start(move |_| {
+        at_server.wait();
+        Deed::Say(answer("busy"))
+    })?;
+    let idle = Recorder::start(|_| Deed::Say(answer("idle")))?;
+    let service = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
+                   [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
+    let crowd = Crowd { limit: 1, queue: 5, wait: Duration::from_secs(60) };
+    let settings = Settings { crowd: Some(crowd), ..Settings::default() };
+    let mut desk = Desk::with(settings, service, &[("web", vec![backend(busy.address)])], &[])?;
+    let address = desk.addresses[0];
+    let ask = || -> Result<Speaker> {
+        let mut speaker = Speaker::to(address)?;
+        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        Ok(speaker)
+    };
+    let mut first = ask()?;
+    gate.until_waiting(1)?;
+    let mut second = ask()?;
+    // It waits: there is nothing to be seen of that but that no answer comes.
+    std::thread::sleep(Duration::from_millis(200));
+    desk.serve(service, &[("web", vec![backend(busy.address), backend(idle.address)])], &[])?;
+    assert_eq!(second.hear()?.context("an answer")?.body, "idle");
+    desk.serve(service, &[("web", vec![backend(busy.address)])], &[])?;
+    let mut third = ask()?;
+    std::thread::sleep(Duration::from_millis(200));
+    desk.serve(service, &[("web", Vec::new())], &[])?;
+    assert_eq!(third.hear()?.context("an answer")?.status, 503);
+    gate.let_go(1);
+    assert_eq!(first.hear()?.context("an answer")?.body, "busy");
+    Ok(())
+}

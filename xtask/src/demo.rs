@@ -17,17 +17,21 @@ mod single;
 
 use std::{
     ffi::OsString,
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     lab::{Namespace, Proc},
     root, setup,
 };
+
+/// Who belongs to the staff in the examples, and their password.
+const STAFF: (&str, &str) = ("anna", "open sesame");
 
 /// What is shown, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -122,4 +126,15 @@ pub fn start_server(
     let server = Proc::start(command)?;
     place.wait_for_tcp(listen)?;
     Ok(server)
+}
+
+/// Their line in the desk's file of users, by `lb auth hash`.
+fn staff_line(program: &Path) -> Result<String> {
+    let mut command = std::process::Command::new(program);
+    let mut child =
+        command.args(["auth", "hash", STAFF.0]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("standard input")?.write_all(STAFF.1.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "lb auth hash does not print a line");
+    Ok(String::from_utf8(output.stdout)?)
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::model::{
     Backend, BackendAddress, Config, Forward, Panic, Pool, Service, Via,
-    desk::{DESK_POOL, Route, Speech},
+    desk::{DESK_POOL, Speech},
     guard::Way,
 };
 
@@ -57,13 +57,30 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             }
         }
     }
+    for (name, _, desk) in config.at_desk() {
+        for (number, (_, pool)) in desk.passthrough.iter().enumerate() {
+            let place = places.passthrough(name, number);
+            match config.pools.get(pool) {
+                Some(found) => at_desk(pool, found, &place, sink),
+                None => no_pool(config, pool, places, &place, sink),
+            }
+        }
+    }
     same_fetch(config, places, sink);
-    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-    let used: BTreeSet<&str> = routes
-        .flat_map(Route::pools)
+    let used: BTreeSet<&str> = config
+        .at_desk()
+        .flat_map(|(_, _, desk)| desk.pools())
         .chain(config.services.values().map(|service| service.pool.as_str()))
         .collect();
     for (name, pool) in &config.pools {
+        let forwards = |service: &Service| service.forward != Forward::Desk && service.pool == *name;
+        if pool.speech.proxy.is_some() && config.services.values().any(forwards) {
+            let message = format!(
+                "servers of pool \"{name}\" hear whose a connection is from the desk alone, and packets are forwarded to them too"
+            );
+            let remedy = "remove proxy_protocol, or use a pool of its own for the desk";
+            sink.complaints.push(places.speech(name).error(message, remedy));
+        }
         for backend in &pool.backends {
             not_a_vip(name, backend, &vips, places, sink);
         }
@@ -97,7 +114,7 @@ fn no_pool(config: &Config, pool: &str, places: &Places, place: &Place<'_>, sink
 
 /// What a pool says for the desk is of no use where packets are forwarded as they are.
 fn of_desk_alone(config: &Config, name: &str, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
-    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| &desk.routes).flat_map(Route::pools);
+    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| desk.pools());
     if at_desk.any(|pool| pool == name) {
         return;
     }

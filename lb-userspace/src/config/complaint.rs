@@ -86,6 +86,7 @@ pub(super) enum Thing {
     Listen(String),
     PoolOf(String),
     PoolOfRoute(String, usize),
+    Passthrough(String, usize),
     Certificate(String, usize),
     Way(String, usize, usize),
     RingSize(String),
@@ -157,6 +158,11 @@ impl Places {
     /// Where a route of a service, by its number, names its pool.
     pub fn pool_of_route(&self, service: &str, route: usize) -> Place<'_> {
         self.of(&Thing::PoolOfRoute(service.to_owned(), route))
+    }
+
+    /// Where a service names the pool that connections are handed to, by number.
+    pub fn passthrough(&self, service: &str, number: usize) -> Place<'_> {
+        self.of(&Thing::Passthrough(service.to_owned(), number))
     }
 
     /// Where a service names a certificate, by its number.

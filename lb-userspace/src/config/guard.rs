@@ -278,6 +278,8 @@ fn jwks_url(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<(PathBuf, Fetch)> {
 fn address(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<PathBuf> {
     let text = node.string(sink)?;
     let url = reqwest::Url::parse(text).ok().filter(reqwest::Url::has_host);
+    // Addresses are shown where people look.
+    let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
     match url.as_ref().map(reqwest::Url::scheme) {
         Some("https") => {}
         Some("http") => {

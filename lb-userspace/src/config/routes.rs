@@ -72,12 +72,17 @@ fn route(
 
 /// A name, or `*.` and a name.
 fn host(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HostPattern> {
-    const HOW: &str = "write a name such as \"shop.example\", or \"*.shop.example\" for all below it";
     let text = node.string(sink)?;
     if text == "*" {
         node.refuse(sink, "remove it: without host a route is for all");
         return None;
     }
+    host_pattern(text, &node.span, sink)
+}
+
+/// What hosts a text means.
+pub(super) fn host_pattern(text: &str, span: &Range<usize>, sink: &mut Sink<'_>) -> Option<HostPattern> {
+    let mut refuse = |remedy: String| sink.error(span, format!("host \"{text}\" is not understood"), remedy);
     if let Some(below) = text.strip_prefix("*.") {
         if is_name(below) {
             return Some(HostPattern::Below(below.to_ascii_lowercase()));
@@ -86,10 +91,10 @@ fn host(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HostPattern> {
         if name.len() == text.strip_suffix('.').unwrap_or(text).len() {
             return Some(HostPattern::Exact(name));
         }
-        node.refuse(sink, format!("write \"{name}\": routes do not depend on the port"));
+        refuse(format!("write \"{name}\": routes do not depend on the port"));
         return None;
     }
-    node.refuse(sink, HOW);
+    refuse("write a name such as \"shop.example\", or \"*.shop.example\" for all below it".to_owned());
     None
 }
 

@@ -38,7 +38,7 @@ pub(super) fn service(
         places.note(Thing::Listen(name.to_owned()), node.span.clone());
         Some(listen)
     });
-    if fields.has("routes") || fields.has("tls") {
+    if fields.has("routes") || fields.has("tls") || fields.has("passthrough") {
         return at_desk(name, fields, listen, sink, places);
     }
     let pool = fields.require(sink, "pool", "\"web\"");
@@ -168,6 +168,9 @@ fn at_desk(
     let certificates = fields
         .read(sink, "tls", |node, sink| Some(tls::certificates(name, node, sink, places)))
         .unwrap_or_default();
+    let passthrough =
+        fields.read(sink, "passthrough", |node, sink| Some(passthrough(name, node, sink, places)));
+    let passthrough = passthrough.unwrap_or_default();
     let clients = fields.get("clients");
     if let Some(node) = clients.as_ref().filter(|_| certificates.is_empty()) {
         let remedy = "add tls = { cert = \"front.pem\", key = \"front.key\" }, or remove it";
@@ -182,7 +185,7 @@ fn at_desk(
     if let Some(node) = fields.get("pool") {
         places.note(Thing::PoolOfRoute(name.to_owned(), found.len()), node.span.clone());
         found.extend(node.string(sink).map(|pool| (everything_else(pool), node.span.clone())));
-    } else if !fields.has("routes") {
+    } else if !fields.has("routes") && passthrough.is_empty() {
         let remedy = "add pool = \"web\", or routes";
         sink.error(&fields.span, format!("service \"{name}\" does not say who answers its requests"), remedy);
     }
@@ -241,6 +244,7 @@ fn at_desk(
         desk: Some(Desk {
             certificates,
             clients,
+            passthrough,
             routes,
             timeouts,
             access_log,
@@ -261,6 +265,31 @@ fn access_log(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<Option<NonZeroU32>
     let one_in = fields.require(sink, "one_in", "100");
     fields.finish(sink);
     one_in?.integer(sink, 1..=1_000_000).map(NonZeroU32::new)
+}
+
+/// Pools by the names that clients ask for.
+fn passthrough(
+    service: &str,
+    node: &Node<'_>,
+    sink: &mut Sink<'_>,
+    places: &mut Places,
+) -> Vec<(HostPattern, String)> {
+    let mut passed: Vec<(HostPattern, String)> = Vec::new();
+    let Some(fields) = node.table(sink) else { return passed };
+    for (name, span, node) in fields.named("name") {
+        let (Some(host), Some(pool)) = (routes::host_pattern(name, &span, sink), node.string(sink)) else {
+            continue;
+        };
+        if passed.iter().any(|(other, _)| *other == host) {
+            sink.error(&span, format!("{host} is handed on twice"), "keep one of the two");
+        }
+        places.note(Thing::Passthrough(service.to_owned(), passed.len()), span);
+        passed.push((host, pool.to_owned()));
+    }
+    if passed.is_empty() {
+        sink.error(&node.span, "passthrough names nobody", "write { \"db.example\" = \"db\" }, or remove it");
+    }
+    passed
 }
 
 /// Pages by status, and `default` for all others.

@@ -11,14 +11,14 @@ use crate::{
     config::{Complaint, Document, Place},
     model::{
         Config,
-        desk::Desk,
+        desk::{Clients, Desk},
         guard::{KeyForm, Way},
     },
     proxy::{
         auth::{self, entries::EntryError},
         orders::{Files, Secret},
         page::{Page, PageError},
-        tls::{self, CertificateError},
+        tls::{self, CertificateError, ClientRules},
     },
 };
 
@@ -64,7 +64,7 @@ pub enum ReadError {
 enum Wanted<'c> {
     Way(&'c Way, &'c Path),
     Authority(&'c Path),
-    Revoked(&'c Path),
+    Revoked(&'c Path, &'c Clients),
     Page(&'c Path),
 }
 
@@ -75,8 +75,8 @@ impl ReadError {
                 "name a file that is there, by its whole path or beside the document, and that the daemon may read"
             }
             Self::Entry { .. } | Self::Authority { .. } | Self::Page { .. } => match wanted {
-                Wanted::Revoked(_) => {
-                    "name a PEM file with the lists of who has been revoked, as the authority gives them out, from BEGIN X509 CRL to END"
+                Wanted::Revoked(..) => {
+                    "name a PEM file with the lists of who has been revoked, whole and in version 2, for each authority in ca, from BEGIN X509 CRL to END"
                 }
                 Wanted::Page(_) => {
                     "write HTML with {{title}}, {{text}}, {{status}}, {{reason}}, {{retry_after}} and {{request_id}} where they belong"
@@ -109,7 +109,7 @@ impl<'c> Wanted<'c> {
 
     fn path(self) -> &'c Path {
         match self {
-            Self::Way(_, path) | Self::Authority(path) | Self::Revoked(path) | Self::Page(path) => path,
+            Self::Way(_, path) | Self::Authority(path) | Self::Revoked(path, _) | Self::Page(path) => path,
         }
     }
 
@@ -125,8 +125,17 @@ impl<'c> Wanted<'c> {
             Self::Authority(_) => {
                 tls::authorities(&text).map_err(|source| ReadError::Authority { path: path(), source })?;
             }
-            Self::Revoked(_) => {
-                tls::revoked(&text).map_err(|source| ReadError::Authority { path: path(), source })?;
+            Self::Revoked(_, clients) => {
+                let wrong = |source| ReadError::Authority { path: path(), source };
+                let lists = Some(Secret::new(text.clone()));
+                // That one cannot be read is said of itself.
+                match fs::read_to_string(&clients.ca).map(Secret::new) {
+                    Ok(authorities) if tls::authorities(authorities.expose()).is_ok() => {
+                        let rules = ClientRules { authorities, revoked: lists, required: true };
+                        rules.check().map_err(wrong)?;
+                    }
+                    _ => _ = tls::revoked(&text).map_err(wrong)?,
+                }
             }
             Self::Page(_) => {
                 Page::parse(&text).map_err(|source| ReadError::Page { path: path(), source })?;
@@ -149,7 +158,7 @@ pub fn complaints(document: &Document) -> Vec<Complaint> {
             look(Wanted::Page(page), document.places.file_of(name, &purpose));
         }
         for wanted in of_clients(desk) {
-            let purpose = if matches!(wanted, Wanted::Revoked(_)) { "crl" } else { "ca" };
+            let purpose = if matches!(wanted, Wanted::Revoked(..)) { "crl" } else { "ca" };
             look(wanted, document.places.file_of(name, purpose));
         }
         for (number, route) in desk.routes.iter().enumerate() {
@@ -173,8 +182,10 @@ fn servers(config: &Config) -> impl Iterator<Item = (&String, &Path)> {
 
 /// Who vouches for the clients of a service, and whom no more.
 fn of_clients(desk: &Desk) -> impl Iterator<Item = Wanted<'_>> {
-    let ca = desk.clients.iter().map(|clients| Wanted::Authority(&clients.ca));
-    ca.chain(desk.clients.iter().filter_map(|clients| clients.crl.as_deref().map(Wanted::Revoked)))
+    desk.clients.iter().flat_map(|clients| {
+        let lists = clients.crl.as_deref().map(|crl| Wanted::Revoked(crl, clients));
+        [Wanted::Authority(&clients.ca)].into_iter().chain(lists)
+    })
 }
 
 fn all(config: &Config) -> impl Iterator<Item = Wanted<'_>> {

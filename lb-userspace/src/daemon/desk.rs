@@ -29,7 +29,7 @@ use crate::{
     daemon::issuers::Known,
     dataplane::FlowsOf,
     health::{State as HealthState, Verdict},
-    model::{BackendAddress, Config, Listen, desk::Route},
+    model::{BackendAddress, Config, Listen},
     proxy::{
         orders::{self, Files, FromDesk, LATENCY_BOUNDS, Orders, Pem, ServiceOrder, ToDesk},
         pools::{BackendOrder, PoolOrder},
@@ -152,6 +152,7 @@ impl Desk {
             listening: self.sockets.keys().map(ToString::to_string).collect(),
             open: report.open,
             websockets: report.websockets,
+            passed: report.passed,
             connections: report.connections,
             refused: report.refused,
             retries: report.retries,
@@ -233,8 +234,7 @@ pub fn pools(
     config: &Config,
     state: impl Fn(&str, BackendAddress) -> (HealthState, Verdict),
 ) -> Vec<PoolOrder> {
-    let routes = config.at_desk().flat_map(|(_, _, desk)| &desk.routes);
-    let names: BTreeSet<&str> = routes.flat_map(Route::pools).collect();
+    let names: BTreeSet<&str> = config.at_desk().flat_map(|(_, _, desk)| desk.pools()).collect();
     let order = |name: &str| {
         let pool = config.pools.get(name)?;
         let backends = pool.backends.iter().filter_map(|backend| {

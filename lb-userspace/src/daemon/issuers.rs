@@ -54,7 +54,8 @@ struct Shared {
 
 #[derive(Default)]
 struct Issuer {
-    keys: Option<(Secret, Instant)>,
+    /// The keys, when they came, and how.
+    keys: Option<(Secret, Instant, Fetch)>,
     /// Why the last that was tried did not succeed.
     problem: Option<String>,
     wanted: Arc<Notify>,
@@ -90,13 +91,13 @@ impl Known {
     }
 
     /// Notes what an attempt has brought; says whether that is new.
-    fn note(&self, address: &Path, outcome: Result<Secret, String>) -> bool {
+    fn note(&self, address: &Path, fetch: &Fetch, outcome: Result<Secret, String>) -> bool {
         let mut issuers = self.issuers();
         let issuer = issuers.entry(address.to_owned()).or_default();
         match outcome {
             Ok(text) => {
-                let is_new = issuer.keys.as_ref().is_none_or(|(before, _)| *before != text);
-                issuer.keys = Some((text, Instant::now()));
+                let is_new = issuer.keys.as_ref().is_none_or(|(before, ..)| *before != text);
+                issuer.keys = Some((text, Instant::now(), fetch.clone()));
                 is_new | issuer.problem.take().is_some()
             }
             Err(problem) => {
@@ -112,7 +113,12 @@ impl Known {
         let wanted = Arc::clone(&self.issuers().entry(address.clone()).or_default().wanted);
         let mut retry = RETRY;
         // What somebody has fetched to see whether it can be is as good.
-        let mut wait = self.issuers()[&address].keys.as_ref().map_or(Duration::ZERO, |_| fetch.refresh);
+        let known = self.issuers()[&address]
+            .keys
+            .as_ref()
+            .filter(|(.., how)| *how == fetch)
+            .map(|(_, since, _)| *since);
+        let mut wait = known.map_or(Duration::ZERO, |since| fetch.refresh.saturating_sub(since.elapsed()));
         loop {
             let asked = Instant::now();
             tokio::select! {
@@ -123,7 +129,7 @@ impl Known {
             wait = if outcome.is_ok() { fetch.refresh } else { retry.min(fetch.refresh) };
             retry = if outcome.is_ok() { RETRY } else { (retry * 2).min(RETRY_MOST) };
             let said = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
-            if self.note(&address, outcome) {
+            if self.note(&address, &fetch, outcome) {
                 match said {
                     Ok(()) => info!("new keys from {}", address.display()),
                     Err(problem) => warn!("no keys from {}: {problem}", address.display()),
@@ -165,7 +171,7 @@ impl Issuers {
     /// Keys that hold, by their addresses.
     pub fn keys(&self) -> Files {
         let holding = |(address, issuer): (&PathBuf, &Issuer)| {
-            let (text, since) = issuer.keys.as_ref()?;
+            let (text, since, _) = issuer.keys.as_ref()?;
             let keep = self.tasks.get(address).map(|(fetch, _)| fetch.keep)?;
             (since.elapsed() < keep).then(|| (address.clone(), text.clone()))
         };
@@ -186,10 +192,18 @@ impl Issuers {
         self.known.issuers().iter().filter_map(alarm).collect()
     }
 
-    /// The issuers of a document of which nothing is known yet; `None`: there are none.
+    /// The issuers of a document that are not asked so yet; `None`: there are none.
     pub fn first(&self, document: Document) -> Option<First> {
+        let is_known = |address: &Path, fetch: &Fetch| {
+            let looked_after = self.tasks.get(address).is_some_and(|(how, _)| how == fetch);
+            // Asked a moment ago, for this very document.
+            let just_had = |issuer: &Issuer| {
+                issuer.keys.as_ref().is_some_and(|(_, since, how)| how == fetch && since.elapsed() < LEAST)
+            };
+            looked_after || self.known.issuers().get(address).is_some_and(just_had)
+        };
         let issuers: Vec<_> = issuers(&document.config)
-            .filter(|(address, _)| !self.known.issuers().contains_key(*address))
+            .filter(|(address, (_, fetch))| !is_known(address, fetch))
             .map(|(address, (way, fetch))| (address.to_owned(), way.clone(), fetch.clone()))
             .collect();
         (!issuers.is_empty()).then(|| First { known: self.known.clone(), document, issuers })
@@ -212,25 +226,18 @@ impl First {
         let Self { known, document, issuers } = self;
         let asked = issuers
             .iter()
-            .map(|(address, way, fetch)| async move { (address, read(address, way, fetch).await) });
+            .map(|(address, way, fetch)| async move { (address, fetch, read(address, way, fetch).await) });
         let mut complaints = Vec::new();
-        let mut good = Vec::new();
-        for (address, outcome) in futures::future::join_all(asked).await {
+        for (address, fetch, outcome) in futures::future::join_all(asked).await {
             match outcome {
-                Ok(text) => good.push((address, text)),
+                Ok(text) => _ = known.note(address, fetch, Ok(text)),
                 Err(problem) => complaints.extend(places(&document, address).map(|place| {
                     let message = format!("no keys from {}: {problem}", address.display());
                     place.error(message, "name an address that this host can reach and that gives a set of keys, as the issuer's jwks_uri does")
                 })),
             }
         }
-        if !complaints.is_empty() {
-            return Err(Complaints(complaints));
-        }
-        for (address, text) in good {
-            known.note(address, Ok(text));
-        }
-        Ok(())
+        if complaints.is_empty() { Ok(()) } else { Err(Complaints(complaints)) }
     }
 }
 
@@ -317,12 +324,17 @@ mod tests {
         issuers.follow(&document().config);
         assert!(issuers.first(document()).is_none(), "one that is in force hinders nothing");
         assert!(issuers.keys().is_empty());
-        assert!(issuers.known.note(address, Ok(text.clone())), "new keys");
-        assert!(!issuers.known.note(address, Ok(text.clone())), "the same");
+        let config = document().config;
+        let (_, (_, fetch)) = super::issuers(&config).next().unwrap();
+        let note = |outcome: Result<Secret, &str>| {
+            issuers.known.note(address, fetch, outcome.map_err(str::to_owned))
+        };
+        assert!(note(Ok(text.clone())), "new keys");
+        assert!(!note(Ok(text.clone())), "the same");
         assert_eq!(issuers.keys(), Files::from([(address.to_owned(), text)]));
         assert_eq!(issuers.alarms(), Vec::<String>::new());
-        assert!(issuers.known.note(address, Err("it is away".into())));
-        assert!(!issuers.known.note(address, Err("it is away".into())));
+        assert!(note(Err("it is away")));
+        assert!(!note(Err("it is away")));
         assert!(issuers.alarms()[0].ends_with("it is away; those from before still hold"));
         tokio::time::advance(Duration::from_secs(121)).await;
         assert!(issuers.keys().is_empty());

@@ -1,5 +1,7 @@
 //! What the daemon's loop does for the reception desk: orders, certificates, and how it goes.
 
+use std::time::Duration;
+
 use tracing::warn;
 
 use super::{
@@ -17,8 +19,12 @@ use crate::{
         request::{Request, RequestError},
         view,
     },
+    config::Document,
     dataplane::DataplaneError,
 };
+
+/// How long issuers may take to answer before a daemon begins without them.
+const PATIENCE_AT_START: Duration = Duration::from_secs(2);
 
 /// The desk, and what it is handed that the daemon reads or fetches for it.
 pub(super) struct Reception {
@@ -96,6 +102,15 @@ impl<P: Plane> Daemon<P> {
             snapshot.desk = config.at_desk().next().map(|_| shown);
         }
         Ok(snapshot)
+    }
+
+    /// Asks issuers of tokens before anything is served, so that a desk which takes over from another knows their keys too; one
+    /// that does not answer holds up nothing for long.
+    pub(super) async fn fetch_at_start(&self, document: &Document) {
+        if let Some(first) = self.reception.issuers.first(document.clone()) {
+            // What is wrong is said by who looks after them.
+            _ = tokio::time::timeout(PATIENCE_AT_START, first.run()).await;
+        }
     }
 
     /// Where a request brings a document with issuers of tokens that nothing is known of, they are asked first, by a task of

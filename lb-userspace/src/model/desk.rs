@@ -26,6 +26,8 @@ pub struct Desk {
     pub certificates: Vec<CertificateFiles>,
     /// What its clients may show in turn; `None`: they are asked for nothing.
     pub clients: Option<Clients>,
+    /// Connections by TLS that are handed to a pool as they are, by the name that their client asks for; a name is there once.
+    pub passthrough: Vec<(HostPattern, String)>,
     /// Where requests go; no two that cannot be told apart.
     pub routes: Vec<Route>,
     /// How long things may take.
@@ -40,6 +42,14 @@ pub struct Desk {
     pub proxy_protocol: bool,
     /// Pages for what the desk itself has to say.
     pub pages: Pages,
+}
+
+impl Desk {
+    /// The pools that it needs.
+    pub fn pools(&self) -> impl Iterator<Item = &str> {
+        let passed = self.passthrough.iter().map(|(_, pool)| pool.as_str());
+        self.routes.iter().flat_map(Route::pools).chain(passed)
+    }
 }
 
 /// Files of pages by which browsers are told that something is wrong, instead of the desk's own.

@@ -184,6 +184,21 @@ impl Way {
         }
     }
 
+    /// The header that what is shown for it may stand in.
+    pub fn shown_in(&self) -> Option<&str> {
+        match self {
+            // By cookies too, perhaps; those may be the backend's.
+            Self::Forward { .. } => Some("authorization"),
+            other => other.header(),
+        }
+    }
+
+    /// Headers that whoever is asked tells in who somebody is.
+    pub fn told_in(&self) -> impl Iterator<Item = &String> {
+        let claims = if let Self::Forward { claims, .. } = self { Some(claims) } else { None };
+        claims.into_iter().flat_map(BTreeMap::values)
+    }
+
     /// The header that it looks at, if it is one.
     pub fn header(&self) -> Option<&str> {
         match self {

@@ -171,6 +171,8 @@ enum Known {
     Elsewhere(String, String, BTreeMap<String, HeaderName>),
     /// Its file could not be used; nobody comes in by it.
     Nobody,
+    /// Who shows a token by keys that are not there yet.
+    Unfetched,
 }
 
 impl Gate {
@@ -179,8 +181,8 @@ impl Gate {
         let known = |way: &Way| {
             let text = way.source().and_then(|source| files.get(source));
             if way.fetch().is_some() && text.is_none() {
-                // It has not come yet, or not for too long; the daemon says so.
-                return Known::Nobody;
+                // They have not come yet, or not for too long; the daemon says so.
+                return Known::Unfetched;
             }
             known(way, text.map_or("", |text| text.expose())).unwrap_or_else(|why| {
                 // The daemon has tried it; if it is unfit all the same, nobody comes in.
@@ -190,7 +192,7 @@ impl Gate {
         };
         let shown: BTreeSet<&str> = match guard.forward_credentials {
             true => BTreeSet::new(),
-            false => guard.ways.iter().filter_map(Way::header).collect(),
+            false => guard.ways.iter().filter_map(Way::shown_in).collect(),
         };
         let withheld = shown.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
         Self {
@@ -221,12 +223,13 @@ impl Gate {
         if let Some(wait) = porter.strikes.empty(key, now).filter(|_| self.shows(caller)) {
             return Err(Refusal::Slowed(wait));
         }
-        let found = self.identify(caller, porter, messenger).await;
-        // Who is known by something else may not guess either.
-        if matches!(found, Ok((_, true)) | Err(Refusal::Wrong(_))) {
+        let mut is_wrong = false;
+        let found = self.identify(caller, porter, messenger, &mut is_wrong).await;
+        // Who is known by something else, or whoever is asked besides, may not guess either.
+        if is_wrong {
             porter.strikes.overdraw(key, now);
         }
-        let (identity, _) = found?;
+        let identity = found?;
         let has = |(claim, wanted): (&String, &BTreeSet<String>)| {
             identity.values(claim).iter().any(|value| wanted.contains(value))
         };
@@ -251,18 +254,24 @@ impl Gate {
         self.guard.ways.iter().filter_map(Way::header).any(|name| caller.headers.contains_key(name))
     }
 
-    /// Who it is, and whether something else was shown that was wrong.
+    /// Who it is; says too whether anything was shown that was wrong.
     async fn identify(
         &self,
         caller: &Caller<'_>,
         porter: &Porter,
         messenger: &impl Messenger,
-    ) -> Result<(Identity, bool), Refusal> {
-        let (mut shown, mut usable) = (false, false);
+        is_wrong: &mut bool,
+    ) -> Result<Identity, Refusal> {
+        let (mut shown, mut usable, mut unanswered) = (false, false, false);
         let mut problem = None;
         for way in &self.ways {
             let found = match way {
                 Known::Nobody => continue,
+                Known::Unfetched => {
+                    let given = headers::only(caller.headers, &header::AUTHORIZATION);
+                    unanswered |= given.is_some_and(|given| scheme(given, "bearer").is_some());
+                    continue;
+                }
                 Known::Users(users) => {
                     usable = true;
                     let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
@@ -286,8 +295,11 @@ impl Gate {
                     let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
                     let Some(token) = scheme(given, "bearer") else { continue };
                     let found = keys.verify(rule, token, caller.now);
-                    if let (Err(TokenError::Key), Some(more)) = (&found, more) {
+                    if let (Err(why @ TokenError::Key), Some(more)) = (&found, more) {
                         porter.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(more.clone());
+                        // It may be right, and known soon; nobody finds out a signature like this.
+                        (shown, problem) = (true, Some(*why));
+                        continue;
                     }
                     found.map_err(|why| problem = Some(why)).ok()
                 }
@@ -301,18 +313,18 @@ impl Gate {
                 Known::Elsewhere(pool, path, claims) => {
                     let answered = messenger.ask(pool, path).await.ok_or(Refusal::Unavailable)?;
                     return match answered.status {
-                        200..=299 => Ok((told(&answered.headers, claims), shown)),
+                        200..=299 => Ok(told(&answered.headers, claims)),
                         401 | 403 | 301..=303 | 307 | 308 => Err(Refusal::Told(Box::new(answered))),
                         _ => Err(Refusal::Unavailable),
                     };
                 }
             };
             if let Some(identity) = found {
-                return Ok((identity, shown));
+                return Ok(identity);
             }
-            shown = true;
+            (shown, *is_wrong) = (true, true);
         }
-        Err(match (usable, shown) {
+        Err(match (usable && !unanswered, shown) {
             (false, _) => Refusal::Unavailable,
             (true, true) => Refusal::Wrong(self.challenges(problem)),
             (true, false) => Refusal::Missing(self.challenges(None)),

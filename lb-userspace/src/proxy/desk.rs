@@ -271,7 +271,7 @@ impl Desk {
     fn serve(&mut self, orders: &Orders) {
         let state = State::ordered(orders, &self.shared.state.load());
         let wanted: Vec<SocketAddr> = state.addresses().collect();
-        self.shared.state.store(Arc::new(state));
+        self.shared.state.swap(Arc::new(state)).pools.supersede();
         self.sockets.retain(|address, _| wanted.contains(address));
         self.accepting.retain(|address, task| {
             let stays = wanted.contains(address);

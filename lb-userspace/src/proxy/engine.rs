@@ -5,10 +5,12 @@ mod body;
 mod connections;
 mod converse;
 mod inquiry;
+mod passthrough;
 mod tunnel;
 mod upstream;
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -16,13 +18,15 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+    request::Parts,
 };
+use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use proxy_header::{ParseConfig, io::ProxiedStream};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::TcpStream,
 };
 use tokio_rustls::TlsAcceptor;
@@ -32,6 +36,7 @@ use self::{
     body::{Body, Upload, Watched, nothing},
     converse::{Pulse, Spoken, converse},
     inquiry::Inquiry,
+    passthrough::{Hello, pass},
     tunnel::Tunnel,
     upstream::Behalf,
 };
@@ -44,9 +49,9 @@ use super::{
     page::Pages,
     pools::{self, Wish},
     request::{Target, target},
-    route::{Asked, Found, sent},
+    route::{Asked, Found, passed, sent},
     state::Service,
-    tls,
+    tls::{self, ClientRules},
     voice::{Form, Trouble},
 };
 use crate::model::{
@@ -66,8 +71,8 @@ struct Visit {
     tls: bool,
     /// Whether headers are believed, if a proxy called.
     believes: bool,
-    /// What whoever called has shown.
-    certificate: Option<Certificate>,
+    /// What whoever called has shown, and by which rules it was found to be right.
+    certificate: Option<(Certificate, Option<Arc<ClientRules>>)>,
     /// What the connection becomes when it has said its last answer.
     tunnel: Mutex<Option<Tunnel>>,
 }
@@ -102,8 +107,43 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
     }
 }
 
-/// Serves a connection of somebody.
+/// Serves a connection of somebody, unless it is to be handed on as it is.
 async fn receive<S>(
+    shared: Arc<Shared>,
+    service: &Service,
+    called: SocketAddr,
+    mut stream: S,
+    (peer, believes): (SocketAddr, bool),
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let desk = &service.order.desk;
+    if desk.passthrough.is_empty() {
+        return attend(shared, service, called, stream, (peer, believes)).await;
+    }
+    let hello = match tokio::time::timeout(desk.timeouts.header, Hello::hear(&mut stream)).await {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(_)) => return shared.figures.refused("tls"),
+        Err(_) => return shared.figures.refused("tls_slow"),
+    };
+    let pool = hello.name.as_deref().and_then(|name| passed(&desk.passthrough, name));
+    let state = shared.state.load_full();
+    match pool {
+        Some(pool) => match state.pools.get(pool).cloned() {
+            Some(pool) => pass(&shared, pool, (peer, called), &desk.timeouts, hello, stream).await,
+            None => shared.figures.refused("no_backend"),
+        },
+        None if service.tls.is_none() => shared.figures.refused("unknown_name"),
+        None => {
+            let (from, to) = tokio::io::split(stream);
+            let again = tokio::io::join(io::Cursor::new(hello.said).chain(from), to);
+            attend(shared, service, called, again, (peer, believes)).await;
+        }
+    }
+}
+
+/// Serves a connection of somebody.
+async fn attend<S>(
     shared: Arc<Shared>,
     service: &Service,
     called: SocketAddr,
@@ -129,6 +169,7 @@ async fn receive<S>(
                     let spoken = if is_http2 { Spoken::Http2 } else { Spoken::Http1 };
                     let shown = session.peer_certificates().and_then(|shown| shown.first());
                     let certificate = shown.and_then(|shown| Certificate::of(shown));
+                    let certificate = certificate.map(|shown| (shown, service.clients.clone()));
                     converse(visit(true, certificate), stream, spoken, patience).await;
                 }
                 Ok(Err(_)) => shared.figures.refused("tls"),
@@ -182,6 +223,7 @@ impl Visit {
             return self.trouble(&Trouble::Closed, &case, None);
         };
         case.line.service.clone_from(&service.order.name);
+        let is_head = parts.method == Method::HEAD;
         let mut response = match self.decide(&service, parts, body, &mut case).await {
             Ok(response) => response,
             Err(trouble) => {
@@ -194,6 +236,9 @@ impl Visit {
                 self.trouble(&trouble, &case, Some(&service.pages))
             }
         };
+        if is_head {
+            response = without_body(response);
+        }
         headers::number(response.headers_mut(), &case.id);
         let becomes_other = case.tunnel.is_some();
         if self.shared.draining.is_cancelled() && !case.is_http2 && !becomes_other {
@@ -233,6 +278,10 @@ impl Visit {
         body: Incoming,
         case: &mut Case,
     ) -> Result<Response<Body>, Trouble> {
+        let is_shown = self.certificate(service).is_some_and(|shown| shown.holds(now()));
+        if service.order.desk.clients.as_ref().is_some_and(|clients| clients.required) && !is_shown {
+            return Err(Trouble::NoCertificate);
+        }
         let target = target(&parts)?;
         case.line.path.clone_from(&target.path);
         let asked = Asked {
@@ -253,7 +302,8 @@ impl Visit {
         let caller = Caller {
             headers: &parts.headers,
             source: case.origin.client,
-            certificate: self.certificate.as_ref(),
+            // That of a proxy says nothing of who asks by it.
+            certificate: self.certificate(service).filter(|_| case.origin.client == self.peer),
             now: now(),
         };
         let errand = Inquiry { visit: self, service, parts: &parts, target: &target, case };
@@ -290,6 +340,11 @@ impl Visit {
         };
         headers::edit(response.headers_mut(), &route.response_headers);
         Ok(response)
+    }
+
+    /// What whoever called has shown, as long as the rules are those that it was found right by.
+    fn certificate(&self, service: &Service) -> Option<&Certificate> {
+        self.certificate.as_ref().filter(|(_, rules)| *rules == service.clients).map(|(shown, _)| shown)
     }
 
     /// For whom a request is sent.
@@ -394,6 +449,7 @@ impl Visit {
             | Trouble::Stalled
             | Trouble::Unsupported(_)
             | Trouble::Expectation
+            | Trouble::NoCertificate
                 if !case.is_http2 =>
             {
                 insert(&mut response, header::CONNECTION, "close");
@@ -404,12 +460,27 @@ impl Visit {
     }
 }
 
+/// The answer to a HEAD: as long as it would be, and nothing of it (RFC 9110 section 9.3.2). Of HTTP/2 hyper does not see to
+/// that.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if body.is_end_stream() {
+        return Response::from_parts(parts, body);
+    }
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(header::CONTENT_LENGTH).or_insert(length.into());
+    }
+    Response::from_parts(parts, nothing())
+}
+
 /// The answer of who was asked whether somebody may come in.
 fn told(answered: &Answered) -> Response<Body> {
     let body = Full::new(answered.body.clone()).map_err(|never| match never {});
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(answered.status).unwrap_or(StatusCode::FORBIDDEN);
     response.headers_mut().clone_from(&answered.headers);
+    // It is for this client, now.
+    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 

@@ -19,6 +19,7 @@ pub struct Figures {
     connections: AtomicU64,
     retries: AtomicU64,
     websockets: AtomicU64,
+    passed: AtomicU64,
     named: Mutex<Named>,
 }
 
@@ -63,6 +64,12 @@ impl Figures {
     pub fn websocket(&self) -> Open<'_> {
         self.websockets.fetch_add(1, Ordering::Relaxed);
         Open(&self.websockets)
+    }
+
+    /// A connection is handed on as it is.
+    pub fn passed(&self) -> Open<'_> {
+        self.passed.fetch_add(1, Ordering::Relaxed);
+        Open(&self.passed)
     }
 
     /// Connections that are open.
@@ -159,6 +166,7 @@ impl Figures {
         Report {
             open: self.open(),
             websockets: self.websockets.load(Ordering::Relaxed),
+            passed: self.passed.load(Ordering::Relaxed),
             connections: self.connections.load(Ordering::Relaxed),
             refused: owned(&named.refused),
             retries: self.retries.load(Ordering::Relaxed),

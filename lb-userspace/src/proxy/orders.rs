@@ -142,6 +142,9 @@ pub struct Report {
     /// Those of them that are websockets.
     #[serde(default)]
     pub websockets: u64,
+    /// Those of them that are handed on as they are.
+    #[serde(default)]
+    pub passed: u64,
     /// Connections that were taken.
     pub connections: u64,
     /// Connections that were not let in, or ended by the desk, by reason.

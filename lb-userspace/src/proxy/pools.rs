@@ -67,6 +67,8 @@ pub struct Pool {
     pub transport: Arc<Transport>,
     crowd: Option<Crowd>,
     ejection: Option<Ejection>,
+    /// Another has been ordered in its place.
+    superseded: CancellationToken,
     room: Arc<Room>,
     budget: Arc<Budget>,
 }
@@ -173,6 +175,8 @@ pub enum NoBackend {
     Tried,
     /// Those that are fit have all they may have.
     Full,
+    /// The pool has been ordered anew while it was waited for room: the new one is to be asked.
+    Superseded,
 }
 
 /// A backend, and a request that it is counted to have until this is dropped.
@@ -220,6 +224,11 @@ impl Pools {
         pools
     }
 
+    /// Others are in force in their place: who waits for room is to ask those.
+    pub fn supersede(&self) {
+        self.0.values().for_each(|pool| pool.superseded.cancel());
+    }
+
     /// A pool by its name.
     pub fn get(&self, name: &str) -> Option<&Arc<Pool>> {
         self.0.get(name)
@@ -250,6 +259,7 @@ impl Pool {
             name: order.name.clone(),
             crowd: order.crowd,
             ejection: order.ejection,
+            superseded: CancellationToken::new(),
             room: before.map(|pool| Arc::clone(&pool.room)).unwrap_or_default(),
             budget: before.map(|pool| Arc::clone(&pool.budget)).unwrap_or_default(),
             members,
@@ -266,7 +276,8 @@ impl Pool {
     /// A backend for a request, as [`Self::choose`] has it, once one has room.
     ///
     /// # Errors
-    /// Why there is none; [`NoBackend::Full`] when none has room in time, or too many wait already.
+    /// Why there is none; [`NoBackend::Full`] when none has room in time, or too many wait already;
+    /// [`NoBackend::Superseded`] when the pool is another meanwhile.
     pub async fn enter(&self, call: Call, tried: &[SocketAddr]) -> Result<Ticket, NoBackend> {
         let first = self.choose(call, tried);
         let (Err(NoBackend::Full), Some(crowd)) = (&first, self.crowd) else { return first };
@@ -289,6 +300,7 @@ impl Pool {
             }
             tokio::select! {
                 () = freed => woken = true,
+                () = self.superseded.cancelled() => return Err(NoBackend::Superseded),
                 () = over.as_mut() => return Err(NoBackend::Full),
             }
         }
@@ -315,15 +327,13 @@ impl Pool {
         let limit = self.crowd.map_or(u64::MAX, |crowd| crowd.limit.into());
         let has_room = |member: &Member| member.under_way.load(Ordering::Relaxed) < limit;
         let now = Instant::now();
-        // Where all have a pause, none has: somebody has to answer.
         let paused: Vec<bool> = self.paused(now);
-        let heeds = (0..self.members.len()).any(|n| self.is_fit(n) && !paused[n]);
-        let rests = |number: usize| heeds && paused[number];
         let untried = |&number: &usize| !tried.contains(&address(&self.members[number]));
+        // Where all that are left have a pause, none has: somebody has to answer.
+        let heeds = (0..self.members.len()).any(|n| self.is_fit(n) && untried(&n) && !paused[n]);
+        let rests = |number: usize| heeds && paused[number];
         let fresh = |number: &usize| untried(number) && !rests(*number) && has_room(&self.members[*number]);
-        // Where chance names only those that have been tried, whoever is left.
         let fit = |&n: &usize| self.is_fit(n);
-        let left = || (0..self.members.len()).filter(fit).find(fresh);
         let candidates = || (0..self.members.len()).filter(fit).filter(fresh);
         let wished = match wish {
             Wish::Anyone => None,
@@ -342,6 +352,8 @@ impl Pool {
             (member.under_way.load(Ordering::Relaxed) + 1) * 1000 / u64::from(member.order.weight).max(1)
         };
         let of_two = || pair.into_iter().filter(fresh).min_by_key(load);
+        // Where chance names only those that are not to be asked, whoever of the others has least to do.
+        let left = || candidates().min_by_key(load);
         let number = wished.or_else(of_two).or_else(left).ok_or_else(none)?;
         let member = &self.members[number];
         // Somebody else may have taken the last of its room meanwhile.

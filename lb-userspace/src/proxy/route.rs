@@ -103,16 +103,31 @@ pub fn sent<'p>(route: &Route, path: &'p str) -> Cow<'p, str> {
     }
 }
 
-/// What of a condition a request does not meet; `None`: it meets all of it.
-pub fn miss(condition: &Condition, asked: &Asked<'_>) -> Option<Miss> {
-    let host = match &condition.host {
+fn is_of(pattern: &HostPattern, host: &str) -> bool {
+    match pattern {
         HostPattern::Any => true,
         HostPattern::Below(name) => {
-            asked.host.strip_suffix(name.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            host.strip_suffix(name.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
         }
-        HostPattern::Exact(name) => asked.host == name,
+        HostPattern::Exact(name) => host == name,
+    }
+}
+
+/// The pool that a connection by TLS is handed to as it is, by the name that its client asks for: the narrowest wins.
+pub fn passed<'p>(rules: &'p [(HostPattern, String)], name: &str) -> Option<&'p str> {
+    let name = host_name(name)?;
+    let narrow = |pattern: &HostPattern| match pattern {
+        HostPattern::Any => (0, 0),
+        HostPattern::Below(name) => (1, name.len()),
+        HostPattern::Exact(_) => (2, 0),
     };
-    if !host {
+    let meant = rules.iter().filter(|(pattern, _)| is_of(pattern, &name));
+    meant.max_by_key(|(pattern, _)| narrow(pattern)).map(|(_, pool)| pool.as_str())
+}
+
+/// What of a condition a request does not meet; `None`: it meets all of it.
+pub fn miss(condition: &Condition, asked: &Asked<'_>) -> Option<Miss> {
+    if !is_of(&condition.host, asked.host) {
         return Some(Miss::Host);
     }
     let path = match &condition.path {

@@ -21,7 +21,7 @@ use super::{
     tls::{self, ClientRules},
     voice::Trouble,
 };
-use crate::model::{Network, desk::Route};
+use crate::model::{Network, desk::Route, guard::Way};
 
 /// What is served.
 #[derive(Default)]
@@ -46,7 +46,8 @@ pub struct Service {
     pub pages: Pages,
     /// Headers that tell who asks, on whatever route of whatever service: from outside they could say anything.
     telling: Arc<[HeaderName]>,
-    clients: Option<ClientRules>,
+    /// What clients may show to it.
+    pub clients: Option<Arc<ClientRules>>,
     /// What it shows to its clients; `None`: plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
 }
@@ -56,7 +57,9 @@ impl State {
     pub fn ordered(orders: &Orders, before: &Self) -> Self {
         let guards =
             || orders.services.iter().flat_map(|service| &service.desk.routes).map(|route| &route.guard);
-        let telling: BTreeSet<&String> = guards().flat_map(|guard| guard.identity.keys()).collect();
+        let asked = guards().flat_map(|guard| &guard.ways).flat_map(Way::told_in);
+        let telling: BTreeSet<&String> =
+            guards().flat_map(|guard| guard.identity.keys()).chain(asked).collect();
         let telling = telling.into_iter().filter_map(|name| HeaderName::try_from(name).ok());
         let telling: Arc<[HeaderName]> = telling.collect();
         let service = |order: &ServiceOrder| {
@@ -67,17 +70,20 @@ impl State {
                 revoked: clients.crl.as_ref().map(|crl| orders.files.get(crl).cloned().unwrap_or_default()),
                 required: clients.required,
             });
-            let known = before.filter(|before| {
-                before.order.certificates == order.certificates && before.clients == clients
-            });
+            let same_clients = before.filter(|before| before.clients.as_deref() == clients.as_ref());
+            let clients = match same_clients {
+                Some(before) => before.clients.clone(),
+                None => clients.map(Arc::new),
+            };
+            let known = same_clients.filter(|before| before.order.certificates == order.certificates);
             let tls = match known {
                 Some(known) => known.tls.clone(),
-                None => match tls::server(&order.certificates, clients.as_ref()) {
+                None => match tls::server(&order.certificates, clients.as_deref()) {
                     Ok(tls) => tls,
                     Err(why) => {
                         // The daemon has tried them; if one is unfit all the same, nothing goes in clear text.
                         error!(service = order.name, "its certificates cannot be used: {why}");
-                        before.and_then(|before| before.tls.clone())
+                        same_clients.and_then(|before| before.tls.clone())
                     }
                 },
             };

@@ -75,6 +75,14 @@ pub struct ClientRules {
 }
 
 impl ClientRules {
+    /// Whether they can be used.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), CertificateError> {
+        self.verifier().map(drop)
+    }
+
     fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, CertificateError> {
         let roots = Arc::new(authorities(self.authorities.expose())?);
         let lists = self.revoked.as_ref().map_or(Ok(Vec::new()), |lists| revoked(lists.expose()))?;

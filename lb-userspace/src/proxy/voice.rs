@@ -44,6 +44,8 @@ pub enum Trouble {
     Unsupported(&'static str),
     /// They come more often than they may; when there is room again.
     TooOften(Duration),
+    /// All are to show a certificate, and what was shown does not hold any more.
+    NoCertificate,
     /// They may not come in by this route.
     Refused(Refusal),
 }
@@ -210,6 +212,12 @@ impl Trouble {
             Self::Unsupported(what) => {
                 words(501, "unsupported", "Not done here", &format!("This door does not do {what}."))
             }
+            Self::NoCertificate => words(
+                403,
+                "no_certificate",
+                "Your certificate does not hold any more",
+                "Who comes in here shows a certificate, and the one that you have shown has run out, or is not believed any more. Connect anew with one that holds.",
+            ),
             Self::Refused(refusal) => match refusal {
                 Refusal::Missing(_) => words(
                     401,

@@ -2,22 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     net::SocketAddr,
     path::Path,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{
+    STAFF,
     balancer::Balancer,
     display::Display,
     guests::{Account, Accounts, Guests, Kind, Picture},
-    start_server, write_summary,
+    staff_line, start_server, write_summary,
 };
 use crate::lab::{Lab, LabOptions, Proc, VIP};
 
@@ -37,9 +36,6 @@ const GUESTS: usize = 4;
 
 /// How long anything may take that Lobby was asked for.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Who may see the books, by the desk's file of users.
-const STAFF: (&str, &str) = ("anna", "open sesame");
 
 /// The one that asks far too often, apart from the others.
 const GREEDY: &str = "greedy";
@@ -79,7 +75,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
             servers.insert((number, port), server(number, port, &format!("{name}-{one}"))?);
         }
     }
-    std::fs::write(directory.join("staff.users"), hash(program)?)?;
+    std::fs::write(directory.join("staff.users"), staff_line(program)?)?;
     let balancer = Balancer::start(&lab, program, "5-microservices.toml", directory)?;
     balancer.wait_for("all servers", |backends| {
         // The desk itself is one too, and has no port.
@@ -191,17 +187,6 @@ fn kind(name: &'static str, path: &'static str, guest: &str, rest_ms: u64) -> Ki
     // The search is asked more slowly than its limit.
     let rest_ms = if name == "search" { 100 } else { rest_ms };
     Kind { name, path, headers, rest: Duration::from_millis(rest_ms) }
-}
-
-/// The line of who may see the books, by `lb auth hash`.
-fn hash(program: &Path) -> Result<String> {
-    let mut command = std::process::Command::new(program);
-    let mut child =
-        command.args(["auth", "hash", STAFF.0]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    child.stdin.take().context("standard input")?.write_all(STAFF.1.as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "lb auth hash does not print a line");
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn summary(accounts: &BTreeMap<&'static str, Account>, took: Duration) -> Summary {

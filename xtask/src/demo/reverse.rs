@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::{balancer::Balancer, start_server};
+use super::{STAFF, balancer::Balancer, staff_line, start_server};
 use crate::lab::{Lab, LabOptions, Proc, VIP};
 
 /// The port that the example's backend listens on.
@@ -31,6 +31,7 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     std::fs::write(directory.join("shop.example.key"), made.signing_key.serialize_pem())?;
     let authority = directory.join("shop.example.pem");
     std::fs::write(&authority, made.cert.pem())?;
+    std::fs::write(directory.join("staff.users"), staff_line(program)?)?;
     let balancer = Balancer::start(&lab, program, "2-reverse-proxy.toml", directory)?;
     let state = |wanted: &'static str| {
         balancer.wait_for(wanted, |backends| {
@@ -47,6 +48,16 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     let plain = format!("http://{VIP}/");
     let mut secure = words(&format!("--resolve {NAME}:443:{VIP} --cacert"));
     secure.extend([authority.display().to_string(), format!("https://{NAME}/")]);
+    let staff = |more: &str| {
+        let arguments =
+            format!("--include {more} --resolve {NAME}:443:{VIP} --cacert {} ", authority.display());
+        words(&format!("{}https://{NAME}/staff/", arguments.replace("  ", " ")))
+    };
+    let known = {
+        let mut arguments = vec!["--user".to_owned(), format!("{}:{}", STAFF.0, STAFF.1)];
+        arguments.extend(staff(""));
+        arguments
+    };
     let redirected = words(&format!("--include --resolve {NAME}:80:{VIP} http://{NAME}/pay?x"));
     let json = vec!["--include".into(), "-H".into(), "Accept: application/json".into(), plain.clone()];
     let mut good = true;
@@ -62,6 +73,12 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
             arguments: redirected,
             wanted: &["308", "location: https://shop.example/pay?x"],
         },
+        Scene {
+            title: "The staff's door asks who is there",
+            arguments: staff("-H Accept:application/json"),
+            wanted: &["401", "www-authenticate: Basic realm=\"the staff\"", "no_credentials"],
+        },
+        Scene { title: "Who is known comes in", arguments: known, wanted: &["200", "server 1"] },
         Scene {
             title: "A route of the desk's own",
             arguments: vec![format!("{plain}healthz")],
@@ -104,7 +121,11 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
 
 fn play(lab: &Lab, scene: &Scene<'_>) -> Result<bool> {
     println!("{}:", scene.title);
-    println!("$ curl {}", scene.arguments.join(" "));
+    let quoted = |argument: &String| match argument.contains(' ') {
+        true => format!("'{argument}'"),
+        false => argument.clone(),
+    };
+    println!("$ curl {}", scene.arguments.iter().map(quoted).collect::<Vec<_>>().join(" "));
     let fixed = ["--silent", "--show-error", "--max-time", "5"];
     let output = lab.client.command("curl").args(fixed).args(&scene.arguments).output()?;
     let answer = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);

@@ -20,6 +20,9 @@ pub struct Desk {
     /// Those of them that are websockets.
     #[serde(default)]
     pub websockets: u64,
+    /// Those of them that are handed on as they are, by the name that their client asks for.
+    #[serde(default)]
+    pub passed: u64,
     /// Connections that were taken.
     pub connections: u64,
     /// Connections that were not let in, or ended by the desk, by reason.

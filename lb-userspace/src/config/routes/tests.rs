@@ -449,6 +449,41 @@ fn what_is_for_the_desk_alone_is_refused_elsewhere() {
 }
 
 #[test]
+fn connections_are_handed_on_by_name() {
+    let document = |service: &str| {
+        format!(
+            "interfaces = [\"eth0\"]\n[pools.db]\nbackends = [ {{ address = \"10.0.0.11:5432\" }} ]\n\
+             [services.shop]\nlisten = \"203.0.113.10:443/tcp\"\n{service}\n"
+        )
+    };
+    let good =
+        Document::parse(&document("passthrough = { \"DB.example\" = \"db\", \"*.db.example\" = \"db\" }"))
+            .unwrap();
+    assert_eq!(good.warnings, []);
+    let desk = good.config.services["shop"].desk.as_ref().unwrap();
+    let hosts: Vec<_> = desk.passthrough.iter().map(|(host, _)| host.to_string()).collect();
+    assert_eq!(hosts, ["*.db.example", "db.example"]);
+    for (service, wanted) in [
+        ("passthrough = { \"db.example\" = \"bd\" }", "there is no pool \"bd\" (did you mean \"db\"?)"),
+        ("passthrough = {}", "passthrough names nobody"),
+        ("passthrough = { \"db.example:443\" = \"db\" }", "write \"db.example\""),
+        (
+            "passthrough = { \"db.example\" = \"db\", \"DB.example\" = \"db\" }",
+            "db.example is handed on twice",
+        ),
+    ] {
+        let refused = Document::parse(&document(service)).unwrap_err();
+        let said = refused
+            .0
+            .iter()
+            .map(|it| format!("{} ({})", it.message, it.remedy))
+            .collect::<Vec<_>>()
+            .join("\n");
+        assert!(said.contains(wanted), "{service}: {said}");
+    }
+}
+
+#[test]
 fn the_desk_can_stand_in_for_a_pool() {
     let document = |pool: &str, service: &str| {
         format!(

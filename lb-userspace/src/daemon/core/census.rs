@@ -7,7 +7,7 @@ use crate::{
     daemon::snapshot::address,
     dataplane::{BackendEntry, Dataplane, DataplaneError},
     health::{Key, Now, State},
-    model::BackendAddress,
+    model::{BackendAddress, Listen, Service},
 };
 
 impl<D: Dataplane> Core<D> {
@@ -71,8 +71,11 @@ impl<D: Dataplane> Core<D> {
     fn entries(&self) -> usize {
         let Some(loaded) = &self.loaded else { return 0 };
         let config = &loaded.document.config;
-        let pools = config.services.values().filter_map(|service| config.pools.get(&service.pool));
-        pools.map(|pool| pool.backends.len()).sum()
+        let of_service = |service: &Service| {
+            let backends = config.pools.get(&service.pool).map_or(0, |pool| pool.backends.len());
+            backends + usize::from(service.has_fallback())
+        };
+        config.services.values().map(of_service).sum()
     }
 
     /// Indices of backends in the tables that the document does not have.
@@ -83,9 +86,17 @@ impl<D: Dataplane> Core<D> {
             .flatten()
             .flat_map(|(name, pool)| pool.backends.iter().map(|backend| (name.as_str(), backend.address)))
             .collect();
+        let services = self.loaded.iter().flat_map(|loaded| loaded.document.config.services.values());
+        let with_fallback: BTreeSet<Listen> =
+            services.filter(|service| service.has_fallback()).map(|service| service.listen).collect();
+        let stands_in = |entry: &BackendEntry| {
+            let service = self.tables().services.get(&entry.service);
+            entry.address.is_none() && service.is_some_and(|service| with_fallback.contains(&service.listen))
+        };
         let pools = self.pools_of_services();
         let known = |entry: &BackendEntry| {
-            pools.get(&entry.service).is_some_and(|pool| there.contains(&(*pool, address(entry))))
+            stands_in(entry)
+                || pools.get(&entry.service).is_some_and(|pool| there.contains(&(*pool, address(entry))))
         };
         self.tables().backends.iter().filter(|(_, entry)| !known(entry)).map(|(&index, _)| index).collect()
     }

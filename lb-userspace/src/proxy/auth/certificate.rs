@@ -47,9 +47,14 @@ impl Certificate {
         })
     }
 
+    /// Whether it has not run out.
+    pub fn holds(&self, now: u64) -> bool {
+        i64::try_from(now).is_ok_and(|now| now <= self.until)
+    }
+
     /// Who shows it; `None`: it has expired since its connection began.
     pub(super) fn identity(&self, user: CertificateName, now: u64) -> Option<Identity> {
-        if i64::try_from(now).map_or(true, |now| now > self.until) {
+        if !self.holds(now) {
             return None;
         }
         let mut claims = self.claims.clone();

@@ -257,3 +257,41 @@ async fn another_service_says_who_comes_in() {
     }
     assert_eq!(gate.admit(&caller, &porter, &Alone).await, Err(Refusal::Unavailable));
 }
+
+/// Whom another service does not know may not guess what the desk knows itself.
+#[tokio::test]
+async fn guessing_is_slowed_before_another_service_too() {
+    let forward = Way::Forward { pool: "id".into(), path: "/verify".into(), claims: BTreeMap::new() };
+    let mut headers = HeaderMap::new();
+    headers.insert("authorization", WRONG.parse().unwrap());
+    let caller =
+        Caller { headers: &headers, source: "198.51.100.7".parse().unwrap(), certificate: None, now: NOW };
+    let gate = Gate::new(&guard(vec![basic(), forward]), &files());
+    for status in [401, 500] {
+        let porter = Porter::new().unwrap();
+        for _ in 0..STRIKES {
+            let found = gate.admit(&caller, &porter, &Answers(status, HeaderMap::new())).await;
+            assert!(matches!(found, Err(Refusal::Told(_) | Refusal::Unavailable)), "{found:?}");
+        }
+        let found = gate.admit(&caller, &porter, &Answers(status, HeaderMap::new())).await;
+        assert!(matches!(found, Err(Refusal::Slowed(_))), "{status}: {found:?}");
+    }
+}
+
+/// A token is not wrong for want of keys.
+#[tokio::test]
+async fn without_keys_a_token_is_neither_right_nor_wrong() {
+    let Way::Jwt { rule, realm, .. } = by_token() else { panic!() };
+    let fetch = Some(crate::model::guard::Fetch {
+        ca: None,
+        refresh: Duration::from_secs(60),
+        keep: Duration::from_secs(60),
+    });
+    let fetched = Way::Jwt { keys: "https://id.example/".into(), form: KeyForm::Jwks, fetch, rule, realm };
+    let token = bearer(NOW + 60);
+    let shown = [("authorization", token.as_str())];
+    for ways in [vec![fetched.clone()], vec![basic(), fetched.clone()]] {
+        assert_eq!(admitted(&guard(ways), &shown).await, Err(Refusal::Unavailable));
+    }
+    assert!(matches!(admitted(&guard(vec![basic(), fetched]), &[]).await, Err(Refusal::Missing(_))));
+}

@@ -37,6 +37,13 @@ const OF_THE_REQUEST: [HeaderName; 11] = [
     header::TE,
 ];
 
+/// Whether a header could say what is asked for, to one kind of service or another: that is for the desk to say.
+fn tells_what(name: &HeaderName) -> bool {
+    // Some servers take `_` for `-`.
+    let name = name.as_str().replace('_', "-");
+    name.starts_with("x-forwarded-") || name.starts_with("x-original-") || name.starts_with("x-rewrite-")
+}
+
 /// A request, about which others can be asked.
 pub(super) struct Inquiry<'a> {
     pub(super) visit: &'a Visit,
@@ -84,6 +91,10 @@ impl Inquiry<'_> {
         parts.method = Method::GET;
         parts.headers.clone_from(&self.parts.headers);
         for name in OF_THE_REQUEST {
+            parts.headers.remove(name);
+        }
+        let tells: Vec<_> = parts.headers.keys().filter(|name| tells_what(name)).cloned().collect();
+        for name in tells {
             parts.headers.remove(name);
         }
         parts

@@ -2,6 +2,7 @@
 //! nothing has come for too long, or whoever serves it is to end.
 
 use std::{
+    future::Future,
     io,
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
@@ -39,39 +40,63 @@ impl Tunnel {
     /// Hands on until it ends.
     pub(super) async fn carry(self, shared: &Shared) {
         let Self { client, backend, ticket, patience, line } = self;
-        let down = Carried::new();
-        let up = Carried::new();
-        let both = async {
+        let sides = async {
             // An error: one of them has gone before it became one.
             let (client, backend) =
                 tokio::try_join!(client, backend).map_err(|error| io::Error::other(error.to_string()))?;
-            let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
-            let (from_backend, to_backend) = tokio::io::split(TokioIo::new(backend));
-            let (up, down) = (up.carry(from_client, to_backend), down.carry(from_backend, to_client));
-            let (mut up, mut down) = (pin!(up), pin!(down));
-            let (ended, other) = tokio::select! {
-                ended = up.as_mut() => (ended, down),
-                ended = down.as_mut() => (ended, up),
-            };
-            ended?;
-            // Time over: it is cut.
-            tokio::time::timeout(PARTING, other).await.unwrap_or(Ok(()))
+            Ok((TokioIo::new(client), TokioIo::new(backend)))
         };
         let open = shared.figures.websocket();
-        tokio::select! {
-            // How it ends is the affair of those at its ends.
-            _ = pin!(both) => {}
-            () = rest([&up, &down], patience) => shared.figures.refused("websocket_idle"),
-            () = ticket.cut() => shared.figures.refused("websocket_cut"),
-            () = shared.closing.cancelled() => {}
-        }
+        let bytes = hand_on(sides, &ticket, patience, shared, ["websocket_idle", "websocket_cut"]).await;
         drop(open);
         if let Some((mut line, began)) = line {
-            line.bytes = down.bytes.load(Ordering::Relaxed);
+            line.bytes = bytes;
             line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
             shared.log.write(&line);
         }
     }
+}
+
+/// Hands on between two sides, once they are there, until one ends it, nothing has come for so long, or the backend or the desk
+/// is to end; the first two of these are counted by these names. Gives the bytes that the first side got.
+pub(super) async fn hand_on<C, B>(
+    sides: impl Future<Output = io::Result<(C, B)>>,
+    ticket: &Ticket,
+    patience: Duration,
+    shared: &Shared,
+    [idle, cut]: [&'static str; 2],
+) -> u64
+where
+    C: AsyncRead + AsyncWrite,
+    B: AsyncRead + AsyncWrite,
+{
+    let (up, down) = (Carried::new(), Carried::new());
+    let both = async {
+        let (client, backend) = sides.await?;
+        let (from_client, to_client) = tokio::io::split(client);
+        let (from_backend, to_backend) = tokio::io::split(backend);
+        let (up, down) = (up.carry(from_client, to_backend), down.carry(from_backend, to_client));
+        let (mut up, mut down) = (pin!(up), pin!(down));
+        // When the time of the other direction is over, it is cut.
+        tokio::select! {
+            ended = up.as_mut() => {
+                ended?;
+                tokio::time::timeout(PARTING, down).await.unwrap_or(Ok(()))
+            }
+            ended = down.as_mut() => {
+                ended?;
+                tokio::time::timeout(PARTING, up).await.unwrap_or(Ok(()))
+            }
+        }
+    };
+    tokio::select! {
+        // How it ends is the affair of those at its ends.
+        _ = pin!(both) => {}
+        () = rest([&up, &down], patience) => shared.figures.refused(idle),
+        () = ticket.cut() => shared.figures.refused(cut),
+        () = shared.closing.cancelled() => {}
+    }
+    down.bytes.load(Ordering::Relaxed)
 }
 
 /// What has been handed on in one direction.

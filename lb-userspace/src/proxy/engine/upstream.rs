@@ -1,6 +1,6 @@
 //! Requests to backends, tried once more where that is safe.
 
-use std::{error::Error, future::Future, net::SocketAddr, time::Duration};
+use std::{error::Error, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use http_body::Body as _;
@@ -54,12 +54,15 @@ enum Failed {
 pub(super) async fn send(
     connections: &Connections,
     shared: &Shared,
-    pool: &Pool,
+    pool: &Arc<Pool>,
     behalf: Behalf,
     timeouts: &DeskTimeouts,
     (mut parts, body): (Parts, Body),
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Hold), Trouble> {
+    let call = || Call { port: behalf.called.port(), random: shared.chance.next(), wish: behalf.wish };
+    let (pool, first) = enter(shared, Arc::clone(pool), call()).await?;
+    let pool = pool.as_ref();
     let transport = &pool.transport;
     pool.budget().earn();
     let repeatable = body.is_end_stream() && is_idempotent(&parts.method);
@@ -71,17 +74,18 @@ pub(super) async fn send(
         parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     let mut body = Some(body);
+    let mut first = Some(first);
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = Trouble::Unreachable;
     let mut anew = false;
     for attempt in 0..ATTEMPTS {
-        let call = Call { port: behalf.called.port(), random: shared.chance.next(), wish: behalf.wish };
-        let ticket = match pool.enter(call, &tried).await {
-            Ok(ticket) => ticket,
-            Err(NoBackend::Drained) => return Err(Trouble::Drained),
-            Err(NoBackend::Unfit) => return Err(Trouble::Closed),
-            Err(NoBackend::Full) => return Err(Trouble::Full),
-            Err(NoBackend::Tried) => return Err(last),
+        let ticket = match first.take() {
+            Some(ticket) => ticket,
+            None => match pool.enter(call(), &tried).await {
+                Ok(ticket) => ticket,
+                Err(NoBackend::Tried | NoBackend::Superseded) => return Err(last),
+                Err(none) => return Err(none.into()),
+            },
         };
         if attempt > 0 {
             shared.figures.retried();
@@ -132,13 +136,17 @@ pub(super) async fn send(
             }
             Err(Failed::Slow) => {
                 let trouble = upload.trouble();
-                // What stopped coming from the client is no fault of the server's.
-                note(shared, pool, &ticket, trouble.is_some());
+                // What stopped coming from the client says nothing of the server.
+                if trouble.is_none() {
+                    note(shared, pool, &ticket, false);
+                }
                 return Err(trouble.unwrap_or(Trouble::Slow));
             }
             Err(failed @ (Failed::Broken | Failed::Untouched)) => {
                 let trouble = upload.trouble();
-                note(shared, pool, &ticket, trouble.is_some() || was_kept);
+                if trouble.is_none() && !was_kept {
+                    note(shared, pool, &ticket, false);
+                }
                 last = trouble.unwrap_or(Trouble::Broken);
                 let untouched = matches!(failed, Failed::Untouched) && bodyless;
                 if !(repeatable || untouched) {
@@ -157,8 +165,36 @@ pub(super) async fn send(
     Err(last)
 }
 
+/// The first backend for a request, of the pool as it is by then: it may be ordered anew while it is waited for room.
+pub(super) async fn enter(
+    shared: &Shared,
+    mut pool: Arc<Pool>,
+    call: Call,
+) -> Result<(Arc<Pool>, Ticket), Trouble> {
+    loop {
+        match pool.enter(call, &[]).await {
+            Ok(ticket) => return Ok((pool, ticket)),
+            Err(NoBackend::Superseded) => {
+                let now = shared.state.load().pools.get(&pool.name).cloned();
+                pool = now.ok_or(Trouble::Closed)?;
+            }
+            Err(none) => return Err(none.into()),
+        }
+    }
+}
+
+impl From<NoBackend> for Trouble {
+    fn from(none: NoBackend) -> Self {
+        match none {
+            NoBackend::Drained => Self::Drained,
+            NoBackend::Full => Self::Full,
+            NoBackend::Unfit | NoBackend::Tried | NoBackend::Superseded => Self::Closed,
+        }
+    }
+}
+
 /// Notes how a request went with its backend.
-fn note(shared: &Shared, pool: &Pool, ticket: &Ticket, went_well: bool) {
+pub(super) fn note(shared: &Shared, pool: &Pool, ticket: &Ticket, went_well: bool) {
     if let Some(pause) = pool.note(ticket, went_well) {
         warn!(pool = pool.name, backend = %ticket.address, "it does not answer well, and gets no requests for {pause:?}");
         shared.figures.ejected(&pool.name, ticket.address);
