@@ -1,6 +1,7 @@
 //! Who somebody is by a certificate that they show, or by the word of another service.
 
 use std::{
+    io::{Read as _, Write as _},
     path::Path,
     process::{Command, Output},
 };
@@ -9,7 +10,9 @@ use anyhow::{Context as _, Result, ensure};
 use lb_userspace::proxy::{
     auth::key,
     orders::{Pem, Secret},
+    tls,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tests::{
     authority::{Authority, Issued},
     desk::{Deed, Desk, Recorder, answer, backend},
@@ -61,6 +64,36 @@ fn status(output: &Output) -> Result<u16> {
     Ok(said.split(' ').nth(1).context("a status")?.trim().parse()?)
 }
 
+/// A connection of a client that has shown a certificate.
+struct Known(rustls::StreamOwned<rustls::ClientConnection, std::net::TcpStream>);
+
+impl Known {
+    fn connect(desk: &Desk, front: &Authority, shown: &Issued) -> Result<Self> {
+        let chain = CertificateDer::from_pem_slice(shown.chain.as_bytes())?;
+        let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes())?;
+        let config =
+            rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()?
+                .with_root_certificates(tls::authorities(&front.pem)?)
+                .with_client_auth_cert(vec![chain], key)?;
+        let session = rustls::ClientConnection::new(config.into(), "front.example".try_into()?)?;
+        Ok(Self(rustls::StreamOwned::new(session, std::net::TcpStream::connect(desk.addresses[0])?)))
+    }
+
+    /// The status of an answer, which is read as far as its head.
+    fn ask(&mut self, path: &str) -> Result<u16> {
+        self.0.write_all(format!("HEAD {path} HTTP/1.1\r\nHost: front.example\r\n\r\n").as_bytes())?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head)?;
+        Ok(head.split(' ').nth(1).context("a status")?.parse()?)
+    }
+}
+
 #[test]
 fn clients_are_known_by_their_certificates() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -79,7 +112,11 @@ fn clients_are_known_by_their_certificates() -> Result<()> {
     let services = |required: bool| {
         ROBOTS.replace("AT", &at.display().to_string()).replace("REQUIRED", &required.to_string())
     };
-    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    // To a HEAD as to a GET, of which the client reads the head.
+    let recorder = Recorder::start(|got| match got.line().starts_with("HEAD") {
+        true => Deed::Say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n".to_vec()),
+        false => Deed::Say(answer("ok")),
+    })?;
     let pools = [("web", vec![backend(recorder.address)])];
     let mut desk = Desk::start(&services(false), &pools, std::slice::from_ref(&pem))?;
 
@@ -110,6 +147,22 @@ fn clients_are_known_by_their_certificates() -> Result<()> {
         assert!(!refused.status.success() && recorder.take().is_empty(), "{client}: {refused:?}");
     }
     desk.report(|report| report.refused.get("tls") == Some(&2))?;
+
+    // A connection that was begun by other rules is that of nobody.
+    let mut kept = Known::connect(&desk, &front, &clients.client("Robot 7", &[], &["robots"])?)?;
+    assert_eq!(kept.ask("/robots")?, 200);
+    let other_rules = services(false).replace("clients-ca.pem", "others-ca.pem");
+    std::fs::write(at.join("others-ca.pem"), &others.pem)?;
+    let other_rules = other_rules.replace(&format!(", crl = \"{}/revoked.pem\"", at.display()), "");
+    desk.serve(&other_rules, &pools, std::slice::from_ref(&pem))?;
+    assert_eq!(kept.ask("/robots")?, 401);
+    assert_eq!(kept.ask("/")?, 200, "others are not asked");
+    desk.serve(
+        &other_rules.replace("required = false", "required = true"),
+        &pools,
+        std::slice::from_ref(&pem),
+    )?;
+    assert_eq!(kept.ask("/")?, 403);
 
     // Where all are to show one, nobody comes in without.
     desk.serve(&services(true), &pools, std::slice::from_ref(&pem))?;

@@ -46,6 +46,15 @@ fn browsers_see_the_pages_of_the_service() -> Result<()> {
     assert!(get(at, "/shop", "application/json")?.body.starts_with('{'));
     assert!(get(at, "/shop", "*/*")?.body.starts_with("This room is closed for the moment\n"));
     assert_eq!(get(at, "/own", "text/html")?.body, "own words");
+    // Who asks for the head alone gets that, by HTTP/2 as well, where a body would be a mistake.
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        let url = format!("http://{at}/own");
+        let output =
+            std::process::Command::new("curl").args(["-s", "-I", "-m", "10", version, &url]).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("content-length: 9"), "{version}: {output:?}");
+        assert!(!said.contains("own words"), "{said}");
+    }
     Ok(())
 }
 

@@ -41,9 +41,14 @@ impl<D: Dataplane> Core<D> {
             !pool.backends.is_empty() && pool.backends.iter().all(|it| it.admin != Admin::Enabled)
         };
         let used = config.services_by_pool();
-        for name in used.keys().filter(|&&name| config.pools.get(name).is_some_and(resting)) {
+        for (name, services) in used.iter().filter(|&(&name, _)| config.pools.get(name).is_some_and(resting))
+        {
+            let what = match services.iter().all(|(_, service)| service.has_fallback()) {
+                true => "the desk answers new connections",
+                false => "new connections are refused",
+            };
             alarms.push(format!(
-                "every backend of pool {name} is drained or disabled; new connections are refused, and `lb backend resume` ends that"
+                "every backend of pool {name} is drained or disabled; {what}, and `lb backend resume` ends that"
             ));
         }
         alarms.extend(self.ways.none.values().take(ALARMS_OF_A_KIND).cloned());

@@ -254,6 +254,25 @@ fn a_backend_that_no_service_uses_is_drained_at_once() {
     assert!(!core.wants_census());
 }
 
+/// The host that stands in has an entry that no pool names.
+#[test]
+fn a_service_with_a_fallback_is_not_looked_at_again_and_again() {
+    let mut core = core();
+    let text = DOCUMENT
+        .replace("[services.shop]", "panic = \"fail\"\n[services.shop]")
+        .replace("pool = \"web\"", "pool = \"web\"\nfallback = \"desk\"");
+    load(&mut core, &text, at(0)).unwrap();
+    answer(&mut core, "10.0.0.11:80", true, at(1));
+    answer(&mut core, "10.0.0.11:80", true, at(2));
+    core.settle().unwrap();
+    assert_eq!(core.tables().backends.len(), 3);
+    assert!(!core.wants_census());
+    // However it is come to, nothing of it is given up.
+    core.census(at(3)).unwrap();
+    core.settle().unwrap();
+    assert_eq!(core.tables().backends.len(), 3);
+}
+
 #[test]
 fn the_entry_of_a_removed_backend_is_freed_once_its_last_flow_is_gone() {
     let mut core = healthy();
