@@ -51,6 +51,12 @@ impl Config {
         by_pool
     }
 
+    /// The backends of a service: its pool's, in the document's order, and this host if it stands in for them.
+    pub fn backends_of(&self, service: &Service) -> impl Iterator<Item = &Backend> {
+        let pool = self.pools.get(&service.pool).into_iter().flat_map(|pool| &pool.backends);
+        pool.chain(service.has_fallback().then_some(&Backend::THIS_HOST))
+    }
+
     /// Where those services of a pool listen whose backends need their addresses, for TCP on one port.
     pub fn direct_vips(&self, pool: &str) -> impl Iterator<Item = SocketAddr> {
         let direct = move |service: &&Service| service.pool == pool && service.forward == Forward::Dsr;

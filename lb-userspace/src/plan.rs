@@ -64,13 +64,11 @@ impl<'a> Desired<'a> {
     /// last of a service with a fallback is this host, which takes part while nobody else does.
     fn members(&self, service: &Service) -> Vec<(&'a Backend, Verdict)> {
         let verdicts = self.verdicts.get(&service.pool).map(|pool| pool.of(service.role));
-        let pool = self.config.pools.get(&service.pool);
-        let backends = pool.map(|pool| pool.backends.as_slice()).unwrap_or_default();
         let judged = |backend: &'a Backend| (backend, verdict_on(verdicts, backend));
-        let mut members: Vec<_> = backends.iter().map(judged).collect();
-        if service.has_fallback() {
-            let alone = !members.iter().any(|&(backend, verdict)| takes_part(verdict) && backend.weight > 0);
-            members.push((&Backend::THIS_HOST, Verdict { usable: alone, ..Verdict::USABLE }));
+        let mut members: Vec<_> = self.config.backends_of(service).map(judged).collect();
+        if let Some(((_, this_host), others)) = members.split_last_mut().filter(|_| service.has_fallback()) {
+            let alone = !others.iter().any(|&(backend, verdict)| takes_part(verdict) && backend.weight > 0);
+            *this_host = Verdict { usable: alone, ..Verdict::USABLE };
         }
         members
     }

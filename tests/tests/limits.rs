@@ -1,6 +1,7 @@
 //! How often, and how many at once: what the desk lets through to servers, and what it says to the others.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
@@ -227,25 +228,35 @@ impl Gate {
     }
 }
 
+/// A service whose requests all go to one pool.
+const SIMPLE: &str = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
+                      [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
+
+/// A server that answers when its gate lets a request go.
+fn held(gate: &Arc<Gate>, words: &'static str) -> Result<Recorder> {
+    let gate = Arc::clone(gate);
+    Recorder::start(move |_| {
+        gate.wait();
+        Deed::Say(answer(words))
+    })
+}
+
+/// A client that has asked, and has not read yet.
+fn asking(address: SocketAddr) -> Result<Speaker> {
+    let mut speaker = Speaker::to(address)?;
+    speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    Ok(speaker)
+}
+
 /// A server gets only so many requests at once; some wait, and beyond that they are told so at once.
 #[test]
 fn a_server_has_only_so_many_requests_and_some_wait() -> Result<()> {
     let gate = Arc::new(Gate::default());
-    let at_server = Arc::clone(&gate);
-    let recorder = Recorder::start(move |_| {
-        at_server.wait();
-        Deed::Say(answer("ok"))
-    })?;
-    let service = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
-                   [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
+    let recorder = held(&gate, "ok")?;
     let crowd = Crowd { limit: 4, queue: 3, wait: Duration::from_secs(20) };
     let settings = Settings { crowd: Some(crowd), ..Settings::default() };
-    let desk = Desk::with(settings, service, &[("web", vec![backend(recorder.address)])], &[])?;
-    let ask = || -> Result<Speaker> {
-        let mut speaker = Speaker::to(desk.addresses[0])?;
-        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
-        Ok(speaker)
-    };
+    let desk = Desk::with(settings, SIMPLE, &[("web", vec![backend(recorder.address)])], &[])?;
+    let ask = || asking(desk.addresses[0]);
     let mut first = (0..4).map(|_| ask()).collect::<Result<Vec<_>>>()?;
     gate.until_waiting(4)?;
     // Of eight more three wait, and the others are refused though nobody is let go yet.
@@ -280,34 +291,24 @@ fn a_server_has_only_so_many_requests_and_some_wait() -> Result<()> {
 #[test]
 fn who_waits_sees_what_becomes_of_the_pool() -> Result<()> {
     let gate = Arc::new(Gate::default());
-    let at_server = Arc::clone(&gate);
-    let busy = Recorder::start(move |_| {
-        at_server.wait();
-        Deed::Say(answer("busy"))
-    })?;
+    let busy = held(&gate, "busy")?;
     let idle = Recorder::start(|_| Deed::Say(answer("idle")))?;
-    let service = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
-                   [[services.shop.routes]]\npath = \"/x\"\nrespond = 404\n";
     let crowd = Crowd { limit: 1, queue: 5, wait: Duration::from_secs(60) };
     let settings = Settings { crowd: Some(crowd), ..Settings::default() };
-    let mut desk = Desk::with(settings, service, &[("web", vec![backend(busy.address)])], &[])?;
+    let mut desk = Desk::with(settings, SIMPLE, &[("web", vec![backend(busy.address)])], &[])?;
     let address = desk.addresses[0];
-    let ask = || -> Result<Speaker> {
-        let mut speaker = Speaker::to(address)?;
-        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
-        Ok(speaker)
-    };
+    let ask = || asking(address);
     let mut first = ask()?;
     gate.until_waiting(1)?;
     let mut second = ask()?;
     // It waits: there is nothing to be seen of that but that no answer comes.
     std::thread::sleep(Duration::from_millis(200));
-    desk.serve(service, &[("web", vec![backend(busy.address), backend(idle.address)])], &[])?;
+    desk.serve(SIMPLE, &[("web", vec![backend(busy.address), backend(idle.address)])], &[])?;
     assert_eq!(second.hear()?.context("an answer")?.body, "idle");
-    desk.serve(service, &[("web", vec![backend(busy.address)])], &[])?;
+    desk.serve(SIMPLE, &[("web", vec![backend(busy.address)])], &[])?;
     let mut third = ask()?;
     std::thread::sleep(Duration::from_millis(200));
-    desk.serve(service, &[("web", Vec::new())], &[])?;
+    desk.serve(SIMPLE, &[("web", Vec::new())], &[])?;
     assert_eq!(third.hear()?.context("an answer")?.status, 503);
     gate.let_go(1);
     assert_eq!(first.hear()?.context("an answer")?.body, "busy");

@@ -13,7 +13,6 @@ use super::{
 use crate::model::{
     Backend, BackendAddress, Config, Forward, Panic, Pool, Service, Via,
     desk::{DESK_POOL, Speech},
-    guard::Way,
 };
 
 pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
@@ -43,23 +42,15 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
         }
     }
     for (name, _, desk) in config.at_desk() {
-        for (number, route) in desk.routes.iter().enumerate() {
+        let routes = desk.routes.iter().enumerate().flat_map(|(number, route)| {
             let answers = route.pool().map(|pool| (pool, places.pool_of_route(name, number)));
-            let asked = route.guard.ways.iter().enumerate().filter_map(|(at, way)| match way {
-                Way::Forward { pool, .. } => Some((pool.as_str(), places.way(name, number, at))),
-                _ => None,
-            });
-            for (pool, place) in answers.into_iter().chain(asked) {
-                match config.pools.get(pool) {
-                    Some(found) => at_desk(pool, found, &place, sink),
-                    None => no_pool(config, pool, places, &place, sink),
-                }
-            }
-        }
-    }
-    for (name, _, desk) in config.at_desk() {
-        for (number, (_, pool)) in desk.passthrough.iter().enumerate() {
-            let place = places.passthrough(name, number);
+            let ways = route.guard.ways.iter().enumerate();
+            let asked = ways.filter_map(move |(at, way)| Some((way.pool()?, places.way(name, number, at))));
+            answers.into_iter().chain(asked)
+        });
+        let passed = desk.passthrough.iter().enumerate();
+        let passed = passed.map(|(number, (_, pool))| (pool.as_str(), places.passthrough(name, number)));
+        for (pool, place) in routes.chain(passed) {
             match config.pools.get(pool) {
                 Some(found) => at_desk(pool, found, &place, sink),
                 None => no_pool(config, pool, places, &place, sink),

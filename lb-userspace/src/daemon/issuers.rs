@@ -193,7 +193,7 @@ impl Issuers {
     }
 
     /// The issuers of a document that are not asked so yet; `None`: there are none.
-    pub fn first(&self, document: Document) -> Option<First> {
+    pub fn first(&self, document: &Document) -> Option<First> {
         let is_known = |address: &Path, fetch: &Fetch| {
             let looked_after = self.tasks.get(address).is_some_and(|(how, _)| how == fetch);
             // Asked a moment ago, for this very document.
@@ -206,7 +206,10 @@ impl Issuers {
             .filter(|(address, (_, fetch))| !is_known(address, fetch))
             .map(|(address, (way, fetch))| (address.to_owned(), way.clone(), fetch.clone()))
             .collect();
-        (!issuers.is_empty()).then(|| First { known: self.known.clone(), document, issuers })
+        if issuers.is_empty() {
+            return None;
+        }
+        Some(First { known: self.known.clone(), document: document.clone(), issuers })
     }
 }
 
@@ -320,9 +323,9 @@ mod tests {
     async fn keys_hold_for_a_while_when_nothing_comes() {
         let mut issuers = Issuers::default();
         let (text, address) = (Secret::new("{}".into()), Path::new(ADDRESS));
-        assert!(issuers.first(document()).is_some());
+        assert!(issuers.first(&document()).is_some());
         issuers.follow(&document().config);
-        assert!(issuers.first(document()).is_none(), "one that is in force hinders nothing");
+        assert!(issuers.first(&document()).is_none(), "one that is in force hinders nothing");
         assert!(issuers.keys().is_empty());
         let config = document().config;
         let (_, (_, fetch)) = super::issuers(&config).next().unwrap();

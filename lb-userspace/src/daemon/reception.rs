@@ -107,7 +107,7 @@ impl<P: Plane> Daemon<P> {
     /// Asks issuers of tokens before anything is served, so that a desk which takes over from another knows their keys too; one
     /// that does not answer holds up nothing for long.
     pub(super) async fn fetch_at_start(&self, document: &Document) {
-        if let Some(first) = self.reception.issuers.first(document.clone()) {
+        if let Some(first) = self.reception.issuers.first(document) {
             // What is wrong is said by who looks after them.
             _ = tokio::time::timeout(PATIENCE_AT_START, first.run()).await;
         }
@@ -123,7 +123,7 @@ impl<P: Plane> Daemon<P> {
         };
         // What is wrong with it is said by who looks at it next.
         let document = self.file.parse(text).ok();
-        let Some(first) = document.and_then(|document| self.reception.issuers.first(document)) else {
+        let Some(first) = document.and_then(|document| self.reception.issuers.first(&document)) else {
             return Some(request);
         };
         let (asking, path) = (self.asking.clone(), self.file.path().to_owned());

@@ -351,11 +351,7 @@ impl fmt::Display for Action {
 impl Route {
     /// The pools that it needs: the one that answers, and those that say who may come in.
     pub fn pools(&self) -> impl Iterator<Item = &str> {
-        let asked = self.guard.ways.iter().filter_map(|way| match way {
-            Way::Forward { pool, .. } => Some(pool.as_str()),
-            _ => None,
-        });
-        self.pool().into_iter().chain(asked)
+        self.pool().into_iter().chain(self.guard.ways.iter().filter_map(Way::pool))
     }
 
     /// The pool that answers, if one does.
@@ -367,19 +363,25 @@ impl Route {
     }
 }
 
+impl HostPattern {
+    /// How narrow it is: of two that a name meets, the greater one wins.
+    pub fn specificity(&self) -> impl Ord + use<> {
+        match self {
+            Self::Any => (0, 0),
+            Self::Below(name) => (1, name.len()),
+            Self::Exact(_) => (2, 0),
+        }
+    }
+}
+
 impl Condition {
     /// How narrow it is: of two that a request meets, the greater one wins.
     pub fn specificity(&self) -> impl Ord + use<> {
-        let host = match &self.host {
-            HostPattern::Any => (0, 0),
-            HostPattern::Below(name) => (1, name.len()),
-            HostPattern::Exact(_) => (2, 0),
-        };
         let path = match &self.path {
             PathPattern::Prefix(path) => (0, path.len()),
             PathPattern::Exact(_) => (1, 0),
         };
-        (host, path, !self.methods.is_empty(), self.headers.len())
+        (self.host.specificity(), path, !self.methods.is_empty(), self.headers.len())
     }
 
     /// Whether some request meets both, and neither is narrower.

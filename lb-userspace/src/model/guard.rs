@@ -193,6 +193,11 @@ impl Way {
         }
     }
 
+    /// The pool of the service that is asked, if one is.
+    pub fn pool(&self) -> Option<&str> {
+        if let Self::Forward { pool, .. } = self { Some(pool) } else { None }
+    }
+
     /// Headers that whoever is asked tells in who somebody is.
     pub fn told_in(&self) -> impl Iterator<Item = &String> {
         let claims = if let Self::Forward { claims, .. } = self { Some(claims) } else { None };

@@ -268,8 +268,7 @@ impl Gate {
             let found = match way {
                 Known::Nobody => continue,
                 Known::Unfetched => {
-                    let given = headers::only(caller.headers, &header::AUTHORIZATION);
-                    unanswered |= given.is_some_and(|given| scheme(given, "bearer").is_some());
+                    unanswered |= bearer(caller.headers).is_some();
                     continue;
                 }
                 Known::Users(users) => {
@@ -292,8 +291,7 @@ impl Gate {
                 }
                 Known::Tokens(keys, rule, more) => {
                     usable = true;
-                    let Some(given) = headers::only(caller.headers, &header::AUTHORIZATION) else { continue };
-                    let Some(token) = scheme(given, "bearer") else { continue };
+                    let Some(token) = bearer(caller.headers) else { continue };
                     let found = keys.verify(rule, token, caller.now);
                     if let (Err(why @ TokenError::Key), Some(more)) = (&found, more) {
                         porter.wanted.lock().unwrap_or_else(PoisonError::into_inner).insert(more.clone());
@@ -377,11 +375,7 @@ fn known(way: &Way, text: &str) -> Result<Known, EntryError> {
 
 /// Who somebody is, as another service says it in its answer: lists, each in a header.
 fn told(headers: &HeaderMap, claims: &BTreeMap<String, HeaderName>) -> Identity {
-    let values = |name| {
-        let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-        let items = texts.flat_map(|text| text.split(',')).map(str::trim).filter(|item| !item.is_empty());
-        items.map(str::to_owned).collect()
-    };
+    let values = |name| headers::items(headers, name).map(str::to_owned).collect();
     Identity(claims.iter().map(|(claim, name)| (claim.clone(), values(name))).collect())
 }
 
@@ -391,6 +385,11 @@ fn told(headers: &HeaderMap, claims: &BTreeMap<String, HeaderName>) -> Identity 
 /// Why not.
 pub fn check(way: &Way, text: &str) -> Result<(), EntryError> {
     known(way, text).map(drop)
+}
+
+/// The token that is shown (RFC 6750 section 2.1).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    scheme(headers::only(headers, &header::AUTHORIZATION)?, "bearer")
 }
 
 /// What is behind the name of a scheme, which may be written in any case (RFC 9110 section 11.1).

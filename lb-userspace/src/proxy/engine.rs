@@ -126,13 +126,15 @@ async fn receive<S>(
         Ok(Err(_)) => return shared.figures.refused("tls"),
         Err(_) => return shared.figures.refused("tls_slow"),
     };
-    let pool = hello.name.as_deref().and_then(|name| passed(&desk.passthrough, name));
-    let state = shared.state.load_full();
-    match pool {
-        Some(pool) => match state.pools.get(pool).cloned() {
-            Some(pool) => pass(&shared, pool, (peer, called), &desk.timeouts, hello, stream).await,
-            None => shared.figures.refused("no_backend"),
-        },
+    match hello.name.as_deref().and_then(|name| passed(&desk.passthrough, name)) {
+        Some(pool) => {
+            // The pool alone is kept for as long as the connection lasts.
+            let pool = shared.state.load().pools.get(pool).cloned();
+            match pool {
+                Some(pool) => pass(&shared, pool, (peer, called), &desk.timeouts, hello, stream).await,
+                None => shared.figures.refused("no_backend"),
+            }
+        }
         None if service.tls.is_none() => shared.figures.refused("unknown_name"),
         None => {
             let (from, to) = tokio::io::split(stream);
@@ -278,8 +280,8 @@ impl Visit {
         body: Incoming,
         case: &mut Case,
     ) -> Result<Response<Body>, Trouble> {
-        let is_shown = self.certificate(service).is_some_and(|shown| shown.holds(now()));
-        if service.order.desk.clients.as_ref().is_some_and(|clients| clients.required) && !is_shown {
+        let is_shown = || self.certificate(service).is_some_and(|shown| shown.holds(now()));
+        if service.order.desk.clients.as_ref().is_some_and(|clients| clients.required) && !is_shown() {
             return Err(Trouble::NoCertificate);
         }
         let target = target(&parts)?;
@@ -475,9 +477,7 @@ fn without_body(response: Response<Body>) -> Response<Body> {
 
 /// The answer of who was asked whether somebody may come in.
 fn told(answered: &Answered) -> Response<Body> {
-    let body = Full::new(answered.body.clone()).map_err(|never| match never {});
-    let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(answered.status).unwrap_or(StatusCode::FORBIDDEN);
+    let mut response = plain(answered.status, answered.body.clone());
     response.headers_mut().clone_from(&answered.headers);
     // It is for this client, now.
     response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
@@ -532,8 +532,8 @@ fn redirect(status: u16, to: &Elsewhere, target: &Target) -> Result<Response<Bod
     Ok(response)
 }
 
-fn plain(status: u16, text: String) -> Response<Body> {
-    let body = Full::new(Bytes::from(text)).map_err(|never| match never {});
+fn plain(status: u16, text: impl Into<Bytes>) -> Response<Body> {
+    let body = Full::new(text.into()).map_err(|never| match never {});
     let mut response = Response::new(body.boxed_unsync());
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response

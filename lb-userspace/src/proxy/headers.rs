@@ -30,8 +30,8 @@ fn is_hop_by_hop(name: &str) -> bool {
 /// Takes out what is of one connection, and what `Connection` names. `TE: trailers` alone goes on, since
 /// trailers do.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named = tokens(headers, header::CONNECTION);
-    let trailers = tokens(headers, header::TE).iter().any(|token| token == "trailers");
+    let named = tokens(headers, &header::CONNECTION);
+    let trailers = tokens(headers, &header::TE).iter().any(|token| token == "trailers");
     let doomed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| is_hop_by_hop(name.as_str()) || named.iter().any(|named| named == name.as_str()))
@@ -66,14 +66,18 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// The items of a list, in lower case.
-pub(super) fn tokens(headers: &HeaderMap, name: HeaderName) -> Vec<String> {
+/// The items of a list, in all lines of a header.
+pub(super) fn items<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'h str> + use<'h> {
     let texts = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    texts
-        .flat_map(|text| text.split(','))
-        .map(|token| token.trim().to_ascii_lowercase())
-        .filter(|token| !token.is_empty())
-        .collect()
+    texts.flat_map(|text| text.split(',')).map(str::trim).filter(|item| !item.is_empty())
+}
+
+/// The same in lower case.
+pub(super) fn tokens(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
+    items(headers, name).map(str::to_ascii_lowercase).collect()
 }
 
 /// The one value of a header; of two, nobody can say which is meant.

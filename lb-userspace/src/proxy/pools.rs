@@ -155,6 +155,11 @@ fn mark(order: &BackendOrder) -> u64 {
 }
 
 impl Member {
+    /// Whether it gets no requests for a while.
+    fn is_paused(&self, now: Instant) -> bool {
+        lock(&self.conduct).is_paused(now)
+    }
+
     /// How good it is for a key; by highest random weight (Thaler and Ravishankar, 1998), here with weights by
     /// the logarithmic method.
     fn score(&self, key: u64) -> f64 {
@@ -326,12 +331,13 @@ impl Pool {
         let pair = [(random >> 32) as u32, random as u32].map(drawn);
         let limit = self.crowd.map_or(u64::MAX, |crowd| crowd.limit.into());
         let has_room = |member: &Member| member.under_way.load(Ordering::Relaxed) < limit;
-        let now = Instant::now();
-        let paused: Vec<bool> = self.paused(now);
         let untried = |&number: &usize| !tried.contains(&address(&self.members[number]));
         // Where all that are left have a pause, none has: somebody has to answer.
-        let heeds = (0..self.members.len()).any(|n| self.is_fit(n) && untried(&n) && !paused[n]);
-        let rests = |number: usize| heeds && paused[number];
+        let now = self.ejection.map(|_| Instant::now());
+        let is_paused = |number: usize| now.is_some_and(|now| self.members[number].is_paused(now));
+        let heeds =
+            now.is_some() && (0..self.members.len()).any(|n| self.is_fit(n) && untried(&n) && !is_paused(n));
+        let rests = |number: usize| heeds && is_paused(number);
         let fresh = |number: &usize| untried(number) && !rests(*number) && has_room(&self.members[*number]);
         let fit = |&n: &usize| self.is_fit(n);
         let candidates = || (0..self.members.len()).filter(fit).filter(fresh);
@@ -374,19 +380,13 @@ impl Pool {
         self.members[number].order.usable && self.members[number].order.weight > 0
     }
 
-    /// Which members get no requests for a while.
-    fn paused(&self, now: Instant) -> Vec<bool> {
-        let paused = |member: &Member| self.ejection.is_some() && lock(&member.conduct).is_paused(now);
-        self.members.iter().map(paused).collect()
-    }
-
     /// Notes how a request went; where its backend gets none for a while from now on, for how long. Never more than half
     /// of those that are fit have a pause: what is wrong with most of them is not theirs alone.
     pub fn note(&self, ticket: &Ticket, went_well: bool) -> Option<Duration> {
         let Ejection { after, pause } = self.ejection?;
         let now = Instant::now();
         let fit = (0..self.members.len()).filter(|&n| self.is_fit(n)).count();
-        let paused = self.paused(now).iter().filter(|paused| **paused).count();
+        let paused = self.members.iter().filter(|member| member.is_paused(now)).count();
         let mut conduct = lock(&ticket.conduct);
         if went_well {
             // What was under way when it got its pause says nothing of now.

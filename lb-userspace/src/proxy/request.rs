@@ -121,7 +121,7 @@ fn expectations(headers: &HeaderMap) -> Result<(), Trouble> {
 /// client can do without, and left out (RFC 9110 section 7.8).
 fn websocket(parts: &Parts) -> Result<bool, Trouble> {
     let headers = &parts.headers;
-    let lists = |name, wanted: &str| tokens(headers, name).iter().any(|token| token == wanted);
+    let lists = |name, wanted: &str| tokens(headers, &name).iter().any(|token| token == wanted);
     if !lists(header::UPGRADE, "websocket") {
         return Ok(false);
     }

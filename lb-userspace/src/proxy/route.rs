@@ -116,13 +116,8 @@ fn is_of(pattern: &HostPattern, host: &str) -> bool {
 /// The pool that a connection by TLS is handed to as it is, by the name that its client asks for: the narrowest wins.
 pub fn passed<'p>(rules: &'p [(HostPattern, String)], name: &str) -> Option<&'p str> {
     let name = host_name(name)?;
-    let narrow = |pattern: &HostPattern| match pattern {
-        HostPattern::Any => (0, 0),
-        HostPattern::Below(name) => (1, name.len()),
-        HostPattern::Exact(_) => (2, 0),
-    };
     let meant = rules.iter().filter(|(pattern, _)| is_of(pattern, &name));
-    meant.max_by_key(|(pattern, _)| narrow(pattern)).map(|(_, pool)| pool.as_str())
+    meant.max_by_key(|(pattern, _)| pattern.specificity()).map(|(_, pool)| pool.as_str())
 }
 
 /// What of a condition a request does not meet; `None`: it meets all of it.

@@ -7,7 +7,7 @@ use crate::{
     daemon::snapshot::address,
     dataplane::{BackendEntry, Dataplane, DataplaneError},
     health::{Key, Now, State},
-    model::{BackendAddress, Listen, Service},
+    model::{BackendAddress, Listen},
 };
 
 impl<D: Dataplane> Core<D> {
@@ -71,32 +71,22 @@ impl<D: Dataplane> Core<D> {
     fn entries(&self) -> usize {
         let Some(loaded) = &self.loaded else { return 0 };
         let config = &loaded.document.config;
-        let of_service = |service: &Service| {
-            let backends = config.pools.get(&service.pool).map_or(0, |pool| pool.backends.len());
-            backends + usize::from(service.has_fallback())
-        };
-        config.services.values().map(of_service).sum()
+        config.services.values().map(|service| config.backends_of(service).count()).sum()
     }
 
     /// Indices of backends in the tables that the document does not have.
     fn gone(&self) -> BTreeSet<u32> {
-        let pools = self.loaded.as_ref().map(|loaded| &loaded.document.config.pools);
-        let there: BTreeSet<(&str, BackendAddress)> = pools
-            .into_iter()
-            .flatten()
-            .flat_map(|(name, pool)| pool.backends.iter().map(|backend| (name.as_str(), backend.address)))
+        let config = self.loaded.iter().map(|loaded| &loaded.document.config);
+        let services =
+            config.flat_map(|config| config.services.values().map(move |service| (config, service)));
+        let there: BTreeSet<(Listen, BackendAddress)> = services
+            .flat_map(|(config, service)| {
+                config.backends_of(service).map(|backend| (service.listen, backend.address))
+            })
             .collect();
-        let services = self.loaded.iter().flat_map(|loaded| loaded.document.config.services.values());
-        let with_fallback: BTreeSet<Listen> =
-            services.filter(|service| service.has_fallback()).map(|service| service.listen).collect();
-        let stands_in = |entry: &BackendEntry| {
-            let service = self.tables().services.get(&entry.service);
-            entry.address.is_none() && service.is_some_and(|service| with_fallback.contains(&service.listen))
-        };
-        let pools = self.pools_of_services();
         let known = |entry: &BackendEntry| {
-            stands_in(entry)
-                || pools.get(&entry.service).is_some_and(|pool| there.contains(&(*pool, address(entry))))
+            let service = self.tables().services.get(&entry.service);
+            service.is_some_and(|service| there.contains(&(service.listen, address(entry))))
         };
         self.tables().backends.iter().filter(|(_, entry)| !known(entry)).map(|(&index, _)| index).collect()
     }
