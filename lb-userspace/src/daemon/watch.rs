@@ -3,10 +3,11 @@
 //! Directories are watched, not files: editors and configuration tools put a new file in its place.
 //! What is noticed is only a reason to read: whether the text has changed is seen by comparing it.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use futures::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask};
+use tokio::{sync::mpsc, task::JoinHandle};
 use tracing::warn;
 
 /// Some editors empty a file before they write it: how long it must be quiet before it is read.
@@ -17,8 +18,7 @@ const LONGEST: Duration = Duration::from_millis(500);
 
 /// Watches until dropped.
 pub struct DocumentWatch {
-    /// Kept for its thread.
-    _watcher: Option<RecommendedWatcher>,
+    watching: Option<JoinHandle<()>>,
     directories: BTreeSet<PathBuf>,
     changes: mpsc::Receiver<()>,
 }
@@ -28,38 +28,16 @@ impl DocumentWatch {
     /// ever noticed; SIGHUP and `lb reload` still work.
     pub fn new(directories: &BTreeSet<PathBuf>) -> Self {
         // One message says as much as many.
-        let (sender, mut noticed_changes) = mpsc::channel(1);
         let (settled, changes) = mpsc::channel(1);
-        let noticed = move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access() || is_close_after_write(event.kind)) {
-                _ = sender.try_send(());
-            }
-        };
-        let mut watcher = match notify::recommended_watcher(noticed) {
-            Ok(watcher) => Some(watcher),
+        // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
+        let watching = match notices(directories) {
+            Ok(notices) => Some(tokio::spawn(settle(notices, settled))),
             Err(error) => {
                 warn!("cannot watch files: {error}; after an edit, use `lb reload`");
                 None
             }
         };
-        for directory in directories {
-            let watched =
-                watcher.as_mut().map(|watcher| watcher.watch(directory, RecursiveMode::NonRecursive));
-            if let Some(Err(error)) = watched {
-                warn!("cannot watch {}: {error}; after an edit, use `lb reload`", directory.display());
-            }
-        }
-        // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
-        tokio::spawn(async move {
-            while noticed_changes.recv().await.is_some() {
-                let quiet = async {
-                    while let Ok(Some(())) = tokio::time::timeout(QUIET, noticed_changes.recv()).await {}
-                };
-                _ = tokio::time::timeout(LONGEST, quiet).await;
-                _ = settled.try_send(());
-            }
-        });
-        Self { _watcher: watcher, directories: directories.clone(), changes }
+        Self { watching, directories: directories.clone(), changes }
     }
 
     /// What is watched.
@@ -76,13 +54,47 @@ impl DocumentWatch {
     }
 }
 
-fn is_close_after_write(kind: notify::EventKind) -> bool {
-    use notify::event::{AccessKind, AccessMode, EventKind};
-    matches!(kind, EventKind::Access(AccessKind::Close(AccessMode::Write)))
+impl Drop for DocumentWatch {
+    fn drop(&mut self) {
+        if let Some(watching) = &self.watching {
+            watching.abort();
+        }
+    }
+}
+
+/// What happens in directories that may change a file: somebody has written one, put one in its place or taken it away, or
+/// says who may read it. Not that one is read, nor each piece that is written to it: a server's files or a log in
+/// the same directory would keep the daemon busy.
+fn notices(directories: &BTreeSet<PathBuf>) -> io::Result<EventStream<[u8; 1024]>> {
+    let inotify = Inotify::init()?;
+    let changes = WatchMask::CLOSE_WRITE
+        | WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVE
+        | WatchMask::ATTRIB
+        | WatchMask::MOVE_SELF;
+    for directory in directories {
+        if let Err(error) = inotify.watches().add(directory, changes) {
+            warn!("cannot watch {}: {error}; after an edit, use `lb reload`", directory.display());
+        }
+    }
+    inotify.into_event_stream([0; 1024])
+}
+
+/// Passes on that something has been noticed once it has been quiet.
+async fn settle(mut notices: EventStream<[u8; 1024]>, settled: mpsc::Sender<()>) {
+    while let Some(Ok(_)) = notices.next().await {
+        let quiet = async { while let Ok(Some(Ok(_))) = tokio::time::timeout(QUIET, notices.next()).await {} };
+        _ = tokio::time::timeout(LONGEST, quiet).await;
+        _ = settled.try_send(());
+    }
+    warn!("files are not watched any more; after an edit, use `lb reload`");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
     use crate::daemon::document::DocumentFile;
 
@@ -139,6 +151,22 @@ mod tests {
             () = noticed(&mut watch) => {}
             () = writes => {}
         }
+    }
+
+    #[tokio::test]
+    async fn who_reads_files_or_goes_on_writing_a_log_beside_them_is_not_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.toml");
+        std::fs::write(&path, "one").unwrap();
+        let mut log = std::fs::File::create(directory.path().join("access.log")).unwrap();
+        let mut watch = DocumentWatch::new(&DocumentFile::new(&path).directories());
+        for _ in 0..10 {
+            std::fs::read(&path).unwrap();
+            log.write_all(b"a line").unwrap();
+        }
+        assert!(tokio::time::timeout(4 * QUIET, watch.changed()).await.is_err());
+        drop(log);
+        noticed(&mut watch).await;
     }
 
     #[tokio::test]
