@@ -29,3 +29,4 @@ pub mod state;
 pub mod tls;
 pub mod transport;
 pub mod voice;
+pub mod worker;

@@ -84,7 +84,8 @@ fn notices(directories: &BTreeSet<PathBuf>) -> io::Result<EventStream<[u8; 1024]
 /// Passes on that something has been noticed once it has been quiet.
 async fn settle(mut notices: EventStream<[u8; 1024]>, settled: mpsc::Sender<()>) {
     while let Some(Ok(_)) = notices.next().await {
-        let quiet = async { while let Ok(Some(Ok(_))) = tokio::time::timeout(QUIET, notices.next()).await {} };
+        let quiet =
+            async { while let Ok(Some(Ok(_))) = tokio::time::timeout(QUIET, notices.next()).await {} };
         _ = tokio::time::timeout(LONGEST, quiet).await;
         _ = settled.try_send(());
     }

@@ -5,14 +5,15 @@
 
 use std::{
     io::Write,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{SyncSender, sync_channel},
+        mpsc::{Sender, SyncSender, channel, sync_channel},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http::{Version, header, request::Parts};
@@ -20,15 +21,25 @@ use serde::Serialize;
 
 /// Lines that wait to be written; beyond that they are lost, and counted: a reader that does not read holds
 /// up nobody.
-const WAITING: usize = 4096;
+const WAITING: usize = 8192;
+
+/// How long lines are gathered before they are written together: who has a line for each request would have the desk
+/// woken, and the kernel called, for each otherwise.
+const GATHERED: Duration = Duration::from_millis(10);
+
+/// Most that is written at once, bytes.
+const AT_ONCE: usize = 64 << 10;
+
+/// How long a desk that ends waits until its lines are written.
+const LAST: Duration = Duration::from_secs(1);
 
 /// A request and its answer.
 #[derive(Debug, Serialize)]
 pub struct Line {
     /// When it came, seconds since the epoch.
     time: f64,
-    /// The service; empty: it has gone.
-    pub service: String,
+    /// The service.
+    service: String,
     /// The route, as its condition is written; empty: none.
     pub route: String,
     client: IpAddr,
@@ -45,7 +56,7 @@ pub struct Line {
     /// From the request's head to the answer's last byte.
     pub duration_ms: f64,
     /// Who answered; `None`: the desk.
-    pub backend: Option<String>,
+    pub backend: Option<SocketAddr>,
     /// Why the desk did.
     pub trouble: Option<&'static str>,
     /// It stands for so many: of those that went well perhaps not all have a line.
@@ -55,12 +66,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// Of a request that has just come.
-    pub fn of(parts: &Parts, client: IpAddr, tls: bool, id: &str) -> Self {
+    /// Of a request that has just come to a service.
+    pub fn of(parts: &Parts, service: &str, client: IpAddr, tls: bool, id: &str) -> Self {
         let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Self {
             time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
-            service: String::new(),
+            service: service.to_owned(),
             route: String::new(),
             client: client.to_canonical(),
             tls,
@@ -96,28 +107,62 @@ impl Line {
 /// Where lines go.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    lines: SyncSender<String>,
+    lines: SyncSender<Entry>,
     lost: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Line(String),
+    /// All lines before it are to be written now, and then this told.
+    Flush(Sender<()>),
 }
 
 impl AccessLog {
     /// To `out`, by a thread of its own.
     pub fn to(mut out: impl Write + Send + 'static) -> Self {
-        let (lines, waiting) = sync_channel::<String>(WAITING);
-        std::thread::spawn(move || {
-            for line in waiting {
-                // Nobody reads any more; the desk goes on.
-                _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+        let (lines, waiting) = sync_channel(WAITING);
+        thread::spawn(move || {
+            let mut text = String::new();
+            while let Ok(first) = waiting.recv() {
+                let mut told = None;
+                for entry in std::iter::once(first).chain(waiting.try_iter()) {
+                    match entry {
+                        Entry::Line(line) => text.push_str(&line),
+                        Entry::Flush(tell) => told = Some(tell),
+                    }
+                    if told.is_some() || text.len() >= AT_ONCE {
+                        break;
+                    }
+                }
+                let is_full = text.len() >= AT_ONCE;
+                // An error: nobody reads any more; the desk goes on.
+                _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+                text.clear();
+                match told {
+                    // It may have given up waiting.
+                    Some(tell) => _ = tell.send(()),
+                    None if is_full => {}
+                    None => thread::sleep(GATHERED),
+                }
             }
         });
         Self { lines, lost: Arc::default() }
+    }
+
+    /// Waits until all lines so far are written, but not for long.
+    pub fn flush(&self) {
+        let (tell, told) = channel();
+        if self.lines.try_send(Entry::Flush(tell)).is_ok() {
+            _ = told.recv_timeout(LAST);
+        }
     }
 
     /// Writes a line, soon.
     pub fn write(&self, line: &Line) {
         let Ok(mut text) = serde_json::to_string(line) else { return };
         text.push('\n');
-        if self.lines.try_send(text).is_err() {
+        if self.lines.try_send(Entry::Line(text)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -125,5 +170,49 @@ impl AccessLog {
     /// Lines that were lost.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Mutex};
+
+    use super::*;
+
+    /// Keeps each piece that is written by itself.
+    #[derive(Clone, Default)]
+    struct Pieces(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl Write for Pieces {
+        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().push(piece.to_vec());
+            Ok(piece.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_are_written_together_and_none_is_left_at_the_end() {
+        let pieces = Pieces::default();
+        let log = AccessLog::to(pieces.clone());
+        let (parts, ()) = http::Request::get("/a").body(()).unwrap().into_parts();
+        for id in 0..1000 {
+            log.write(&Line::of(&parts, "shop", IpAddr::from([198, 51, 100, 7]), false, &id.to_string()));
+        }
+        log.flush();
+        let pieces = pieces.0.lock().unwrap();
+        let lines: Vec<serde_json::Value> = pieces
+            .concat()
+            .split(|&b| b == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect();
+        assert_eq!(lines.len(), 1000);
+        let ids: Vec<&str> = lines.iter().filter_map(|line| line["request_id"].as_str()).collect();
+        assert_eq!(ids, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
+        assert!(pieces.len() < 100, "{} pieces", pieces.len());
+        assert_eq!(log.lost(), 0);
     }
 }

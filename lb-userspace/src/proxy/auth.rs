@@ -30,7 +30,11 @@ use self::{
     jwt::TokenError,
     key::Keys,
 };
-use super::{desk::network, headers, limits::Buckets, orders::Files};
+use super::{
+    headers,
+    limits::{Buckets, network},
+    orders::Files,
+};
 use crate::model::{
     Network,
     guard::{CertificateName, Guard, TokenRule, Way},

@@ -39,7 +39,7 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
         return origin;
     }
     let name = match by {
-        ProxyHeader::ForwardedFor => HeaderName::from_static(FORWARDED_FOR),
+        ProxyHeader::ForwardedFor => FORWARDED_FOR,
         ProxyHeader::Forwarded => header::FORWARDED,
     };
     for element in from_the_last(headers, &name).take(MOST) {
@@ -57,9 +57,7 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
     }
     // The one who called is the last to say how it was asked.
     let protocol = match by {
-        ProxyHeader::ForwardedFor => {
-            from_the_last(headers, &HeaderName::from_static(FORWARDED_PROTO)).next().flatten()
-        }
+        ProxyHeader::ForwardedFor => from_the_last(headers, &FORWARDED_PROTO).next().flatten(),
         ProxyHeader::Forwarded => {
             from_the_last(headers, &name).next().flatten().and_then(|element| parameter(element, "proto"))
         }

@@ -44,8 +44,8 @@ use super::{
     access::Line,
     auth::{Answered, Caller, Passport, Refusal, certificate::Certificate},
     chain::{self, Origin},
-    desk::{Shared, network},
     headers::{self, Asker},
+    limits::network,
     page::Pages,
     pools::{self, Wish},
     request::{Target, target},
@@ -53,6 +53,7 @@ use super::{
     state::Service,
     tls::{self, ClientRules},
     voice::{Form, Trouble},
+    worker::Worker,
 };
 use crate::model::{
     Network,
@@ -61,7 +62,7 @@ use crate::model::{
 
 /// A client's connection.
 struct Visit {
-    shared: Arc<Shared>,
+    worker: Arc<Worker>,
     /// Where the client called.
     called: SocketAddr,
     /// Who called: a client, or a proxy.
@@ -78,12 +79,12 @@ struct Visit {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpStream, peer: SocketAddr) {
-    let Some(service) = shared.state.load().service(called) else { return };
+pub(super) async fn serve(worker: Arc<Worker>, called: SocketAddr, stream: TcpStream, peer: SocketAddr) {
+    let Some(service) = worker.shared.state.load().service(called) else { return };
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
     if !service.order.desk.proxy_protocol || !service.is_proxy(peer.ip()) {
-        return receive(shared, &service, called, stream, (peer, true)).await;
+        return receive(worker, &service, called, stream, (peer, true)).await;
     }
     let config = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
     let header = ProxiedStream::create_from_tokio(stream, config);
@@ -92,24 +93,24 @@ pub(super) async fn serve(shared: Arc<Shared>, called: SocketAddr, stream: TcpSt
             // Without an address it is the proxy itself that asks, to see whether somebody is there; it does
             // not speak for others then.
             let Some(address) = stream.proxy_header().proxied_address() else {
-                return receive(shared, &service, called, stream, (peer, false)).await;
+                return receive(worker, &service, called, stream, (peer, false)).await;
             };
             let client = address.source;
             if Network::any(&service.order.deny, client.ip()) && !service.admits(client.ip()) {
-                return shared.figures.refused("firewall");
+                return worker.figures.refused("firewall");
             }
-            let Some(_visitor) = shared.enter(client.ip()) else {
-                return shared.figures.refused("too_many_of_source");
+            let Some(_visitor) = worker.shared.enter(client.ip()) else {
+                return worker.figures.refused("too_many_of_source");
             };
-            receive(Arc::clone(&shared), &service, called, stream, (client, true)).await;
+            receive(Arc::clone(&worker), &service, called, stream, (client, true)).await;
         }
-        Ok(Err(_)) | Err(_) => shared.figures.refused("proxy_header"),
+        Ok(Err(_)) | Err(_) => worker.figures.refused("proxy_header"),
     }
 }
 
 /// Serves a connection of somebody, unless it is to be handed on as it is.
 async fn receive<S>(
-    shared: Arc<Shared>,
+    worker: Arc<Worker>,
     service: &Service,
     called: SocketAddr,
     mut stream: S,
@@ -119,34 +120,34 @@ async fn receive<S>(
 {
     let desk = &service.order.desk;
     if desk.passthrough.is_empty() {
-        return attend(shared, service, called, stream, (peer, believes)).await;
+        return attend(worker, service, called, stream, (peer, believes)).await;
     }
     let hello = match tokio::time::timeout(desk.timeouts.header, Hello::hear(&mut stream)).await {
         Ok(Ok(hello)) => hello,
-        Ok(Err(_)) => return shared.figures.refused("tls"),
-        Err(_) => return shared.figures.refused("tls_slow"),
+        Ok(Err(_)) => return worker.figures.refused("tls"),
+        Err(_) => return worker.figures.refused("tls_slow"),
     };
     match hello.name.as_deref().and_then(|name| passed(&desk.passthrough, name)) {
         Some(pool) => {
             // The pool alone is kept for as long as the connection lasts.
-            let pool = shared.state.load().pools.get(pool).cloned();
+            let pool = worker.shared.state.load().pools.get(pool).cloned();
             match pool {
-                Some(pool) => pass(&shared, pool, (peer, called), &desk.timeouts, hello, stream).await,
-                None => shared.figures.refused("no_backend"),
+                Some(pool) => pass(&worker, pool, (peer, called), &desk.timeouts, hello, stream).await,
+                None => worker.figures.refused("no_backend"),
             }
         }
-        None if service.tls.is_none() => shared.figures.refused("unknown_name"),
+        None if service.tls.is_none() => worker.figures.refused("unknown_name"),
         None => {
             let (from, to) = tokio::io::split(stream);
             let again = tokio::io::join(io::Cursor::new(hello.said).chain(from), to);
-            attend(shared, service, called, again, (peer, believes)).await;
+            attend(worker, service, called, again, (peer, believes)).await;
         }
     }
 }
 
 /// Serves a connection of somebody.
 async fn attend<S>(
-    shared: Arc<Shared>,
+    worker: Arc<Worker>,
     service: &Service,
     called: SocketAddr,
     stream: S,
@@ -155,9 +156,9 @@ async fn attend<S>(
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let visit = |tls, certificate| {
-        let shared = Arc::clone(&shared);
+        let worker = Arc::clone(&worker);
         let (peer, port) = (peer.ip(), peer.port());
-        Visit { shared, called, peer, port, tls, believes, certificate, tunnel: Mutex::default() }
+        Visit { worker, called, peer, port, tls, believes, certificate, tunnel: Mutex::default() }
     };
     let patience = service.order.desk.timeouts.header;
     match &service.tls {
@@ -174,8 +175,8 @@ async fn attend<S>(
                     let certificate = certificate.map(|shown| (shown, service.clients.clone()));
                     converse(visit(true, certificate), stream, spoken, patience).await;
                 }
-                Ok(Err(_)) => shared.figures.refused("tls"),
-                Err(_) => shared.figures.refused("tls_slow"),
+                Ok(Err(_)) => worker.figures.refused("tls"),
+                Err(_) => worker.figures.refused("tls_slow"),
             }
         }
     }
@@ -187,7 +188,12 @@ struct Case {
     /// There is no connection of its own that could be closed after it.
     is_http2: bool,
     form: Form,
-    line: Line,
+    /// The route that it takes, as its condition is written; empty: none.
+    route: Arc<str>,
+    /// Why the desk answers itself.
+    trouble: Option<&'static str>,
+    /// For the access log, where the service has one.
+    line: Option<Line>,
     /// Where it comes from.
     origin: Origin,
     /// Whether its client asked over TLS.
@@ -200,9 +206,9 @@ impl Visit {
     async fn answer(&self, request: Request<Incoming>, pulse: &Arc<Pulse>) -> Response<Body> {
         let began = Instant::now();
         let errand = pulse.begin(request.version());
-        let id = format!("{:016x}", self.shared.chance.next());
+        let id = format!("{:016x}", self.worker.chance.next());
         let (parts, body) = request.into_parts();
-        let service = self.shared.state.load().service(self.called);
+        let service = self.worker.shared.state.load().service(self.called);
         let origin = match &service {
             Some(service) if self.believes => {
                 let Desk { proxies, proxy_header, .. } = &service.order.desk;
@@ -213,7 +219,9 @@ impl Visit {
         let tls = origin.tls.unwrap_or(self.tls);
         let mut case = Case {
             form: Form::wanted(&parts.headers),
-            line: Line::of(&parts, origin.client, tls, &id),
+            route: Arc::default(),
+            trouble: None,
+            line: None,
             origin,
             tls,
             is_http2: parts.version == Version::HTTP_2,
@@ -224,17 +232,19 @@ impl Visit {
             // It has gone while the client was connected.
             return self.trouble(&Trouble::Closed, &case, None);
         };
-        case.line.service.clone_from(&service.order.name);
+        let name = &service.order.name;
+        let one_in = service.order.desk.access_log;
+        case.line = one_in.map(|_| Line::of(&parts, name, case.origin.client, tls, &case.id));
         let is_head = parts.method == Method::HEAD;
         let mut response = match self.decide(&service, parts, body, &mut case).await {
             Ok(response) => response,
             Err(trouble) => {
                 if let Trouble::Refused(_) | Trouble::TooOften(_) = trouble {
                     let (status, reason) = (trouble.words().status, trouble.reason());
-                    self.shared.figures.denied(&service.order.name, &case.line.route, status, reason);
+                    self.worker.figures.denied(name, &case.route, status, reason);
                 }
-                case.line.trouble = Some(trouble.reason());
-                self.shared.figures.trouble(trouble.reason());
+                case.trouble = Some(trouble.reason());
+                self.worker.figures.trouble(trouble.reason());
                 self.trouble(&trouble, &case, Some(&service.pages))
             }
         };
@@ -243,27 +253,29 @@ impl Visit {
         }
         headers::number(response.headers_mut(), &case.id);
         let becomes_other = case.tunnel.is_some();
-        if self.shared.draining.is_cancelled() && !case.is_http2 && !becomes_other {
+        if self.worker.draining.is_cancelled() && !case.is_http2 && !becomes_other {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status().as_u16();
-        self.shared.figures.answer(&service.order.name, &case.line.route, status, began.elapsed());
-        case.line.status = status;
-        let one_in = service.order.desk.access_log.map(|one_in| case.line.share(one_in));
-        let is_logged = one_in.is_some_and(|one_in| self.shared.chance.next().is_multiple_of(one_in.into()));
-        let line = is_logged.then_some((case.line, began));
+        self.worker.figures.answer(name, &case.route, status, began.elapsed());
+        let line = case.line.zip(one_in).and_then(|(mut line, one_in)| {
+            case.route.as_ref().clone_into(&mut line.route);
+            (line.trouble, line.status) = (case.trouble, status);
+            let one_in = line.share(one_in);
+            self.worker.chance.next().is_multiple_of(one_in.into()).then_some((line, began))
+        });
         if let Some(tunnel) = case.tunnel {
             errand.done();
             *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tunnel { line, ..tunnel });
             return response;
         }
-        let log = self.shared.log.clone();
+        let line = line.map(|line| (line, self.worker.shared.log.clone()));
         response.map(|body| {
             body::counted(body, move |bytes, ended| {
                 if ended {
                     errand.done();
                 }
-                if let Some((mut line, began)) = line {
+                if let Some(((mut line, began), log)) = line {
                     line.bytes = bytes;
                     line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
                     log.write(&line);
@@ -285,7 +297,9 @@ impl Visit {
             return Err(Trouble::NoCertificate);
         }
         let target = target(&parts)?;
-        case.line.path.clone_from(&target.path);
+        if let Some(line) = &mut case.line {
+            line.path.clone_from(&target.path);
+        }
         let asked = Asked {
             host: &target.host,
             path: &target.path,
@@ -300,7 +314,7 @@ impl Visit {
             Found::NoPath => return Err(Trouble::NoPath),
             Found::NoHost => return Err(Trouble::NoHost),
         };
-        case.line.route = route.condition.to_string();
+        case.route = service.name_of(number);
         let caller = Caller {
             headers: &parts.headers,
             source: case.origin.client,
@@ -309,7 +323,7 @@ impl Visit {
             now: now(),
         };
         let errand = Inquiry { visit: self, service, parts: &parts, target: &target, case };
-        let passport = service.admit(number, &caller, &self.shared.porter, &errand).await?;
+        let passport = service.admit(number, &caller, &self.worker.shared.porter, &errand).await?;
         let mut response = match &route.action {
             Action::Redirect { status, to } => redirect(*status, to, &target)?,
             Action::Respond { status, body, content_type } => {
@@ -371,26 +385,24 @@ impl Visit {
         becoming: Option<OnUpgrade>,
         case: &mut Case,
     ) -> Result<(Response<Body>, u64), Trouble> {
-        let state = self.shared.state.load_full();
+        let state = self.worker.shared.state.load_full();
         let pool = state.pools.get(pool).ok_or(Trouble::Closed)?;
         if becoming.is_some() && pool.transport.http2 {
             return Err(Trouble::Unsupported("websockets with servers of HTTP/2"));
         }
         let timeouts = &service.order.desk.timeouts;
         let upload = Arc::new(Upload::default());
-        let body = Watched::upload(body, timeouts.body, Arc::clone(&upload));
-        let sent = upstream::send(
-            &self.shared.connections,
-            &self.shared,
-            pool,
-            self.behalf(case, wish),
-            timeouts,
-            (parts, body.boxed_unsync()),
-            &upload,
-        );
+        let body = match body.is_end_stream() {
+            true => nothing(),
+            false => Watched::upload(body, timeouts.body, Arc::clone(&upload)).boxed_unsync(),
+        };
+        let sent =
+            upstream::send(&self.worker, pool, self.behalf(case, wish), timeouts, (parts, body), &upload);
         let (response, hold) = sent.await?;
         let mark = hold.ticket.mark;
-        case.line.backend = Some(hold.ticket.address.to_string());
+        if let Some(line) = &mut case.line {
+            line.backend = Some(hold.ticket.address);
+        }
         let (mut parts, body) = response.into_parts();
         let switches = parts.status == StatusCode::SWITCHING_PROTOCOLS;
         let to = parts.headers.get(header::UPGRADE).map(HeaderValue::as_bytes);

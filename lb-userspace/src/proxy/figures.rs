@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -43,6 +43,15 @@ struct OfRoute {
     microseconds: u64,
 }
 
+/// A connection that was taken, open until this is dropped.
+pub struct Taken(Arc<Figures>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Something that is open until this is dropped.
 pub struct Open<'f>(&'f AtomicU64);
 
@@ -54,10 +63,10 @@ impl Drop for Open<'_> {
 
 impl Figures {
     /// A connection was taken.
-    pub fn taken(&self) -> Open<'_> {
+    pub fn taken(self: &Arc<Self>) -> Taken {
         self.connections.fetch_add(1, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Open(&self.open)
+        Taken(Arc::clone(self))
     }
 
     /// A connection became a websocket.
@@ -127,7 +136,7 @@ impl Figures {
     }
 
     /// All of it.
-    pub fn report(&self, lines_lost: u64) -> Report {
+    pub fn report(&self) -> Report {
         let named = self.named();
         let owned = |counts: &BTreeMap<&'static str, u64>| {
             counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
@@ -170,7 +179,7 @@ impl Figures {
             connections: self.connections.load(Ordering::Relaxed),
             refused: owned(&named.refused),
             retries: self.retries.load(Ordering::Relaxed),
-            lines_lost,
+            lines_lost: 0,
             ejections: ejections.collect(),
             answers: answers.collect(),
             latencies: latencies.collect(),
@@ -192,7 +201,7 @@ mod tests {
         {
             figures.answer("shop", route, status, Duration::from_millis(ms));
         }
-        let report = figures.report(0);
+        let report = figures.report();
         let answers = report.answers.iter().map(|it| (it.route.as_str(), it.class, it.count));
         assert_eq!(answers.collect::<Vec<_>>(), [("/a/*", 2, 3), ("/a/*", 5, 1), ("/b/*", 1, 1)]);
         let [a, b] = report.latencies.as_slice() else { panic!("{:?}", report.latencies) };
@@ -201,7 +210,7 @@ mod tests {
         assert_eq!((a.counts.iter().sum::<u64>(), a.microseconds), (4, 60_003_000));
         let slot = LATENCY_BOUNDS.iter().position(|bound| *bound >= 0.007).unwrap();
         assert_eq!((b.counts[slot], b.microseconds), (1, 7000));
-        let mut now = figures.report(0);
+        let mut now = figures.report();
         now.add(&report);
         assert_eq!((now.latencies[0].counts[0], now.latencies[0].microseconds), (4, 120_006_000));
         let mut fresh = Report::default();

@@ -1,6 +1,6 @@
 //! What of a request's and an answer's headers goes on, and what is added.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -14,9 +14,10 @@ const HOP_BY_HOP: [&str; 6] =
 /// Headers that only the desk writes: from outside they could say anything.
 const OURS: [&str; 5] = ["x-forwarded-proto", "x-forwarded-host", "x-request-id", "x-real-ip", "forwarded"];
 
-pub(super) const FORWARDED_PROTO: &str = "x-forwarded-proto";
-pub(super) const FORWARDED_FOR: &str = "x-forwarded-for";
-const REQUEST_ID: &str = "x-request-id";
+pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Whether a header says where messages begin and end, or is of one connection: not to be edited.
 pub fn is_of_framing(name: &str) -> bool {
@@ -113,11 +114,10 @@ pub struct Asker<'a> {
 /// Says to a backend who asks. A client's own word on it goes no further.
 pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     let ours = |name: &str| {
-        // Some servers take `_` for `-`.
-        let name = name.replace('_', "-");
-        OURS.contains(&name.as_str())
-            || name == FORWARDED_FOR
-            || asker.passport.withheld.iter().any(|withheld| withheld.as_str().replace('_', "-") == name)
+        let name = dashed(name);
+        OURS.contains(&name.as_ref())
+            || name == FORWARDED_FOR.as_str()
+            || asker.passport.withheld.iter().any(|withheld| dashed(withheld.as_str()) == name)
     };
     let doomed: Vec<HeaderName> = headers.keys().filter(|name| ours(name.as_str())).cloned().collect();
     for name in doomed {
@@ -126,12 +126,17 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     let chain = asker.before.iter().chain([&asker.peer]).map(|address| address.to_canonical().to_string());
     let chain = chain.collect::<Vec<_>>().join(", ");
     set(headers, FORWARDED_FOR, &chain);
-    set(headers, FORWARDED_PROTO, if asker.tls { "https" } else { "http" });
-    set(headers, "x-forwarded-host", asker.host);
-    set(headers, REQUEST_ID, asker.id);
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if asker.tls { "https" } else { "http" }));
+    set(headers, FORWARDED_HOST, asker.host);
+    number(headers, asker.id);
     for (name, value) in &asker.passport.tells {
         headers.insert(name, value.clone());
     }
+}
+
+/// Some servers take `_` for `-`.
+fn dashed(name: &str) -> Cow<'_, str> {
+    if name.contains('_') { name.replace('_', "-").into() } else { name.into() }
 }
 
 /// What a route changes.
@@ -140,7 +145,9 @@ pub fn edit(headers: &mut HeaderMap, edits: &HeaderEdits) {
         headers.remove(name.as_str());
     }
     for (name, value) in &edits.set {
-        set(headers, name, value);
+        if let Ok(name) = HeaderName::try_from(name) {
+            set(headers, name, value);
+        }
     }
     for (name, value) in &edits.add {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
@@ -155,8 +162,8 @@ pub fn number(headers: &mut HeaderMap, id: &str) {
 }
 
 /// Only what can be a header is written; checked documents and parsed requests hold nothing else.
-fn set(headers: &mut HeaderMap, name: &str, value: &str) {
-    if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::try_from(value) {
         headers.insert(name, value);
     }
 }

@@ -7,14 +7,13 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash, RandomState},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use http::HeaderMap;
 
-use super::desk::network;
 use crate::model::limit::{LimitBy, RateLimit};
 
 /// Parts that are locked by themselves.
@@ -164,9 +163,25 @@ impl Limits {
     }
 }
 
+/// Whom an address belongs to: of IPv6 a whole network.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_an_address_or_a_network_of_ipv6() {
+        let of = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!(of("198.51.100.7"), "198.51.100.7");
+        assert_eq!(of("::ffff:198.51.100.7"), "198.51.100.7");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
 
     #[test]
     fn so_many_at_once_and_then_one_each_time() {

@@ -38,7 +38,9 @@ pub struct Service {
     pub order: ServiceOrder,
     /// Its routes.
     pub table: Table,
-    /// What each route asks of who comes by it, by its number.
+    /// What each route is called, by its number: its condition.
+    names: Vec<Arc<str>>,
+    /// What each asks of who comes by it.
     gates: Vec<Gate>,
     /// How often requests may come by each.
     limits: Vec<Limits>,
@@ -91,6 +93,7 @@ impl State {
                 return None;
             }
             let table = Table::new(&order.desk.routes);
+            let names = order.desk.routes.iter().map(|route| route.condition.to_string().into()).collect();
             let pages = Pages::new(&order.desk.pages, &orders.files);
             let gates =
                 order.desk.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
@@ -105,7 +108,7 @@ impl State {
             let limits = order.desk.routes.iter().map(limits).collect();
             let telling = Arc::clone(&telling);
             let order = order.clone();
-            let service = Service { order, table, gates, limits, pages, telling, clients, tls };
+            let service = Service { order, table, names, gates, limits, pages, telling, clients, tls };
             Some((service.order.listen, Arc::new(service)))
         };
         Self {
@@ -150,6 +153,11 @@ impl Service {
         Ok(passport)
     }
 
+    /// What a route is called.
+    pub fn name_of(&self, route: usize) -> Arc<str> {
+        self.names.get(route).cloned().unwrap_or_default()
+    }
+
     /// Headers by which the desk alone tells who asks.
     pub fn telling(&self) -> &[HeaderName] {
         &self.telling
@@ -185,6 +193,7 @@ mod tests {
                 desk: Desk::default(),
             },
             table: Table::new(&[]),
+            names: Vec::new(),
             gates: Vec::new(),
             limits: Vec::new(),
             pages: Pages::default(),

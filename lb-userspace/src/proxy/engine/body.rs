@@ -86,7 +86,8 @@ enum Cut {
 pub(super) struct Watched {
     source: Source,
     patience: Duration,
-    rest: Pin<Box<Sleep>>,
+    /// Begins when somebody first waits.
+    rest: Option<Pin<Box<Sleep>>>,
     /// Whether somebody waits, since when `rest` counts.
     waiting: bool,
     left: u64,
@@ -171,9 +172,8 @@ impl Drop for Source {
 
 impl Watched {
     fn new(source: Source, patience: Duration, upload: Arc<Upload>, is_upload: bool) -> Self {
-        let rest = Box::pin(tokio::time::sleep(patience));
         let left = if is_upload { BODY_LIMIT } else { u64::MAX };
-        Self { source, patience, rest, waiting: false, left, upload, is_upload, seen: 0 }
+        Self { source, patience, rest: None, waiting: false, left, upload, is_upload, seen: 0 }
     }
 
     /// A client's.
@@ -199,6 +199,14 @@ impl Watched {
             Source::Backend(inner, hold)
         };
         Self::new(source, patience, upload, false)
+    }
+
+    fn rest_anew(&mut self) {
+        let until = Instant::now() + self.patience;
+        match &mut self.rest {
+            Some(rest) => rest.as_mut().reset(until),
+            None => self.rest = Some(Box::pin(tokio::time::sleep_until(until))),
+        }
     }
 
     fn fault(&self, fault: u8) {
@@ -231,16 +239,16 @@ impl HttpBody for Watched {
             if !self.waiting {
                 self.waiting = true;
                 self.seen = self.upload.progress();
-                let until = Instant::now() + self.patience;
-                self.rest.as_mut().reset(until);
+                self.rest_anew();
             }
             loop {
-                ready!(self.rest.as_mut().poll(context));
+                if let Some(rest) = &mut self.rest {
+                    ready!(rest.as_mut().poll(context));
+                }
                 if !self.goes_on() {
                     break;
                 }
-                let until = Instant::now() + self.patience;
-                self.rest.as_mut().reset(until);
+                self.rest_anew();
             }
             self.fault(STALLED);
             return Poll::Ready(Some(Err(Cut::Stalled.into())));

@@ -174,14 +174,21 @@ impl Connections {
             return;
         }
         let (all, key) = (Arc::clone(&self.waiting), (address, transport.number));
+        let put = move |sender| {
+            let mut all = lock(&all);
+            let waiting = all.entry(key).or_default();
+            if waiting.len() < KEPT_MOST {
+                waiting.push(Waiting { sender, since: Instant::now() });
+            }
+        };
+        // A short answer has come whole.
+        if sender.is_ready() {
+            return put(sender);
+        }
         tokio::spawn(async move {
             // An error: it has been closed, or has become a websocket.
             if sender.ready().await.is_ok() {
-                let mut all = lock(&all);
-                let waiting = all.entry(key).or_default();
-                if waiting.len() < KEPT_MOST {
-                    waiting.push(Waiting { sender, since: Instant::now() });
-                }
+                put(sender);
             }
         });
     }

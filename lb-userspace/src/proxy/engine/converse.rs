@@ -18,11 +18,13 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::Notify,
+    sync::{Notify, oneshot},
     time::Instant,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Visit, body::Body};
+use crate::proxy::worker::Worker;
 
 /// Most that a request's line and headers may take.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -66,7 +68,7 @@ pub(super) async fn converse<S>(visit: Visit, stream: S, spoken: Spoken, patienc
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let shared = Arc::clone(&visit.shared);
+    let worker = Arc::clone(&visit.worker);
     let (visit, pulse) = (Arc::new(visit), Arc::new(Pulse::new(spoken)));
     let answer = service_fn({
         let (visit, pulse) = (Arc::clone(&visit), Arc::clone(&pulse));
@@ -78,27 +80,24 @@ where
     let builder = builder(spoken, patience);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer);
     tokio::pin!(connection);
-    let another_takes_over = async {
-        shared.draining.cancelled().await;
-        // Of HTTP/1.1 the next answer says that it is the last.
-        if !pulse.is_http2() {
-            shared.closing.cancelled().await;
-        }
-    };
+    // By itself, since here it would be asked for with every byte that comes.
+    let (tell, mut told) = oneshot::channel();
+    let watch = tokio::spawn(watch(Arc::clone(&worker), Arc::clone(&pulse), patience, tell));
+    let _watching = AbortOnDropHandle::new(watch);
     // What breaks a connection is the client's affair; what is wrong with a request has been answered.
     let end = tokio::select! {
+        biased;
         _ = connection.as_mut() => {
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(tunnel) = tunnel {
-                tunnel.carry(&shared).await;
+                tunnel.carry(&worker).await;
             }
             return;
         }
-        end = pulse.over(patience) => end,
-        () = another_takes_over => End::Leave,
+        Ok(end) = &mut told => end,
     };
     match end {
-        End::Calm => shared.figures.refused("resets"),
+        End::Calm => worker.figures.refused("resets"),
         // Requests under way are answered, others are to go elsewhere: of HTTP/2 the client is told which is
         // which (GOAWAY), so nothing is lost.
         End::Leave => {
@@ -113,6 +112,23 @@ where
             _ = tokio::time::timeout(LAST, connection).await;
         }
     }
+}
+
+/// Tells when a connection has to end, and how.
+async fn watch(worker: Arc<Worker>, pulse: Arc<Pulse>, patience: Duration, tell: oneshot::Sender<End>) {
+    let another_takes_over = async {
+        worker.draining.cancelled().await;
+        // Of HTTP/1.1 the next answer says that it is the last.
+        if !pulse.is_http2() {
+            worker.closing.cancelled().await;
+        }
+    };
+    let end = tokio::select! {
+        end = pulse.over(patience) => end,
+        () = another_takes_over => End::Leave,
+    };
+    // It may just have ended by itself.
+    _ = tell.send(end);
 }
 
 fn builder(spoken: Spoken, patience: Duration) -> auto::Builder<TokioExecutor> {

@@ -55,8 +55,8 @@ pub(super) struct Inquiry<'a> {
 
 impl Messenger for Inquiry<'_> {
     async fn ask(&self, pool: &str, path: &str) -> Option<Answered> {
-        let shared = &self.visit.shared;
-        let state = shared.state.load_full();
+        let worker = &self.visit.worker;
+        let state = worker.shared.state.load_full();
         let pool = state.pools.get(pool)?;
         let timeouts = &self.service.order.desk.timeouts;
         let passport = Passport { withheld: self.service.telling().to_vec(), ..Passport::default() };
@@ -64,8 +64,7 @@ impl Messenger for Inquiry<'_> {
         let parts = outgoing(self.request(), path, None, &asker, &self.asked_for()).ok()?;
         let upload = Upload::default();
         let sent = upstream::send(
-            &shared.connections,
-            shared,
+            worker,
             pool,
             self.visit.behalf(self.case, Wish::Anyone),
             timeouts,

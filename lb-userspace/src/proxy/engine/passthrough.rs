@@ -12,8 +12,8 @@ use super::{tunnel::hand_on, upstream};
 use crate::{
     model::desk::DeskTimeouts,
     proxy::{
-        desk::Shared,
         pools::{Call, Pool, Ticket, Wish},
+        worker::Worker,
     },
 };
 
@@ -65,32 +65,32 @@ impl Hello {
 
 /// Hands a connection to a backend of a pool, and on until it ends.
 pub(super) async fn pass(
-    shared: &Shared,
+    worker: &Worker,
     pool: Arc<Pool>,
     (client, called): (SocketAddr, SocketAddr),
     timeouts: &DeskTimeouts,
     hello: Hello,
     stream: impl AsyncRead + AsyncWrite,
 ) {
-    let Some((ticket, backend)) = reach(shared, pool, (client, called), timeouts.connect, &hello.said).await
+    let Some((ticket, backend)) = reach(worker, pool, (client, called), timeouts.connect, &hello.said).await
     else {
-        return shared.figures.refused("no_backend");
+        return worker.figures.refused("no_backend");
     };
-    let _passed = shared.figures.passed();
+    let _passed = worker.figures.passed();
     let sides = std::future::ready(Ok((stream, backend)));
-    hand_on(sides, &ticket, timeouts.websocket, shared, ["passed_idle", "passed_cut"]).await;
+    hand_on(sides, &ticket, timeouts.websocket, worker, ["passed_idle", "passed_cut"]).await;
 }
 
 /// A connection to a backend, which has been told what the client has said.
 async fn reach(
-    shared: &Shared,
+    worker: &Worker,
     pool: Arc<Pool>,
     (client, called): (SocketAddr, SocketAddr),
     patience: Duration,
     said: &[u8],
 ) -> Option<(Ticket, TcpStream)> {
-    let call = || Call { port: called.port(), random: shared.chance.next(), wish: Wish::Anyone };
-    let (pool, first) = upstream::enter(shared, pool, call()).await.ok()?;
+    let call = || Call { port: called.port(), random: worker.chance.next(), wish: Wish::Anyone };
+    let (pool, first) = upstream::enter(worker, pool, call()).await.ok()?;
     let introduction = pool.transport.introduction(client, called);
     let (mut first, mut tried) = (Some(first), Vec::new());
     for _ in 0..ATTEMPTS {
@@ -107,7 +107,7 @@ async fn reach(
         };
         let connected = tokio::time::timeout(patience, connected).await;
         let went_well = matches!(connected, Ok(Ok(_)));
-        upstream::note(shared, &pool, &ticket, went_well);
+        upstream::note(worker, &pool, &ticket, went_well);
         if let Ok(Ok(stream)) = connected {
             return Some((ticket, stream));
         }

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::proxy::{access::Line, desk::Shared, pools::Ticket};
+use crate::proxy::{access::Line, pools::Ticket, worker::Worker};
 
 /// What is read at once. Most messages are far shorter, and each websocket has two of it.
 const PIECE: usize = 8 << 10;
@@ -38,7 +38,7 @@ pub(super) struct Tunnel {
 
 impl Tunnel {
     /// Hands on until it ends.
-    pub(super) async fn carry(self, shared: &Shared) {
+    pub(super) async fn carry(self, worker: &Worker) {
         let Self { client, backend, ticket, patience, line } = self;
         let sides = async {
             // An error: one of them has gone before it became one.
@@ -46,13 +46,13 @@ impl Tunnel {
                 tokio::try_join!(client, backend).map_err(|error| io::Error::other(error.to_string()))?;
             Ok((TokioIo::new(client), TokioIo::new(backend)))
         };
-        let open = shared.figures.websocket();
-        let bytes = hand_on(sides, &ticket, patience, shared, ["websocket_idle", "websocket_cut"]).await;
+        let open = worker.figures.websocket();
+        let bytes = hand_on(sides, &ticket, patience, worker, ["websocket_idle", "websocket_cut"]).await;
         drop(open);
         if let Some((mut line, began)) = line {
             line.bytes = bytes;
             line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
-            shared.log.write(&line);
+            worker.shared.log.write(&line);
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) async fn hand_on<C, B>(
     sides: impl Future<Output = io::Result<(C, B)>>,
     ticket: &Ticket,
     patience: Duration,
-    shared: &Shared,
+    worker: &Worker,
     [idle, cut]: [&'static str; 2],
 ) -> u64
 where
@@ -92,9 +92,9 @@ where
     tokio::select! {
         // How it ends is the affair of those at its ends.
         _ = pin!(both) => {}
-        () = rest([&up, &down], patience) => shared.figures.refused(idle),
-        () = ticket.cut() => shared.figures.refused(cut),
-        () = shared.closing.cancelled() => {}
+        () = rest([&up, &down], patience) => worker.figures.refused(idle),
+        () = ticket.cut() => worker.figures.refused(cut),
+        () = worker.closing.cancelled() => {}
     }
     down.bytes.load(Ordering::Relaxed)
 }

@@ -9,15 +9,15 @@ use tracing::warn;
 
 use super::{
     body::{Body, Hold, Upload, nothing},
-    connections::{Connections, Line},
+    connections::Line,
 };
 use crate::{
     model::desk::DeskTimeouts,
     proxy::{
-        desk::Shared,
         pools::{Call, NoBackend, Pool, Ticket, Wish},
         transport::Transport,
         voice::Trouble,
+        worker::Worker,
     },
 };
 
@@ -52,16 +52,15 @@ enum Failed {
 /// # Errors
 /// Why there is no answer.
 pub(super) async fn send(
-    connections: &Connections,
-    shared: &Shared,
+    worker: &Worker,
     pool: &Arc<Pool>,
     behalf: Behalf,
     timeouts: &DeskTimeouts,
     (mut parts, body): (Parts, Body),
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Hold), Trouble> {
-    let call = || Call { port: behalf.called.port(), random: shared.chance.next(), wish: behalf.wish };
-    let (pool, first) = enter(shared, Arc::clone(pool), call()).await?;
+    let call = || Call { port: behalf.called.port(), random: worker.chance.next(), wish: behalf.wish };
+    let (pool, first) = enter(worker, Arc::clone(pool), call()).await?;
     let pool = pool.as_ref();
     let transport = &pool.transport;
     pool.budget().earn();
@@ -88,22 +87,26 @@ pub(super) async fn send(
             },
         };
         if attempt > 0 {
-            shared.figures.retried();
+            worker.figures.retried();
         }
         // A kept connection that turned out closed is not followed by another.
-        let kept = (attempt == 0).then(|| connections.kept(ticket.address, transport, repeatable)).flatten();
+        let kept =
+            (attempt == 0).then(|| worker.connections.kept(ticket.address, transport, repeatable)).flatten();
         let was_kept = kept.is_some();
         let line = match kept {
             Some(line) => Ok(line),
             None => {
                 let introduction = transport.introduction(behalf.client, behalf.called);
-                connections.open(ticket.address, transport, timeouts.connect, anew, &introduction).await
+                worker
+                    .connections
+                    .open(ticket.address, transport, timeouts.connect, anew, &introduction)
+                    .await
             }
         };
         let line = match line {
             Ok(line) => line,
             Err(why) => {
-                note(shared, pool, &ticket, false);
+                note(worker, pool, &ticket, false);
                 // Nothing of it has been touched: safe whatever it is.
                 tried.push(ticket.address);
                 last = why;
@@ -121,12 +124,12 @@ pub(super) async fn send(
         let request = Request::from_parts(parts.clone(), body_now);
         match exchange(line, request, timeouts.response, upload).await {
             Ok((response, Line::Http1(sender))) => {
-                note(shared, pool, &ticket, answers(&response));
-                connections.keep(ticket.address, transport, sender);
+                note(worker, pool, &ticket, answers(&response));
+                worker.connections.keep(ticket.address, transport, sender);
                 return Ok((response, Hold { ticket, share: None }));
             }
             Ok((response, Line::Http2(_, share))) => {
-                note(shared, pool, &ticket, answers(&response));
+                note(worker, pool, &ticket, answers(&response));
                 return Ok((response, Hold { ticket, share: Some(share) }));
             }
             Err(Failed::Unsent(request)) => {
@@ -138,14 +141,14 @@ pub(super) async fn send(
                 let trouble = upload.trouble();
                 // What stopped coming from the client says nothing of the server.
                 if trouble.is_none() {
-                    note(shared, pool, &ticket, false);
+                    note(worker, pool, &ticket, false);
                 }
                 return Err(trouble.unwrap_or(Trouble::Slow));
             }
             Err(failed @ (Failed::Broken | Failed::Untouched)) => {
                 let trouble = upload.trouble();
                 if trouble.is_none() && !was_kept {
-                    note(shared, pool, &ticket, false);
+                    note(worker, pool, &ticket, false);
                 }
                 last = trouble.unwrap_or(Trouble::Broken);
                 let untouched = matches!(failed, Failed::Untouched) && bodyless;
@@ -167,7 +170,7 @@ pub(super) async fn send(
 
 /// The first backend for a request, of the pool as it is by then: it may be ordered anew while it is waited for room.
 pub(super) async fn enter(
-    shared: &Shared,
+    worker: &Worker,
     mut pool: Arc<Pool>,
     call: Call,
 ) -> Result<(Arc<Pool>, Ticket), Trouble> {
@@ -175,7 +178,7 @@ pub(super) async fn enter(
         match pool.enter(call, &[]).await {
             Ok(ticket) => return Ok((pool, ticket)),
             Err(NoBackend::Superseded) => {
-                let now = shared.state.load().pools.get(&pool.name).cloned();
+                let now = worker.shared.state.load().pools.get(&pool.name).cloned();
                 pool = now.ok_or(Trouble::Closed)?;
             }
             Err(none) => return Err(none.into()),
@@ -194,10 +197,10 @@ impl From<NoBackend> for Trouble {
 }
 
 /// Notes how a request went with its backend.
-pub(super) fn note(shared: &Shared, pool: &Pool, ticket: &Ticket, went_well: bool) {
+pub(super) fn note(worker: &Worker, pool: &Pool, ticket: &Ticket, went_well: bool) {
     if let Some(pause) = pool.note(ticket, went_well) {
         warn!(pool = pool.name, backend = %ticket.address, "it does not answer well, and gets no requests for {pause:?}");
-        shared.figures.ejected(&pool.name, ticket.address);
+        worker.figures.ejected(&pool.name, ticket.address);
     }
 }
 
