@@ -36,6 +36,8 @@ pub struct Settings {
     pub crowd: Option<Crowd>,
     /// When one gets none for a while.
     pub ejection: Option<Ejection>,
+    /// On one processor: what one of its workers does is seen by itself.
+    pub alone: bool,
 }
 
 /// A desk's process.
@@ -70,7 +72,11 @@ impl Desk {
         certificates: &[Pem],
     ) -> Result<Self> {
         let (here, there) = UnixStream::pair()?;
-        let mut child = Command::new(lb())
+        let mut command = Command::new(if pool.alone { "taskset".into() } else { lb() });
+        if pool.alone {
+            command.args(["--cpu-list", "0"]).arg(lb());
+        }
+        let mut child = command
             .args(["desk-process", "--log-level", "warn"])
             .stdin(Stdio::from(OwnedFd::from(there)))
             .stdout(Stdio::piped())

@@ -3,7 +3,8 @@
 //! and clients that stay long ([`download`]) or say nothing ([`silent`]), are many ([`crowd`], with servers that say who they are: [`echo`]), send
 //! a [`flood`], ask a database cluster ([`accounts`]), are in a [`vlan`] or speak HTTP byte by byte ([`requests`]) and frame by frame ([`frames`]), a server of HTTP/2 ([`multiplex`]), the reception [`desk`] by itself, an [`authority`] of certificates, [`tokens`], random
 //! numbers that can be had again ([`random`]), and connections played through changes of their backends
-//! ([`simulation`]), and a second CPU that comes between ([`meeting`]).
+//! ([`simulation`]), and a second CPU that comes between ([`meeting`]). What
+//! must hold for any bytes is in [`fuzz`].
 
 pub mod accounts;
 pub mod authority;
@@ -15,6 +16,7 @@ pub mod download;
 pub mod echo;
 pub mod flood;
 pub mod frames;
+pub mod fuzz;
 pub mod meeting;
 pub mod multiplex;
 pub mod packets;

@@ -36,7 +36,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 24] = [
+const WAYS: [(&str, Way); 25] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -51,6 +51,7 @@ const WAYS: [(&str, Way); 24] = [
     ("cargo xtask bench", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --control", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --desk", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
+    ("cargo xtask fuzz", Way::Elsewhere("the test `fuzz` tries the same, for less long")),
     ("cargo xtask bench --database", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo build --release --package lb-userspace", Way::Desk),
     ("sudo install target/release/lb /usr/local/bin/", Way::Host),

@@ -42,7 +42,9 @@ const H2C: Speech = Speech { http2: true, tls: None, proxy: None };
 
 fn desk(speech: Speech, servers: &[SocketAddr]) -> Result<Desk> {
     let backends = servers.iter().map(|&server| backend(server)).collect();
-    Desk::with(Settings { speech, ..Settings::default() }, SERVICE, &[("web", backends)], &[])
+    // Each worker has connections of its own: here they are counted of one.
+    let settings = Settings { speech, alone: true, ..Settings::default() };
+    Desk::with(settings, SERVICE, &[("web", backends)], &[])
 }
 
 /// A server that says how long the request was.

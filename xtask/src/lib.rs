@@ -5,11 +5,13 @@
 //! - [`lab`] makes networks out of namespaces, for tests, for the demo and for people,
 //! - [`demo`] tells the story of Lobby's stages on real servers,
 //! - [`kernel`] runs tests on the oldest kernel that Lobby is promised for,
-//! - [`bench`](mod@bench) measures.
+//! - [`bench`](mod@bench) measures,
+//! - [`fuzz`] looks for bytes that break a rule.
 
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod fuzz;
 pub mod kernel;
 pub mod lab;
 pub mod root;

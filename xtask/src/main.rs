@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use xtask::{
-    bench, check, demo, kernel,
+    bench, check, demo, fuzz, kernel,
     lab::{LabOptions, named},
     root, setup,
 };
@@ -29,6 +29,7 @@ const EXAMPLES: &str = "Examples:
   cargo xtask demo 4                  the fourth: a database whose primary is killed
   cargo xtask demo 5                  the fifth: five services behind one address
   cargo xtask test                    all tests
+  cargo xtask fuzz path --seconds 600 look for paths that can be read in two ways
   cargo xtask lab up --backends 3     a network to play in
   cargo xtask lab exec lb -- ip addr  a command at the balancer's place in it";
 
@@ -55,6 +56,8 @@ enum Command {
     /// What the kernel in QEMU starts
     #[command(hide = true)]
     KernelGuest,
+    /// Look for bytes that break a rule of the reception desk
+    Fuzz(fuzz::FuzzOptions),
     /// A network of namespaces to play in: client, balancer, backends
     #[command(subcommand, after_help = LAB_EXAMPLES)]
     Lab(Lab),
@@ -146,6 +149,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(options) => drop(check::test(&options)?),
         Command::Ci => check::ci()?,
         Command::Kernel(options) => kernel::run(&options)?,
+        Command::Fuzz(options) => fuzz::run(&options)?,
         Command::KernelGuest => kernel::guest::run()?,
         Command::Lab(_) if !root::is_root() => {
             return root::myself("for network namespaces", &std::env::args_os().skip(1).collect::<Vec<_>>());

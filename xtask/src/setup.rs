@@ -65,6 +65,9 @@ const RIVALS: &[Tool] = &[
     Tool { program: "h2load", package: "nghttp2-client", use_: "the benchmark of the reception desk" },
 ];
 
+/// For `cargo xtask fuzz` alone.
+const FUZZER: Tool = Tool { program: "c++", package: "g++", use_: "building libFuzzer" };
+
 /// Version of bpf-linker that is installed where there is none.
 const LINKER_VERSION: &str = "0.13.0";
 /// Versions of LLVM that it can be built with.
@@ -115,6 +118,15 @@ pub fn program(name: &str) -> Result<()> {
 /// It cannot be had; how to get it.
 pub fn emulator() -> Result<()> {
     tools(&[&EMULATOR]).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Gets what libFuzzer is built with.
+///
+/// # Errors
+///
+/// It cannot be had; how to get it.
+pub fn fuzzer() -> Result<()> {
+    tools(&[&FUZZER]).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Gets what the reception desk is measured beside, and by.

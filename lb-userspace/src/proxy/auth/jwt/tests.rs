@@ -232,6 +232,35 @@ fn the_standards_example_is_believed_and_no_trick_with_its_key() {
     assert_eq!(verdict(&set(None), &other), Err(TokenError::Signature));
 }
 
+/// A key for these tests alone, made by `openssl genpkey -algorithm RSA`: ring makes none.
+const RSA: &str = include_str!("rsa-of-the-tests.pem");
+
+#[test]
+fn every_scheme_of_rsa_is_verified_as_itself_alone() {
+    let pair = rcgen::KeyPair::from_pem(RSA).unwrap();
+    let private = signature::RsaKeyPair::from_pkcs8(&pair.serialize_der()).unwrap();
+    let schemes: [(&str, &dyn signature::RsaEncoding); 6] = [
+        ("RS256", &signature::RSA_PKCS1_SHA256),
+        ("RS384", &signature::RSA_PKCS1_SHA384),
+        ("RS512", &signature::RSA_PKCS1_SHA512),
+        ("PS256", &signature::RSA_PSS_SHA256),
+        ("PS384", &signature::RSA_PSS_SHA384),
+        ("PS512", &signature::RSA_PSS_SHA512),
+    ];
+    let keys = Keys::parse(KeyForm::Pem, &pair.public_key_pem()).unwrap();
+    for (said, _) in &schemes {
+        for (done, how) in &schemes {
+            let token = signed(&json!({ "alg": said }), &claims(), |message| {
+                let mut signature = vec![0; private.public().modulus_len()];
+                private.sign(*how, &SystemRandom::new(), message, &mut signature).unwrap();
+                signature
+            });
+            let expected = if said == done { Ok(()) } else { Err(TokenError::Signature) };
+            assert_eq!(keys.verify(&rule(), &token, NOW).map(drop), expected, "{said}, signed as {done}");
+        }
+    }
+}
+
 #[test]
 fn a_set_has_its_keys_by_name() {
     let k = URL_SAFE_NO_PAD.encode(SECRET);
