@@ -24,6 +24,10 @@ use lb_userspace::{
         pools::PoolOrder,
     },
 };
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
 
 use crate::stage::lb;
 
@@ -72,15 +76,21 @@ impl Desk {
         certificates: &[Pem],
     ) -> Result<Self> {
         let (here, there) = UnixStream::pair()?;
-        let mut command = Command::new(if pool.alone { "taskset".into() } else { lb() });
+        let all = sched_getaffinity(Pid::from_raw(0))?;
         if pool.alone {
-            command.args(["--cpu-list", "0"]).arg(lb());
+            // A process may run where the thread may that starts it.
+            let first = (0..CpuSet::count()).find(|&cpu| all.is_set(cpu).unwrap_or(false));
+            let mut one = CpuSet::new();
+            one.set(first.context("a processor")?)?;
+            sched_setaffinity(Pid::from_raw(0), &one)?;
         }
-        let mut child = command
+        let child = Command::new(lb())
             .args(["desk-process", "--log-level", "warn"])
             .stdin(Stdio::from(OwnedFd::from(there)))
             .stdout(Stdio::piped())
-            .spawn()?;
+            .spawn();
+        sched_setaffinity(Pid::from_raw(0), &all)?;
+        let mut child = child?;
         let out = BufReader::new(child.stdout.take().context("its standard output")?);
         let (line, lines) = std::sync::mpsc::channel();
         // Ends with the desk, or with whoever wanted to read.

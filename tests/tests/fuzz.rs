@@ -51,6 +51,7 @@ fn a_request_goes_the_narrowest_way() {
         " x: 1",
         " x: 2",
         " y: 2",
+        " x: 1 x: 2",
         "- *.a.b/x\n",
         "- */\n",
         "GET a.b=/x\n",

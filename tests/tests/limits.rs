@@ -314,3 +314,21 @@ fn who_waits_sees_what_becomes_of_the_pool() -> Result<()> {
     assert_eq!(first.hear()?.context("an answer")?.body, "busy");
     Ok(())
 }
+
+/// A server that speaks with one at a time would have the second wait for as long as the connection of the first is kept.
+#[test]
+fn of_a_server_with_few_places_none_rests_while_another_waits() -> Result<()> {
+    let server = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let crowd = Crowd { limit: 1, queue: 5, wait: Duration::from_secs(60) };
+    let settings = Settings { crowd: Some(crowd), ..Settings::default() };
+    let desk = Desk::with(settings, SIMPLE, &[("web", vec![backend(server.address)])], &[])?;
+    // Each is of the worker that has fewest: there are as many for each.
+    let mut speakers = (0..8).map(|_| Speaker::to(desk.addresses[0])).collect::<Result<Vec<_>>>()?;
+    for speaker in &mut speakers {
+        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        assert_eq!(speaker.hear()?.context("an answer")?.status, 200);
+    }
+    let by: Vec<usize> = server.got().iter().map(|got| got.connection).collect();
+    assert_eq!(by, [0; 8]);
+    Ok(())
+}

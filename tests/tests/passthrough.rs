@@ -88,6 +88,7 @@ fn who_asks_for_a_name_is_handed_on_to_its_pool() -> Result<()> {
 listen = "203.0.113.10:443/tcp"
 tls = { cert = "front.pem", key = "front.key" }
 pool = "web"
+access_log = true
 timeouts = { header = "5s", connect = "2s", response = "5s", body = "5s", websocket = "30s" }
 passthrough = { "db.example" = "db", "*.tenants.example" = "tenants", "gone.example" = "gone" }
 "#;
@@ -118,6 +119,27 @@ passthrough = { "db.example" = "db", "*.tenants.example" = "tenants", "gone.exam
     assert_eq!(plain.read_to_end(&mut Vec::new()).unwrap_or(0), 0, "no TLS, no answer");
     let report = desk.report(|report| report.refused.contains_key("tls"))?;
     assert_eq!(report.refused.get("no_backend"), Some(&1), "{:?}", report.refused);
+    // Each has its line, when it has ended.
+    let mut lines = Vec::new();
+    for _ in 0..6 {
+        let line: serde_json::Value = serde_json::from_str(&desk.line()?)?;
+        assert_eq!((&line["service"], &line["tls"]), (&"front".into(), &true.into()), "{line}");
+        lines.push(line);
+    }
+    let of = |name: &str| {
+        let host =
+            |line: &&serde_json::Value| line["host"].as_str().is_some_and(|it| it.eq_ignore_ascii_case(name));
+        lines.iter().filter(host).collect::<Vec<_>>()
+    };
+    assert_eq!((of("db.example").len(), of("front.example").len()), (3, 1), "{lines:?}");
+    for line in of("db.example") {
+        assert_eq!((&line["protocol"], &line["backend"]), (&"TLS".into(), &db.to_string().into()));
+        ensure!(line["bytes"].as_u64() > Some(500), "a certificate at least: {line}");
+        ensure!(line["trouble"].is_null(), "{line}");
+    }
+    let [line] = of("gone.example")[..] else { panic!("{lines:?}") };
+    assert_eq!((&line["trouble"], &line["bytes"]), (&"no_backend".into(), &0.into()));
+    ensure!(line["backend"].is_null(), "{line}");
 
     // Without certificates of its own the desk has nothing to say to other names.
     let only = services.replace("tls = { cert = \"front.pem\", key = \"front.key\" }\npool = \"web\"\n", "");

@@ -10,14 +10,16 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Sender, SyncSender, channel, sync_channel},
+        mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel},
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use http::{Version, header, request::Parts};
 use serde::Serialize;
+
+use super::chance::Chance;
 
 /// Lines that wait to be written; beyond that they are lost, and counted: a reader that does not read holds
 /// up nobody.
@@ -27,8 +29,9 @@ const WAITING: usize = 8192;
 /// woken, and the kernel called, for each otherwise.
 const GATHERED: Duration = Duration::from_millis(10);
 
-/// Most that is written at once, bytes.
-const AT_ONCE: usize = 64 << 10;
+/// Most that is written at once, bytes, unless a line alone is longer: another desk that takes over writes to the same pipe, and
+/// what is longer may be torn (PIPE_BUF, pipe(7)).
+const AT_ONCE: usize = 4 << 10;
 
 /// How long a desk that ends waits until its lines are written.
 const LAST: Duration = Duration::from_secs(1);
@@ -52,9 +55,9 @@ pub struct Line {
     /// The answer's status.
     pub status: u16,
     /// Bytes of the answer's body.
-    pub bytes: u64,
+    bytes: u64,
     /// From the request's head to the answer's last byte.
-    pub duration_ms: f64,
+    duration_ms: f64,
     /// Who answered; `None`: the desk.
     pub backend: Option<SocketAddr>,
     /// Why the desk did.
@@ -70,7 +73,7 @@ impl Line {
     pub fn of(parts: &Parts, service: &str, client: IpAddr, tls: bool, id: &str) -> Self {
         let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Self {
-            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
+            time: since_the_epoch(),
             service: service.to_owned(),
             route: String::new(),
             client: client.to_canonical(),
@@ -96,12 +99,39 @@ impl Line {
         }
     }
 
-    /// Of how many such requests one is to have a line, where of all that went well it is `one_in`: what went wrong is
-    /// written down whole.
-    pub fn share(&mut self, one_in: NonZeroU32) -> u32 {
-        self.one_in = if self.trouble.is_none() && self.status < 500 { one_in.get() } else { 1 };
-        self.one_in
+    /// Of a connection that is handed on as it is, by the name that its client asks for.
+    pub fn passed(service: &str, client: IpAddr, name: &str) -> Self {
+        Self {
+            time: since_the_epoch(),
+            service: service.to_owned(),
+            route: String::new(),
+            client: client.to_canonical(),
+            tls: true,
+            protocol: "TLS",
+            method: String::new(),
+            host: name.to_owned(),
+            path: String::new(),
+            status: 0,
+            bytes: 0,
+            duration_ms: 0.0,
+            backend: None,
+            trouble: None,
+            one_in: 1,
+            user_agent: None,
+            request_id: String::new(),
+        }
     }
+
+    /// Whether it is written, by chance, where of all that went well one in so many is: what went wrong is written down
+    /// whole.
+    pub fn is_drawn(&mut self, one_in: NonZeroU32, chance: &Chance) -> bool {
+        self.one_in = if self.trouble.is_none() && self.status < 500 { one_in.get() } else { 1 };
+        self.one_in == 1 || chance.next().is_multiple_of(self.one_in.into())
+    }
+}
+
+fn since_the_epoch() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Where lines go.
@@ -124,27 +154,29 @@ impl AccessLog {
         let (lines, waiting) = sync_channel(WAITING);
         thread::spawn(move || {
             let mut text = String::new();
-            while let Ok(first) = waiting.recv() {
-                let mut told = None;
-                for entry in std::iter::once(first).chain(waiting.try_iter()) {
-                    match entry {
-                        Entry::Line(line) => text.push_str(&line),
-                        Entry::Flush(tell) => told = Some(tell),
-                    }
-                    if told.is_some() || text.len() >= AT_ONCE {
-                        break;
-                    }
-                }
-                let is_full = text.len() >= AT_ONCE;
+            let mut write = |text: &mut String| {
                 // An error: nobody reads any more; the desk goes on.
                 _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
                 text.clear();
-                match told {
-                    // It may have given up waiting.
-                    Some(tell) => _ = tell.send(()),
-                    None if is_full => {}
-                    None => thread::sleep(GATHERED),
+            };
+            while let Ok(first) = waiting.recv() {
+                for entry in std::iter::once(first).chain(waiting.try_iter()) {
+                    match entry {
+                        Entry::Line(line) => {
+                            if text.len() + line.len() > AT_ONCE {
+                                write(&mut text);
+                            }
+                            text.push_str(&line);
+                        }
+                        Entry::Flush(tell) => {
+                            write(&mut text);
+                            // It may have given up waiting.
+                            _ = tell.send(());
+                        }
+                    }
                 }
+                write(&mut text);
+                thread::sleep(GATHERED);
             }
         });
         Self { lines, lost: Arc::default() }
@@ -152,15 +184,24 @@ impl AccessLog {
 
     /// Waits until all lines so far are written, but not for long.
     pub fn flush(&self) {
-        let (tell, told) = channel();
-        if self.lines.try_send(Entry::Flush(tell)).is_ok() {
-            _ = told.recv_timeout(LAST);
+        let (began, (tell, told)) = (Instant::now(), channel());
+        let mut flush = Entry::Flush(tell);
+        while let Err(TrySendError::Full(again)) = self.lines.try_send(flush) {
+            if began.elapsed() > LAST {
+                return;
+            }
+            flush = again;
+            thread::sleep(GATHERED);
         }
+        // An error: the time is over.
+        _ = told.recv_timeout(LAST);
     }
 
-    /// Writes a line, soon.
-    pub fn write(&self, line: &Line) {
-        let Ok(mut text) = serde_json::to_string(line) else { return };
+    /// Writes a line, soon, of what began then and has had so many bytes for an answer.
+    pub fn write(&self, mut line: Line, began: Instant, bytes: u64) {
+        line.bytes = bytes;
+        line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
+        let Ok(mut text) = serde_json::to_string(&line) else { return };
         text.push('\n');
         if self.lines.try_send(Entry::Line(text)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
@@ -200,7 +241,8 @@ mod tests {
         let log = AccessLog::to(pieces.clone());
         let (parts, ()) = http::Request::get("/a").body(()).unwrap().into_parts();
         for id in 0..1000 {
-            log.write(&Line::of(&parts, "shop", IpAddr::from([198, 51, 100, 7]), false, &id.to_string()));
+            let line = Line::of(&parts, "shop", IpAddr::from([198, 51, 100, 7]), false, &id.to_string());
+            log.write(line, Instant::now(), 0);
         }
         log.flush();
         let pieces = pieces.0.lock().unwrap();
@@ -212,7 +254,8 @@ mod tests {
         assert_eq!(lines.len(), 1000);
         let ids: Vec<&str> = lines.iter().filter_map(|line| line["request_id"].as_str()).collect();
         assert_eq!(ids, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
-        assert!(pieces.len() < 100, "{} pieces", pieces.len());
+        assert!(pieces.len() < 300, "{} pieces", pieces.len());
+        assert!(pieces.iter().all(|piece| piece.len() <= AT_ONCE && piece.ends_with(b"\n")));
         assert_eq!(log.lost(), 0);
     }
 }

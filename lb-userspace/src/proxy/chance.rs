@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// A sequence of numbers, shared by all.
+/// A sequence of numbers; each worker has one.
 #[derive(Debug)]
 pub struct Chance(AtomicU64);
 

@@ -236,8 +236,11 @@ impl Desk {
 
     /// Lets connections end, and ends.
     async fn drain(mut self, how: Drain) {
-        self.accepting.values().for_each(JoinHandle::abort);
-        self.accepting.clear();
+        // One of them may just have taken a connection that is not counted yet.
+        for (_, accepting) in std::mem::take(&mut self.accepting) {
+            accepting.abort();
+            _ = tokio::time::timeout(LAST, accepting).await;
+        }
         self.sockets.clear();
         self.shared.draining.cancel();
         if how.at_once {
@@ -247,8 +250,8 @@ impl Desk {
         self.emptied(how.within).await;
         self.shared.closing.cancel();
         self.emptied(LAST).await;
-        self.report();
         self.shared.log.flush();
+        self.report();
     }
 
     /// Waits until there are no connections, or the time is over.

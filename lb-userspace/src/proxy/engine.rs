@@ -132,7 +132,7 @@ async fn receive<S>(
             // The pool alone is kept for as long as the connection lasts.
             let pool = worker.shared.state.load().pools.get(pool).cloned();
             match pool {
-                Some(pool) => pass(&worker, pool, (peer, called), &desk.timeouts, hello, stream).await,
+                Some(pool) => pass(&worker, &service.order, pool, (peer, called), hello, stream).await,
                 None => worker.figures.refused("no_backend"),
             }
         }
@@ -261,8 +261,7 @@ impl Visit {
         let line = case.line.zip(one_in).and_then(|(mut line, one_in)| {
             case.route.as_ref().clone_into(&mut line.route);
             (line.trouble, line.status) = (case.trouble, status);
-            let one_in = line.share(one_in);
-            self.worker.chance.next().is_multiple_of(one_in.into()).then_some((line, began))
+            line.is_drawn(one_in, &self.worker.chance).then_some((line, began))
         });
         if let Some(tunnel) = case.tunnel {
             errand.done();
@@ -275,10 +274,8 @@ impl Visit {
                 if ended {
                     errand.done();
                 }
-                if let Some(((mut line, began), log)) = line {
-                    line.bytes = bytes;
-                    line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
-                    log.write(&line);
+                if let Some(((line, began), log)) = line {
+                    log.write(line, began, bytes);
                 }
             })
         })

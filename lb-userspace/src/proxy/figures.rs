@@ -43,6 +43,35 @@ struct OfRoute {
     microseconds: u64,
 }
 
+impl Named {
+    fn add(&mut self, other: &Self) {
+        for (reason, count) in &other.refused {
+            *self.refused.entry(reason).or_default() += count;
+        }
+        for (reason, count) in &other.troubles {
+            *self.troubles.entry(reason).or_default() += count;
+        }
+        for (service, routes) in &other.routes {
+            let mine = self.routes.entry(service.clone()).or_default();
+            routes.iter().for_each(|(route, of)| mine.entry(route.clone()).or_default().add(of));
+        }
+        for (key, count) in &other.denied {
+            *self.denied.entry(key.clone()).or_default() += count;
+        }
+        for (key, count) in &other.ejected {
+            *self.ejected.entry(key.clone()).or_default() += count;
+        }
+    }
+}
+
+impl OfRoute {
+    fn add(&mut self, other: &Self) {
+        self.classes.iter_mut().zip(other.classes).for_each(|(mine, more)| *mine += more);
+        self.latencies.iter_mut().zip(other.latencies).for_each(|(mine, more)| *mine += more);
+        self.microseconds += other.microseconds;
+    }
+}
+
 /// A connection that was taken, open until this is dropped.
 pub struct Taken(Arc<Figures>);
 
@@ -135,9 +164,18 @@ impl Figures {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All of it.
-    pub fn report(&self) -> Report {
-        let named = self.named();
+    /// What several have counted together.
+    pub fn report<'f>(all: impl IntoIterator<Item = &'f Self>) -> Report {
+        let mut named = Named::default();
+        let mut sums = Report::default();
+        for figures in all {
+            named.add(&figures.named());
+            sums.open += figures.open();
+            sums.websockets += figures.websockets.load(Ordering::Relaxed);
+            sums.passed += figures.passed.load(Ordering::Relaxed);
+            sums.connections += figures.connections.load(Ordering::Relaxed);
+            sums.retries += figures.retries.load(Ordering::Relaxed);
+        }
         let owned = |counts: &BTreeMap<&'static str, u64>| {
             counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
         };
@@ -173,18 +211,13 @@ impl Figures {
             count,
         });
         Report {
-            open: self.open(),
-            websockets: self.websockets.load(Ordering::Relaxed),
-            passed: self.passed.load(Ordering::Relaxed),
-            connections: self.connections.load(Ordering::Relaxed),
             refused: owned(&named.refused),
-            retries: self.retries.load(Ordering::Relaxed),
-            lines_lost: 0,
             ejections: ejections.collect(),
             answers: answers.collect(),
             latencies: latencies.collect(),
             troubles: owned(&named.troubles),
             denied: denied.collect(),
+            ..sums
         }
     }
 }
@@ -195,13 +228,17 @@ mod tests {
 
     #[test]
     fn answers_are_counted_by_route_and_by_how_long_they_took() {
-        let figures = Figures::default();
-        for (route, status, ms) in
-            [("/a/*", 200, 0), ("/a/*", 204, 1), ("/a/*", 503, 2), ("/a/*", 200, 60_000), ("/b/*", 101, 7)]
-        {
+        // Of two that count, and are reported together.
+        let all = [Figures::default(), Figures::default()];
+        let answers =
+            [("/a/*", 200, 0), ("/a/*", 204, 1), ("/a/*", 503, 2), ("/a/*", 200, 60_000), ("/b/*", 101, 7)];
+        for (figures, (route, status, ms)) in all.iter().cycle().zip(answers) {
             figures.answer("shop", route, status, Duration::from_millis(ms));
+            figures.refused("tls");
+            figures.retried();
         }
-        let report = figures.report();
+        let report = Figures::report(&all);
+        assert_eq!((report.refused.get("tls"), report.retries), (Some(&5), 5));
         let answers = report.answers.iter().map(|it| (it.route.as_str(), it.class, it.count));
         assert_eq!(answers.collect::<Vec<_>>(), [("/a/*", 2, 3), ("/a/*", 5, 1), ("/b/*", 1, 1)]);
         let [a, b] = report.latencies.as_slice() else { panic!("{:?}", report.latencies) };
@@ -210,7 +247,7 @@ mod tests {
         assert_eq!((a.counts.iter().sum::<u64>(), a.microseconds), (4, 60_003_000));
         let slot = LATENCY_BOUNDS.iter().position(|bound| *bound >= 0.007).unwrap();
         assert_eq!((b.counts[slot], b.microseconds), (1, 7000));
-        let mut now = figures.report();
+        let mut now = Figures::report(&all);
         now.add(&report);
         assert_eq!((now.latencies[0].counts[0], now.latencies[0].microseconds), (4, 120_006_000));
         let mut fresh = Report::default();

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{self, AsHeaderName},
+};
 
 use super::auth::Passport;
 use crate::model::desk::HeaderEdits;
@@ -82,7 +85,7 @@ pub(super) fn tokens(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 }
 
 /// The one value of a header; of two, nobody can say which is meant.
-pub(super) fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+pub(super) fn only(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&HeaderValue> {
     let mut all = headers.get_all(name).iter();
     all.next().filter(|_| all.next().is_none())
 }

@@ -225,14 +225,6 @@ pub struct Answers {
 }
 
 impl Report {
-    /// Adds what is counted at the same time elsewhere in the same desk.
-    pub fn beside(&mut self, other: &Self) {
-        self.open += other.open;
-        self.websockets += other.websockets;
-        self.passed += other.passed;
-        self.add(other);
-    }
-
     /// Adds what a desk before has counted.
     pub fn add(&mut self, before: &Self) {
         self.connections += before.connections;

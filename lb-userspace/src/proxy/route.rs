@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeSet, fmt};
 
-use super::path;
+use super::{headers::only, path};
 use crate::model::desk::{Action, Condition, HostPattern, PathPattern, Route};
 
 /// What of a request decides its way.
@@ -132,9 +132,9 @@ pub fn miss(condition: &Condition, asked: &Asked<'_>) -> Option<Miss> {
     if !path {
         return Some(Miss::Path);
     }
+    // Of two values the route would go by one and the backend perhaps by the other.
     let differs = |(name, value): &(&String, &String)| {
-        // Of several values any will do.
-        !asked.headers.get_all(name.as_str()).iter().any(|found| found.as_bytes() == value.as_bytes())
+        only(asked.headers, name.as_str()).is_none_or(|found| found.as_bytes() != value.as_bytes())
     };
     if let Some((name, _)) = condition.headers.iter().find(differs) {
         return Some(Miss::Header(name.clone()));
@@ -254,6 +254,10 @@ mod tests {
         assert_eq!(found(&table, "GET", "shop.example/pay", &[]), Found::OtherMethod(["POST", "PUT"].into()));
         assert_eq!(found(&table, "GET", "shop.example/", &[]), Found::NoPath);
         assert_eq!(found(&table, "GET", "shop.example/beta", &[]), Found::NoPath);
+        assert!(matches!(found(&table, "GET", "shop.example/beta", &[("x-beta", "1")]), Found::Route(1, _)));
+        // Of two values nobody can say which is meant.
+        let twice = [("x-beta", "1"), ("x-beta", "2")];
+        assert_eq!(found(&table, "GET", "shop.example/beta", &twice), Found::NoPath);
         assert_eq!(found(&table, "GET", "other.example/pay", &[]), Found::NoHost);
         // A name is not below itself, nor below a name that it only ends with.
         let below = Table::new(&[route("*.shop.example", "/", &[], &[])]);

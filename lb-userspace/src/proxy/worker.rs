@@ -7,7 +7,10 @@ use std::{
     io,
     net::{self, IpAddr, SocketAddr},
     num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -29,6 +32,7 @@ use super::{
     figures::Figures,
     limits::network,
     orders::Report,
+    pools::Pool,
     state::State,
 };
 
@@ -43,6 +47,9 @@ pub(super) struct Shared {
     pub(super) state: ArcSwap<State>,
     pub(super) porter: Porter,
     pub(super) log: AccessLog,
+    /// Those to backends that have only so many requests: of what few they take, none is to rest with one worker while
+    /// another waits.
+    connections: Connections,
     /// Tells connections to end after the answer that they are at.
     pub(super) closing: CancellationToken,
     /// Answers are to be the last of their connections.
@@ -60,6 +67,7 @@ impl Shared {
             state: ArcSwap::default(),
             porter: Porter::new()?,
             log: AccessLog::to(io::stdout()),
+            connections: Connections::default(),
             closing: CancellationToken::new(),
             draining: CancellationToken::new(),
             sources: Mutex::default(),
@@ -100,11 +108,10 @@ impl Drop for Visitor {
 /// One of them.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
-    /// Those to backends that it has made.
-    pub(super) connections: Connections,
+    connections: Connections,
     pub(super) chance: Chance,
     pub(super) figures: Arc<Figures>,
-    /// The same as [`Shared::closing`] and [`Shared::draining`]; each connection looks at them all the time.
+    /// The same as [`Shared::closing`] and [`Shared::draining`]; each connection waits for them.
     pub(super) closing: CancellationToken,
     pub(super) draining: CancellationToken,
     runtime: Handle,
@@ -128,17 +135,40 @@ impl Worker {
             loop {
                 tick.tick().await;
                 sweeping.connections.sweep();
+                sweeping.shared.connections.sweep();
             }
         };
-        // It ends with the process.
-        thread::Builder::new().name("worker".into()).spawn(move || runtime.block_on(serve))?;
+        // It ends with the process, or the process with it.
+        thread::Builder::new().name("worker".into()).spawn(move || {
+            let _indispensable = Indispensable;
+            runtime.block_on(serve);
+        })?;
         Ok(worker)
+    }
+
+    /// The connections to the backends of a pool.
+    pub(super) fn connections(&self, pool: &Pool) -> &Connections {
+        if pool.is_limited() { &self.shared.connections } else { &self.connections }
+    }
+}
+
+/// Ends the process where a worker ends: connections would be given to it and answered by nobody; the daemon starts
+/// another desk.
+struct Indispensable;
+
+impl Drop for Indispensable {
+    fn drop(&mut self) {
+        std::process::abort();
     }
 }
 
 /// All of them.
 #[derive(Clone)]
-pub(super) struct Workers(Arc<[Arc<Worker>]>);
+pub(super) struct Workers {
+    all: Arc<[Arc<Worker>]>,
+    /// Counts the sockets that they take connections from, each by one of them in turn.
+    accepting: Arc<AtomicUsize>,
+}
 
 impl Workers {
     /// So many.
@@ -147,7 +177,7 @@ impl Workers {
     /// When a thread cannot be had.
     pub(super) fn start(shared: &Arc<Shared>, number: NonZeroUsize) -> io::Result<Self> {
         let workers = (0..number.get()).map(|_| Worker::start(Arc::clone(shared)));
-        Ok(Self(workers.collect::<io::Result<_>>()?))
+        Ok(Self { all: workers.collect::<io::Result<_>>()?, accepting: Arc::default() })
     }
 
     /// Takes connections until aborted.
@@ -155,8 +185,8 @@ impl Workers {
     /// # Errors
     /// When the socket is none that can be waited for.
     pub(super) fn accept(&self, socket: &net::TcpListener, called: SocketAddr) -> io::Result<JoinHandle<()>> {
-        // Who has least to do.
-        let Some(worker) = self.calmest() else { return Err(io::ErrorKind::NotFound.into()) };
+        let turn = self.accepting.fetch_add(1, Ordering::Relaxed) % self.all.len().max(1);
+        let worker = self.all.get(turn).ok_or(io::ErrorKind::NotFound)?;
         let _inside = worker.runtime.enter();
         let listener = TcpListener::from_std(socket.try_clone()?)?;
         let (workers, worker) = (self.clone(), Arc::clone(worker));
@@ -201,19 +231,17 @@ impl Workers {
 
     /// Who has fewest connections.
     fn calmest(&self) -> Option<&Arc<Worker>> {
-        self.0.iter().min_by_key(|worker| worker.figures.open())
+        self.all.iter().min_by_key(|worker| worker.figures.open())
     }
 
     /// Connections that are open.
     pub(super) fn open(&self) -> u64 {
-        self.0.iter().map(|worker| worker.figures.open()).sum()
+        self.all.iter().map(|worker| worker.figures.open()).sum()
     }
 
     /// What they have counted.
     pub(super) fn report(&self) -> Report {
-        let mut all = Report::default();
-        self.0.iter().for_each(|worker| all.beside(&worker.figures.report()));
-        all
+        Figures::report(self.all.iter().map(|worker| worker.figures.as_ref()))
     }
 }
 

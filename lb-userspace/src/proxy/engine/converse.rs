@@ -87,6 +87,8 @@ where
     // What breaks a connection is the client's affair; what is wrong with a request has been answered.
     let end = tokio::select! {
         biased;
+        // Without it, nobody would ever tell.
+        end = &mut told => end.unwrap_or(End::Leave),
         _ = connection.as_mut() => {
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(tunnel) = tunnel {
@@ -94,7 +96,6 @@ where
             }
             return;
         }
-        Ok(end) = &mut told => end,
     };
     match end {
         End::Calm => worker.figures.refused("resets"),
@@ -109,7 +110,14 @@ where
         }
         End::Rested => {
             connection.as_mut().graceful_shutdown();
-            _ = tokio::time::timeout(LAST, connection).await;
+            let ended = tokio::time::timeout(LAST, connection.as_mut()).await;
+            // A request may have come at the very last moment.
+            if ended.is_err() && pulse.is_busy() {
+                tokio::select! {
+                    _ = connection.as_mut() => {}
+                    _ = pulse.over(patience) => {}
+                }
+            }
         }
     }
 }
@@ -197,6 +205,11 @@ impl Pulse {
 
     fn is_http2(&self) -> bool {
         self.beat().version == Spoken::Http2
+    }
+
+    /// Whether requests are under way.
+    fn is_busy(&self) -> bool {
+        self.beat().under_way > 0
     }
 
     /// A request has come; it is under way until what is given back is dropped.

@@ -1,6 +1,11 @@
 //! Connections by TLS that are handed on as they are: only the name that their client asks for is read (RFC 6066 section 3).
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustls::server::Acceptor;
 use tokio::{
@@ -10,8 +15,10 @@ use tokio::{
 
 use super::{tunnel::hand_on, upstream};
 use crate::{
-    model::desk::DeskTimeouts,
+    model::desk::Desk,
     proxy::{
+        access::Line,
+        orders::ServiceOrder,
         pools::{Call, Pool, Ticket, Wish},
         worker::Worker,
     },
@@ -66,19 +73,31 @@ impl Hello {
 /// Hands a connection to a backend of a pool, and on until it ends.
 pub(super) async fn pass(
     worker: &Worker,
+    service: &ServiceOrder,
     pool: Arc<Pool>,
     (client, called): (SocketAddr, SocketAddr),
-    timeouts: &DeskTimeouts,
     hello: Hello,
     stream: impl AsyncRead + AsyncWrite,
 ) {
+    let (began, Desk { timeouts, access_log, .. }) = (Instant::now(), &service.desk);
+    let log = |backend, trouble, bytes| {
+        let Some(one_in) = *access_log else { return };
+        let mut line = Line::passed(&service.name, client.ip(), hello.name.as_deref().unwrap_or_default());
+        (line.backend, line.trouble) = (backend, trouble);
+        if line.is_drawn(one_in, &worker.chance) {
+            worker.shared.log.write(line, began, bytes);
+        }
+    };
     let Some((ticket, backend)) = reach(worker, pool, (client, called), timeouts.connect, &hello.said).await
     else {
-        return worker.figures.refused("no_backend");
+        worker.figures.refused("no_backend");
+        return log(None, Some("no_backend"), 0);
     };
     let _passed = worker.figures.passed();
     let sides = std::future::ready(Ok((stream, backend)));
-    hand_on(sides, &ticket, timeouts.websocket, worker, ["passed_idle", "passed_cut"]).await;
+    let names = ["passed_idle", "passed_cut"];
+    let bytes = hand_on(sides, &ticket, timeouts.websocket, worker, names).await;
+    log(Some(ticket.address), None, bytes);
 }
 
 /// A connection to a backend, which has been told what the client has said.

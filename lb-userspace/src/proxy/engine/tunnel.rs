@@ -49,10 +49,8 @@ impl Tunnel {
         let open = worker.figures.websocket();
         let bytes = hand_on(sides, &ticket, patience, worker, ["websocket_idle", "websocket_cut"]).await;
         drop(open);
-        if let Some((mut line, began)) = line {
-            line.bytes = bytes;
-            line.duration_ms = began.elapsed().as_secs_f64() * 1e3;
-            worker.shared.log.write(&line);
+        if let Some((line, began)) = line {
+            worker.shared.log.write(line, began, bytes);
         }
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn send(
     let call = || Call { port: behalf.called.port(), random: worker.chance.next(), wish: behalf.wish };
     let (pool, first) = enter(worker, Arc::clone(pool), call()).await?;
     let pool = pool.as_ref();
-    let transport = &pool.transport;
+    let (transport, connections) = (&pool.transport, worker.connections(pool));
     pool.budget().earn();
     let repeatable = body.is_end_stream() && is_idempotent(&parts.method);
     let bodyless = body.is_end_stream();
@@ -90,17 +90,13 @@ pub(super) async fn send(
             worker.figures.retried();
         }
         // A kept connection that turned out closed is not followed by another.
-        let kept =
-            (attempt == 0).then(|| worker.connections.kept(ticket.address, transport, repeatable)).flatten();
+        let kept = (attempt == 0).then(|| connections.kept(ticket.address, transport, repeatable)).flatten();
         let was_kept = kept.is_some();
         let line = match kept {
             Some(line) => Ok(line),
             None => {
                 let introduction = transport.introduction(behalf.client, behalf.called);
-                worker
-                    .connections
-                    .open(ticket.address, transport, timeouts.connect, anew, &introduction)
-                    .await
+                connections.open(ticket.address, transport, timeouts.connect, anew, &introduction).await
             }
         };
         let line = match line {
@@ -125,7 +121,7 @@ pub(super) async fn send(
         match exchange(line, request, timeouts.response, upload).await {
             Ok((response, Line::Http1(sender))) => {
                 note(worker, pool, &ticket, answers(&response));
-                worker.connections.keep(ticket.address, transport, sender);
+                connections.keep(ticket.address, transport, sender);
                 return Ok((response, Hold { ticket, share: None }));
             }
             Ok((response, Line::Http2(_, share))) => {
