@@ -72,7 +72,7 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 21] = [
+const IN_SENTENCES: [(&str, Way); 22] = [
     ("cargo xtask demo 4", Way::Elsewhere("see above")),
     ("lb auth hash anna --role admin < password", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
     ("lb auth hash robot --key < key", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
@@ -83,6 +83,7 @@ const IN_SENTENCES: [(&str, Way); 21] = [
     ("cargo xtask ci", Way::Elsewhere("runs this test")),
     ("cargo xtask bench", Way::Elsewhere("see above")),
     ("cargo xtask bench --control", Way::Elsewhere("see above")),
+    ("cargo xtask bench --desk", Way::Elsewhere("see above")),
     ("cargo xtask bench --database", Way::Elsewhere("see above")),
     ("cargo xtask kernel", Way::Elsewhere("fetches a kernel, and boots it for minutes")),
     ("lb run --ephemeral", Way::Elsewhere("tests/tests/trace.rs has all that it leaves behind")),

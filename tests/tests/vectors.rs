@@ -391,7 +391,8 @@ fn a_closed_room_is_told_in_plain_words() -> Result<()> {
     assert_eq!((report.troubles["no_backend"], report.troubles["drained"]), (1, 1));
     // A server that is there takes over for one that is not, whatever the request.
     desk.serve(HASTY, &[("web", vec![backend(nobody), backend(recorder.address)])], &[])?;
-    for _ in 0..20 {
+    // No more than there is a budget for, should chance begin with the wrong one each time.
+    for _ in 0..10 {
         assert_eq!(ask(&desk, "/", "*/*")?.body, "ok");
     }
     Ok(())
