@@ -33,6 +33,8 @@ fn a_path_has_one_form() {
 fn a_request_goes_the_narrowest_way() {
     let pieces = [
         "GET a.b/ x: 1\n",
+        "GET a.b/ x: 2\n",
+        "GET a.b/ x: 1 x: 2\n",
         "GET a.b/x/y\n",
         "POST c.a.b/x x: 1 y: 2\n",
         "PUT z/x/y/z\n",

@@ -255,7 +255,7 @@ mod tests {
         let ids: Vec<&str> = lines.iter().filter_map(|line| line["request_id"].as_str()).collect();
         assert_eq!(ids, (0..1000).map(|id| id.to_string()).collect::<Vec<_>>());
         assert!(pieces.len() < 300, "{} pieces", pieces.len());
-        assert!(pieces.iter().all(|piece| piece.len() <= AT_ONCE && piece.ends_with(b"\n")));
+        assert!(pieces.iter().all(|piece| piece.len() <= 4096 && piece.ends_with(b"\n")));
         assert_eq!(log.lost(), 0);
     }
 }
