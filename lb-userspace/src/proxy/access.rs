@@ -71,45 +71,37 @@ pub struct Line {
 impl Line {
     /// Of a request that has just come to a service.
     pub fn of(parts: &Parts, service: &str, client: IpAddr, tls: bool, id: &str) -> Self {
-        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let host = text(header::HOST).or_else(|| parts.uri.authority().map(http::uri::Authority::as_str));
         Self {
-            time: since_the_epoch(),
-            service: service.to_owned(),
-            route: String::new(),
-            client: client.to_canonical(),
-            tls,
             protocol: match parts.version {
                 Version::HTTP_2 => "HTTP/2",
                 Version::HTTP_10 => "HTTP/1.0",
                 _ => "HTTP/1.1",
             },
             method: parts.method.to_string(),
-            host: text(header::HOST)
-                .or_else(|| parts.uri.authority().map(ToString::to_string))
-                .unwrap_or_default(),
             path: parts.uri.path().to_owned(),
-            status: 0,
-            bytes: 0,
-            duration_ms: 0.0,
-            backend: None,
-            trouble: None,
-            one_in: 1,
-            user_agent: text(header::USER_AGENT),
+            user_agent: text(header::USER_AGENT).map(str::to_owned),
             request_id: id.to_owned(),
+            ..Self::begun(service, client, tls, host.unwrap_or_default())
         }
     }
 
     /// Of a connection that is handed on as it is, by the name that its client asks for.
     pub fn passed(service: &str, client: IpAddr, name: &str) -> Self {
+        Self { protocol: "TLS", ..Self::begun(service, client, true, name) }
+    }
+
+    fn begun(service: &str, client: IpAddr, tls: bool, host: &str) -> Self {
         Self {
-            time: since_the_epoch(),
+            time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
             service: service.to_owned(),
             route: String::new(),
             client: client.to_canonical(),
-            tls: true,
-            protocol: "TLS",
+            tls,
+            protocol: "",
             method: String::new(),
-            host: name.to_owned(),
+            host: host.to_owned(),
             path: String::new(),
             status: 0,
             bytes: 0,
@@ -128,10 +120,6 @@ impl Line {
         self.one_in = if self.trouble.is_none() && self.status < 500 { one_in.get() } else { 1 };
         self.one_in == 1 || chance.next().is_multiple_of(self.one_in.into())
     }
-}
-
-fn since_the_epoch() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 /// Where lines go.
