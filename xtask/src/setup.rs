@@ -108,7 +108,7 @@ pub fn build() -> Result<()> {
 /// It cannot be had; how to get it.
 pub fn program(name: &str) -> Result<()> {
     let wanted: Vec<_> = TOOLS.iter().filter(|tool| tool.program == name).collect();
-    tools(&wanted).into_iter().next().map_or(Ok(()), Err)
+    all(&wanted)
 }
 
 /// Gets what another kernel runs in.
@@ -117,7 +117,7 @@ pub fn program(name: &str) -> Result<()> {
 ///
 /// It cannot be had; how to get it.
 pub fn emulator() -> Result<()> {
-    tools(&[&EMULATOR]).into_iter().next().map_or(Ok(()), Err)
+    all(&[&EMULATOR])
 }
 
 /// Gets what libFuzzer is built with.
@@ -126,7 +126,7 @@ pub fn emulator() -> Result<()> {
 ///
 /// It cannot be had; how to get it.
 pub fn fuzzer() -> Result<()> {
-    tools(&[&FUZZER]).into_iter().next().map_or(Ok(()), Err)
+    all(&[&FUZZER])
 }
 
 /// Gets what the reception desk is measured beside, and by.
@@ -135,7 +135,12 @@ pub fn fuzzer() -> Result<()> {
 ///
 /// It cannot be had; how to get it.
 pub fn rivals() -> Result<()> {
-    tools(&RIVALS.iter().collect::<Vec<_>>()).into_iter().next().map_or(Ok(()), Err)
+    all(&RIVALS.iter().collect::<Vec<_>>())
+}
+
+/// Gets some; the first that cannot be had is the error.
+fn all(wanted: &[&Tool]) -> Result<()> {
+    tools(wanted).into_iter().next().map_or(Ok(()), Err)
 }
 
 /// The names of all packages that begin so, a line each.

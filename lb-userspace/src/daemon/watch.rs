@@ -7,7 +7,8 @@ use std::{collections::BTreeSet, io, path::PathBuf, time::Duration};
 
 use futures::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchMask};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 /// Some editors empty a file before they write it: how long it must be quiet before it is read.
@@ -18,7 +19,7 @@ const LONGEST: Duration = Duration::from_millis(500);
 
 /// Watches until dropped.
 pub struct DocumentWatch {
-    watching: Option<JoinHandle<()>>,
+    _watching: Option<AbortOnDropHandle<()>>,
     directories: BTreeSet<PathBuf>,
     changes: mpsc::Receiver<()>,
 }
@@ -31,13 +32,13 @@ impl DocumentWatch {
         let (settled, changes) = mpsc::channel(1);
         // A task of its own: who waits for `changed` may stop waiting at any moment, and no change is lost.
         let watching = match notices(directories) {
-            Ok(notices) => Some(tokio::spawn(settle(notices, settled))),
+            Ok(notices) => Some(AbortOnDropHandle::new(tokio::spawn(settle(notices, settled)))),
             Err(error) => {
                 warn!("cannot watch files: {error}; after an edit, use `lb reload`");
                 None
             }
         };
-        Self { watching, directories: directories.clone(), changes }
+        Self { _watching: watching, directories: directories.clone(), changes }
     }
 
     /// What is watched.
@@ -50,14 +51,6 @@ impl DocumentWatch {
         if self.changes.recv().await.is_none() {
             // Nobody watches.
             std::future::pending::<()>().await;
-        }
-    }
-}
-
-impl Drop for DocumentWatch {
-    fn drop(&mut self) {
-        if let Some(watching) = &self.watching {
-            watching.abort();
         }
     }
 }

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -222,6 +223,7 @@ impl Desk {
     }
 
     fn report(&mut self) {
+        self.shared.connections.sweep();
         let Some(control) = &self.control else { return };
         let report = FromDesk::Report(Report { lines_lost: self.shared.log.lost(), ..self.workers.report() });
         let wanted = self.shared.porter.wanted();
@@ -237,10 +239,9 @@ impl Desk {
     /// Lets connections end, and ends.
     async fn drain(mut self, how: Drain) {
         // One of them may just have taken a connection that is not counted yet.
-        for (_, accepting) in std::mem::take(&mut self.accepting) {
-            accepting.abort();
-            _ = tokio::time::timeout(LAST, accepting).await;
-        }
+        self.accepting.values().for_each(JoinHandle::abort);
+        let accepting = std::mem::take(&mut self.accepting);
+        _ = tokio::time::timeout(LAST, join_all(accepting.into_values())).await;
         self.sockets.clear();
         self.shared.draining.cancel();
         if how.at_once {

@@ -190,8 +190,6 @@ struct Case {
     form: Form,
     /// The route that it takes, as its condition is written; empty: none.
     route: Arc<str>,
-    /// Why the desk answers itself.
-    trouble: Option<&'static str>,
     /// For the access log, where the service has one.
     line: Option<Line>,
     /// Where it comes from.
@@ -220,7 +218,6 @@ impl Visit {
         let mut case = Case {
             form: Form::wanted(&parts.headers),
             route: Arc::default(),
-            trouble: None,
             line: None,
             origin,
             tls,
@@ -243,7 +240,9 @@ impl Visit {
                     let (status, reason) = (trouble.words().status, trouble.reason());
                     self.worker.figures.denied(name, &case.route, status, reason);
                 }
-                case.trouble = Some(trouble.reason());
+                if let Some(line) = &mut case.line {
+                    line.trouble = Some(trouble.reason());
+                }
                 self.worker.figures.trouble(trouble.reason());
                 self.trouble(&trouble, &case, Some(&service.pages))
             }
@@ -260,7 +259,7 @@ impl Visit {
         self.worker.figures.answer(name, &case.route, status, began.elapsed());
         let line = case.line.zip(one_in).and_then(|(mut line, one_in)| {
             case.route.as_ref().clone_into(&mut line.route);
-            (line.trouble, line.status) = (case.trouble, status);
+            line.status = status;
             line.is_drawn(one_in, &self.worker.chance).then_some((line, began))
         });
         if let Some(tunnel) = case.tunnel {

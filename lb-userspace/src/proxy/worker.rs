@@ -49,7 +49,7 @@ pub(super) struct Shared {
     pub(super) log: AccessLog,
     /// Those to backends that have only so many requests: of what few they take, none is to rest with one worker while
     /// another waits.
-    connections: Connections,
+    pub(super) connections: Connections,
     /// Tells connections to end after the answer that they are at.
     pub(super) closing: CancellationToken,
     /// Answers are to be the last of their connections.
@@ -135,7 +135,6 @@ impl Worker {
             loop {
                 tick.tick().await;
                 sweeping.connections.sweep();
-                sweeping.shared.connections.sweep();
             }
         };
         // It ends with the process, or the process with it.

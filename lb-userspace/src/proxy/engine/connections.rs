@@ -37,7 +37,7 @@ const KEPT: Duration = Duration::from_secs(30);
 /// The same for a request that cannot be sent again, should the server close at that very moment.
 const KEPT_FOR_ONCE: Duration = Duration::from_secs(1);
 
-/// Most connections to one backend that are kept, by each worker.
+/// Most connections to one backend that are kept in one place.
 const KEPT_MOST: usize = 128;
 
 /// Requests on one connection of HTTP/2 at the same time; what comes beyond gets another. Most servers allow a hundred
@@ -60,7 +60,7 @@ const ASKED_FOR: Duration = Duration::from_secs(5);
 /// A backend, and how it is spoken with: [`Transport::number`].
 type Key = (SocketAddr, u64);
 
-/// Connections that wait for a request, and those that take more; each worker has its own.
+/// Connections that wait for a request, and those that take more: a worker's own, or those that workers have in common.
 #[derive(Debug, Default)]
 pub struct Connections {
     waiting: Arc<Mutex<HashMap<Key, Vec<Waiting>>>>,

@@ -101,22 +101,18 @@ where
         End::Calm => worker.figures.refused("resets"),
         // Requests under way are answered, others are to go elsewhere: of HTTP/2 the client is told which is
         // which (GOAWAY), so nothing is lost.
-        End::Leave => {
+        End::Leave | End::Rested => {
             connection.as_mut().graceful_shutdown();
+            if end == End::Rested {
+                let ended = tokio::time::timeout(LAST, connection.as_mut()).await;
+                // A request may have come at the very last moment.
+                if ended.is_ok() || !pulse.is_busy() {
+                    return;
+                }
+            }
             tokio::select! {
                 _ = connection.as_mut() => {}
                 _ = pulse.over(patience) => {}
-            }
-        }
-        End::Rested => {
-            connection.as_mut().graceful_shutdown();
-            let ended = tokio::time::timeout(LAST, connection.as_mut()).await;
-            // A request may have come at the very last moment.
-            if ended.is_err() && pulse.is_busy() {
-                tokio::select! {
-                    _ = connection.as_mut() => {}
-                    _ = pulse.over(patience) => {}
-                }
             }
         }
     }
