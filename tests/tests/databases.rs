@@ -236,19 +236,6 @@ fn who_cannot_be_asked_has_no_role_and_says_why() -> Result<()> {
 }
 
 #[test]
-fn the_example_is_right_and_has_the_stage_before_in_it() -> Result<()> {
-    let text = |name: &str| std::fs::read_to_string(xtask::workspace().join("examples").join(name));
-    let (before, now) = (text("3-load-balancer.toml")?, text("4-database.toml")?);
-    let document = lb_userspace::config::Document::parse(&now).map_err(|why| anyhow::anyhow!("{why}"))?;
-    assert_eq!(document.warnings, []);
-    let mut lines = now.lines();
-    for line in before.lines().filter(|line| !line.starts_with("# Stage") && !line.starts_with("#     ")) {
-        assert!(lines.any(|other| other == line), "{line:?} is not there, or elsewhere");
-    }
-    Ok(())
-}
-
-#[test]
 fn sessions_with_an_old_primary_are_cut_from_both_sides() -> Result<()> {
     if !lab::possible("sessions_with_an_old_primary_are_cut_from_both_sides") {
         return Ok(());

@@ -29,7 +29,8 @@ pub fn packets(arguments: &[String]) -> Result<()> {
 }
 
 /// Runs the criterion benches of rings, plans and documents, and measures how soon a probe takes effect,
-/// which is written to `target/bench/probes.json`.
+/// which is written to `target/bench/probes.json`, and how long a start takes with a great document, which is
+/// written to `target/bench/start.json`.
 ///
 /// # Errors
 ///
@@ -39,7 +40,8 @@ pub fn control() -> Result<()> {
     if !crate::cargo().args(["bench", "--package", "benches", "--bench", "control"]).status()?.success() {
         bail!("the benches failed");
     }
-    in_namespaces("probes", &[])
+    in_namespaces("probes", &[])?;
+    in_namespaces("start", &[])
 }
 
 /// Measures the reception desk beside nginx and HAProxy, which is written to `target/bench/desk.json`.

@@ -18,7 +18,7 @@ mod single;
 use std::{
     ffi::OsString,
     io::Write as _,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
 };
@@ -32,6 +32,9 @@ use crate::{
 
 /// Who belongs to the staff in the examples, and their password.
 const STAFF: (&str, &str) = ("anna", "open sesame");
+
+/// Where the reception desk of the examples answers, and the name that its certificate is for.
+const DESK: (Ipv4Addr, &str) = (Ipv4Addr::new(203, 0, 113, 11), "shop.example");
 
 /// What is shown, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -126,6 +129,18 @@ pub fn start_server(
     let server = Proc::start(command)?;
     place.wait_for_tcp(listen)?;
     Ok(server)
+}
+
+/// Writes what the examples from the second on name beside them: a certificate with its key, and the staff. Gives
+/// back the certificate, which clients are to trust.
+fn furnish_desk(program: &Path, directory: &Path) -> Result<PathBuf> {
+    let made =
+        rcgen::generate_simple_self_signed([DESK.1.to_owned()]).context("a certificate cannot be made")?;
+    let certificate = directory.join(format!("{}.pem", DESK.1));
+    std::fs::write(certificate.with_extension("key"), made.signing_key.serialize_pem())?;
+    std::fs::write(&certificate, made.cert.pem())?;
+    std::fs::write(directory.join("staff.users"), staff_line(program)?)?;
+    Ok(certificate)
 }
 
 /// Their line in the desk's file of users, by `lb auth hash`.

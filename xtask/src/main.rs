@@ -63,7 +63,8 @@ enum Command {
     Lab(Lab),
     /// Measure the packet path in the kernel
     Bench {
-        /// Instead, measure the daemon's own work: rings, plans, documents, and how soon a probe takes effect
+        /// Instead, measure the daemon's own work: rings, plans, documents, how soon a probe takes
+        /// effect, how long a start takes
         #[arg(long, conflicts_with = "desk")]
         control: bool,
         /// Instead, measure the reception desk beside nginx and HAProxy

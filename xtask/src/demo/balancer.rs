@@ -26,6 +26,8 @@ pub struct Balancer<'a> {
 /// What Lobby says of a backend.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Backend {
+    /// The pool that it belongs to.
+    pub pool: String,
     /// Address and port.
     pub address: String,
     /// Its state, in a word.

@@ -15,7 +15,7 @@ use super::{
     balancer::Balancer,
     bank::{Account, Bank},
     display::Display,
-    start_server, write_summary,
+    furnish_desk, start_server, write_summary,
 };
 use crate::lab::{Lab, LabOptions, Postgres, VIP, link, postgres};
 use picture::{Cluster, Picture};
@@ -61,6 +61,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     let mut servers = servers(&lab, directory)?;
     let web = (lab.backend_v4(0), 8080).into();
     let _web = start_server(&lab.backends[0], "1", web, &directory.join("server-1"), 50, 1000)?;
+    furnish_desk(program, directory)?;
     let balancer = Balancer::start(&lab, program, "4-database.toml", directory)?;
     Bank::found(&servers[0])?;
     let bank = Bank::open(&lab.client, WRITE, READ);

@@ -1,9 +1,10 @@
 //! Guests of several services behind one address: each asks one of them again and again, on a connection that it keeps,
-//! and takes account of what it is told.
+//! and takes account of what it is told. They speak TLS, and trust one certificate.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,6 +23,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        ClientConfig, RootCertStore,
+        crypto::ring,
+        pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    },
+};
 
 use super::display::View;
 use crate::lab::Namespace;
@@ -64,6 +73,31 @@ pub struct Kind {
     pub rest: Duration,
 }
 
+/// Where guests come in, and by what they know that they are right.
+#[derive(Clone)]
+pub struct Door {
+    address: SocketAddr,
+    name: &'static str,
+    tls: TlsConnector,
+}
+
+impl Door {
+    /// By TLS to a name at an address, with this certificate.
+    ///
+    /// # Errors
+    ///
+    /// The certificate cannot be used.
+    pub fn new(address: SocketAddr, name: &'static str, certificate: &Path) -> Result<Self> {
+        let mut trusted = RootCertStore::empty();
+        trusted.add(CertificateDer::from_pem_file(certificate)?)?;
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(trusted)
+            .with_no_client_auth();
+        Ok(Self { address, name, tls: TlsConnector::from(Arc::new(config)) })
+    }
+}
+
 /// Accounts, by the names of kinds.
 pub type Accounts = Arc<Mutex<BTreeMap<&'static str, Account>>>;
 
@@ -80,14 +114,9 @@ impl Guests {
     /// # Errors
     ///
     /// The place cannot be entered.
-    pub fn come(
-        place: Namespace,
-        address: SocketAddr,
-        kinds: &[(Kind, usize)],
-        accounts: &Accounts,
-    ) -> Result<Self> {
+    pub fn come(place: Namespace, door: &Door, kinds: &[(Kind, usize)], accounts: &Accounts) -> Result<Self> {
         let (accounts, closing) = (accounts.clone(), Arc::new(AtomicBool::new(false)));
-        let (theirs, over, kinds) = (accounts.clone(), closing.clone(), kinds.to_vec());
+        let (theirs, over, kinds, door) = (accounts.clone(), closing.clone(), kinds.to_vec(), door.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // A thread of their own, since the sockets of a thread are made in its namespace.
         let (entered, enter) = mpsc::channel();
@@ -101,7 +130,7 @@ impl Guests {
             }
             runtime.block_on(async {
                 let guest = |kind: &Kind| {
-                    tokio::spawn(ask_again(kind.clone(), address, theirs.clone(), over.clone()))
+                    tokio::spawn(ask_again(kind.clone(), door.clone(), theirs.clone(), over.clone()))
                 };
                 let all: Vec<_> = kinds
                     .iter()
@@ -131,10 +160,10 @@ impl Drop for Guests {
     }
 }
 
-async fn ask_again(kind: Kind, address: SocketAddr, accounts: Accounts, closing: Arc<AtomicBool>) {
+async fn ask_again(kind: Kind, door: Door, accounts: Accounts, closing: Arc<AtomicBool>) {
     let mut kept = None;
     while !closing.load(Relaxed) {
-        let told = tokio::time::timeout(PATIENCE, ask(&kind, address, &mut kept)).await;
+        let told = tokio::time::timeout(PATIENCE, ask(&kind, &door, &mut kept)).await;
         let told = told.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time")));
         {
             let mut accounts = accounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,18 +194,18 @@ async fn ask_again(kind: Kind, address: SocketAddr, accounts: Accounts, closing:
 type Kept = Option<SendRequest<Empty<Bytes>>>;
 
 /// The status, and of an answer with 200 the name of who gives it, else what it says.
-async fn ask(kind: &Kind, address: SocketAddr, kept: &mut Kept) -> Result<(StatusCode, String)> {
+async fn ask(kind: &Kind, door: &Door, kept: &mut Kept) -> Result<(StatusCode, String)> {
     let mut sender = match kept.take().filter(|sender| !sender.is_closed()) {
         Some(sender) => sender,
         None => {
-            let (sender, connection) =
-                http1::handshake(TokioIo::new(TcpStream::connect(address).await?)).await?;
+            let stream = TcpStream::connect(door.address).await?;
+            let stream = door.tls.connect(ServerName::try_from(door.name)?, stream).await?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
             sender
         }
     };
-    let mut request =
-        Request::get(kind.path).header("host", address.ip().to_string()).header("accept", "application/json");
+    let mut request = Request::get(kind.path).header("host", door.name).header("accept", "application/json");
     for (name, value) in &kind.headers {
         request = request.header(*name, value);
     }

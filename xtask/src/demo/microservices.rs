@@ -12,21 +12,22 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Serialize;
 
 use super::{
-    STAFF,
+    DESK, STAFF,
     balancer::Balancer,
     display::Display,
-    guests::{Account, Accounts, Guests, Kind, Picture},
-    staff_line, start_server, write_summary,
+    furnish_desk,
+    guests::{Account, Accounts, Door, Guests, Kind, Picture},
+    start_server, write_summary,
 };
-use crate::lab::{Lab, LabOptions, Proc, VIP};
+use crate::lab::{Lab, LabOptions, Proc};
 
-/// The services, in the order of the lab's backends; and what guests ask for.
-const SERVICES: [(&str, &str); 5] = [
-    ("shop", "/"),
-    ("payments", "/pay/"),
-    ("catalog", "/catalog/"),
-    ("search", "/search/"),
-    ("books", "/books/"),
+/// The services, in the order of the lab's backends: name, pool, and what guests ask for.
+const SERVICES: [(&str, &str, &str); 5] = [
+    ("shop", "web", "/"),
+    ("payments", "payments", "/pay/"),
+    ("catalog", "catalog", "/catalog/"),
+    ("search", "search", "/search/"),
+    ("books", "books", "/books/"),
 ];
 const CATALOG: usize = 2;
 const SEARCH: usize = 3;
@@ -70,25 +71,28 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
         start_server(&lab.backends[service], name, listen, &directory.join(name), 50, 1000)
     };
     let mut servers = BTreeMap::new();
-    for (number, (name, _)) in SERVICES.iter().enumerate() {
+    for (number, (name, ..)) in SERVICES.iter().enumerate() {
         for (port, one) in [(8080, 1), (8081, 2)] {
             servers.insert((number, port), server(number, port, &format!("{name}-{one}"))?);
         }
     }
-    std::fs::write(directory.join("staff.users"), staff_line(program)?)?;
+    let authority = furnish_desk(program, directory)?;
     let balancer = Balancer::start(&lab, program, "5-microservices.toml", directory)?;
     balancer.wait_for("all servers", |backends| {
-        // The desk itself is one too, and has no port.
-        backends.iter().filter(|it| it.usable && it.address.contains(':')).count() == 2 * SERVICES.len()
+        let ours = |pool: &str| SERVICES.iter().any(|(_, of, _)| *of == pool);
+        backends.iter().filter(|it| it.usable && ours(&it.pool)).count() == 2 * SERVICES.len()
     })?;
     println!(
-        "Lobby runs with examples/5-microservices.toml; its desk answers on {VIP} for five services of two servers each\n"
+        "Lobby runs with examples/5-microservices.toml; its desk answers on {} for five services of two servers each.\n\
+         The database of stage 4 is not started here.\n",
+        DESK.0
     );
 
     let accounts = Accounts::default();
-    let kinds: Vec<_> = SERVICES.iter().map(|(name, path)| (kind(name, path, "calm", 10), GUESTS)).collect();
-    let address = SocketAddr::new(VIP.into(), 80);
-    let guests = Guests::come(lab.client.clone(), address, &kinds, &accounts)?;
+    let kinds: Vec<_> =
+        SERVICES.iter().map(|(name, _, path)| (kind(name, path, "calm", 10), GUESTS)).collect();
+    let door = Door::new(SocketAddr::new(DESK.0.into(), 443), DESK.1, &authority)?;
+    let guests = Guests::come(lab.client.clone(), &door, &kinds, &accounts)?;
     let display = Display::new(Picture::of(&accounts));
     let rest = |seconds| std::thread::sleep(Duration::from_secs(seconds));
     let all_get_answers = |names: &[&str]| -> Result<()> {
@@ -100,7 +104,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
         }
         Ok(())
     };
-    let names = SERVICES.map(|(name, _)| name);
+    let names = SERVICES.map(|(name, ..)| name);
     display.say("Twenty guests ask five services behind one address. The books are for the staff alone.");
     all_get_answers(&names)?;
     rest(2);
@@ -145,8 +149,8 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     all_get_answers(&names)?;
 
     display.say("One guest searches as fast as it can. It is slowed down, and nobody else.");
-    let greedy = kind(GREEDY, SERVICES[SEARCH].1, "greedy", 0);
-    let greedy = Guests::come(lab.client.clone(), address, &[(greedy, 1)], &accounts)?;
+    let greedy = kind(GREEDY, SERVICES[SEARCH].2, "greedy", 0);
+    let greedy = Guests::come(lab.client.clone(), &door, &[(greedy, 1)], &accounts)?;
     let began = Instant::now();
     while greedy.account(GREEDY).slowed < 50 {
         ensure!(began.elapsed() < PATIENCE, "nobody slows down who asks too often");

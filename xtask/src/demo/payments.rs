@@ -15,6 +15,7 @@ use super::{
     balancer::Balancer,
     customers::{Customers, now_ms},
     display::{Display, Payments, Scene, Server, State},
+    furnish_desk,
     ledger::{self, Judgement, Kill, ServerLedger},
     server::{Report, until_next_round},
     start_server, write_summary,
@@ -55,6 +56,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     let lab = Lab::new(LabOptions { backends: SERVERS, ..LabOptions::default() })?;
     let mut servers = Servers::new(&lab, directory);
     servers.start()?;
+    furnish_desk(program, directory)?;
     let balancer = Balancer::start(&lab, program, "3-load-balancer.toml", directory)?;
     let client_ledger = directory.join("clients");
     let customers = Customers::new(lab.client.clone(), (VIP, 80).into(), &client_ledger)?;
@@ -102,7 +104,7 @@ fn tell(
 ) -> Result<Told> {
     let usable = |number: usize| {
         balancer.wait_for(&format!("{number} healthy servers"), |backends| {
-            backends.iter().filter(|backend| backend.usable).count() == number
+            backends.iter().filter(|backend| backend.pool == POOL && backend.usable).count() == number
         })
     };
     usable(1)?;

@@ -2,16 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::{STAFF, balancer::Balancer, staff_line, start_server};
+use super::{DESK, STAFF, balancer::Balancer, furnish_desk, start_server};
 use crate::lab::{Lab, LabOptions, Proc, VIP};
 
 /// The port that the example's backend listens on.
 const PORT: u16 = 8080;
-
-/// The name that the example's certificate is for.
-const NAME: &str = "shop.example";
 
 /// Something that is shown: what curl is told, and what its answer must have.
 struct Scene<'a> {
@@ -26,12 +23,8 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     let address = (lab.backend_v4(0), PORT).into();
     let start = || start_server(&lab.backends[0], "1", address, &directory.join("server-1"), 50, 1000);
     let server = start()?;
-    let made =
-        rcgen::generate_simple_self_signed([NAME.to_owned()]).context("a certificate cannot be made")?;
-    std::fs::write(directory.join("shop.example.key"), made.signing_key.serialize_pem())?;
-    let authority = directory.join("shop.example.pem");
-    std::fs::write(&authority, made.cert.pem())?;
-    std::fs::write(directory.join("staff.users"), staff_line(program)?)?;
+    let authority = furnish_desk(program, directory)?;
+    let (desk, name) = DESK;
     let balancer = Balancer::start(&lab, program, "2-reverse-proxy.toml", directory)?;
     let state = |wanted: &'static str| {
         balancer.wait_for(wanted, |backends| {
@@ -41,27 +34,32 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     state("healthy")?;
     println!("a server       {address}");
     println!(
-        "Lobby          runs with examples/2-reverse-proxy.toml; its desk answers on {VIP}, ports 80 and 443\n"
+        "Lobby          runs with examples/2-reverse-proxy.toml; its desk answers on {desk}, ports 80 and 443\n"
     );
 
     let words = |text: &str| -> Vec<String> { text.split(' ').map(str::to_owned).collect() };
-    let plain = format!("http://{VIP}/");
-    let mut secure = words(&format!("--resolve {NAME}:443:{VIP} --cacert"));
-    secure.extend([authority.display().to_string(), format!("https://{NAME}/")]);
+    let plain = format!("http://{desk}/");
+    let mut secure = words(&format!("--resolve {name}:443:{desk} --cacert"));
+    secure.extend([authority.display().to_string(), format!("https://{name}/")]);
     let staff = |more: &str| {
         let arguments =
-            format!("--include {more} --resolve {NAME}:443:{VIP} --cacert {} ", authority.display());
-        words(&format!("{}https://{NAME}/staff/", arguments.replace("  ", " ")))
+            format!("--include {more} --resolve {name}:443:{desk} --cacert {} ", authority.display());
+        words(&format!("{}https://{name}/staff/", arguments.replace("  ", " ")))
     };
     let known = {
         let mut arguments = vec!["--user".to_owned(), format!("{}:{}", STAFF.0, STAFF.1)];
         arguments.extend(staff(""));
         arguments
     };
-    let redirected = words(&format!("--include --resolve {NAME}:80:{VIP} http://{NAME}/pay?x"));
+    let redirected = words(&format!("--include --resolve {name}:80:{desk} http://{name}/pay?x"));
     let json = vec!["--include".into(), "-H".into(), "Accept: application/json".into(), plain.clone()];
     let mut good = true;
     for scene in [
+        Scene {
+            title: "The server answers at the address of before, packet by packet",
+            arguments: vec![format!("http://{VIP}/")],
+            wanted: &["server 1"],
+        },
         Scene {
             title: "The server answers, by way of the desk",
             arguments: vec![plain.clone()],
@@ -93,7 +91,7 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
         good &= play(&lab, &scene)?;
     }
     println!("$ lb route list\n{}", balancer.command(&["route", "list"])?);
-    let url = format!("https://{NAME}/pay");
+    let url = format!("https://{name}/pay");
     println!("$ lb route explain {url}\n{}", balancer.command(&["route", "explain", &url])?);
 
     drop(server);
