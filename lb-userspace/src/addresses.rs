@@ -77,7 +77,7 @@ pub fn shared(
 /// change of the network; packets to an address that a router sends here do not need it.
 pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netlink) {
     put.extend(&changes.adopt);
-    let adding = changes.add.iter().map(|&(interface, address)| async move {
+    let adding = changes.add.clone().into_iter().map(|(interface, address)| async move {
         ((interface, address), netlink.add_address(interface, address).await)
     });
     let mut added = futures::stream::iter(adding).buffer_unordered(AT_ONCE);

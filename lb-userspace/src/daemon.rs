@@ -203,6 +203,7 @@ async fn start<P: Plane>(
         last_seen: text.clone(),
         last_census: Duration::ZERO,
         farewells: Farewells::default(),
+        placing: None,
         attached: None,
     };
     let listener = match begin(&mut daemon, &text, document, around, &options.run_dir).await {
@@ -293,7 +294,10 @@ async fn take_down<P: Plane>(daemon: &mut Daemon<P>) -> anyhow::Result<()> {
     if let Some(desk) = daemon.reception.desk.take() {
         desk.close().await;
     }
-    // The follower of neighbours must not keep any while they are being released.
+    // Nobody may put addresses and keep neighbours while they are being taken away and released.
+    if let Some(placing) = daemon.placing.take() {
+        placing.abort().await;
+    }
     daemon.watch.follower.abort();
     _ = (&mut daemon.watch.follower).await;
     let down = daemon.core.plane_mut().take_down().map_err(|why| anyhow::anyhow!(why));

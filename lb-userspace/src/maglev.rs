@@ -50,19 +50,15 @@ pub fn ring(members: &[Member], size: u32) -> Vec<u32> {
     // Who takes a slot in which round: the heaviest one each round, the others as their weight allows.
     let round_of =
         |walker: &Walker| (u64::from(walker.taken + 1) * heaviest).div_ceil(walker.weight) as usize;
-    let mut calendar: Vec<Vec<usize>> = Vec::new();
-    let enter = |calendar: &mut Vec<Vec<usize>>, round: usize, number: usize| {
-        if calendar.len() <= round {
-            calendar.resize_with(round + 1, Vec::new);
-        }
-        calendar[round].push(number);
-    };
+    let mut calendar = Calendar::of(walkers.len());
     for (number, walker) in walkers.iter().enumerate().filter(|(_, walker)| walker.quota > 0) {
-        enter(&mut calendar, round_of(walker), number);
+        calendar.enter(round_of(walker), number);
     }
     let mut round = 0;
-    while round < calendar.len() {
-        for number in std::mem::take(&mut calendar[round]) {
+    while let Some(line) = calendar.rounds.get(round) {
+        let mut next = line.map(|(first, _)| first);
+        while let Some(number) = next {
+            next = calendar.behind[number].take();
             let walker = &mut walkers[number];
             while slots[walker.cursor as usize] != FREE {
                 walker.step(size);
@@ -70,12 +66,39 @@ pub fn ring(members: &[Member], size: u32) -> Vec<u32> {
             slots[walker.cursor as usize] = walker.position;
             walker.taken += 1;
             if walker.taken < walker.quota {
-                enter(&mut calendar, round_of(walker), number);
+                calendar.enter(round_of(walker), number);
             }
         }
         round += 1;
     }
     slots
+}
+
+/// Who has a turn in which round, each in one to come: a line for each round, by who stands behind whom.
+struct Calendar {
+    /// The first and the last of each round's line.
+    rounds: Vec<Option<(usize, usize)>>,
+    behind: Vec<Option<usize>>,
+}
+
+impl Calendar {
+    fn of(walkers: usize) -> Self {
+        Self { rounds: Vec::new(), behind: vec![None; walkers] }
+    }
+
+    fn enter(&mut self, round: usize, number: usize) {
+        if self.rounds.len() <= round {
+            self.rounds.resize(round + 1, None);
+        }
+        let line = &mut self.rounds[round];
+        *line = match *line {
+            None => Some((number, number)),
+            Some((first, last)) => {
+                self.behind[last] = Some(number);
+                Some((first, number))
+            }
+        };
+    }
 }
 
 /// The positions in `members` in the order of their turns, each as often as its weight says and as

@@ -3,18 +3,20 @@
 //! [`Netlink`] asks and tells; [`surroundings::Surroundings`] is what it found, as plain data;
 //! [`watch`] follows it as it changes. The sockets belong to the network namespace of the process.
 
+mod routes;
 pub mod surroundings;
 pub mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
-    sync::Arc,
+    io,
+    net::IpAddr,
+    sync::{Arc, PoisonError},
 };
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use rtnetlink::{
-    Handle, RouteMessageBuilder,
+    Handle,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, CacheInfo},
@@ -28,6 +30,7 @@ use rtnetlink::{
 
 use tokio::sync::Mutex;
 
+use routes::Routes;
 use surroundings::{AttachedXdp, HostAddress, Link, Mac, Route, Surroundings};
 
 /// Marks the addresses that Lobby puts on an interface (`IFA_PROTO`, Linux 5.18); `ip address` shows it
@@ -42,7 +45,10 @@ pub const AT_ONCE: usize = 64;
 pub enum NetlinkError {
     /// No socket.
     #[error("cannot open a netlink socket: {0}")]
-    Socket(#[from] std::io::Error),
+    Socket(#[from] io::Error),
+    /// Ways were asked for, and there is no answer.
+    #[error("cannot find routes: {0}")]
+    Routes(io::Error),
     /// The request failed.
     #[error("cannot {action}: {}", .source)]
     Request {
@@ -61,7 +67,7 @@ impl NetlinkError {
                 rtnetlink::Error::NetlinkError(message) => message.code.map(|code| code.get().abs()),
                 _ => None,
             },
-            Self::Socket(error) => error.raw_os_error(),
+            Self::Socket(error) | Self::Routes(error) => error.raw_os_error(),
         }
     }
 }
@@ -70,6 +76,7 @@ impl NetlinkError {
 #[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
+    routes: Arc<std::sync::Mutex<Routes>>,
     /// The kernel lists one thing at a time on a socket, and says EBUSY to who asks for another.
     listing: Arc<Mutex<()>>,
 }
@@ -82,7 +89,7 @@ impl Netlink {
     pub fn open() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { handle, listing: Arc::default() })
+        Ok(Self { handle, routes: Arc::new(Routes::open()?.into()), listing: Arc::default() })
     }
 
     /// Everything that matters for the ways to `targets`.
@@ -91,19 +98,21 @@ impl Netlink {
     /// When the kernel does not list links, addresses or neighbours. A target without a route is no
     /// error here, but an entry of [`Surroundings::routes`].
     pub async fn survey(&self, targets: &BTreeSet<IpAddr>) -> Result<Surroundings, NetlinkError> {
-        self.survey_by(self.ways(targets).await).await
+        self.survey_by(self.ways(targets.iter().copied().collect()).await?).await
     }
 
-    /// The way to each target.
-    async fn ways(&self, targets: &BTreeSet<IpAddr>) -> BTreeMap<IpAddr, Result<Route, String>> {
-        let routes = targets.clone().into_iter().map(|target| async move {
-            let route = self.route(target).await.map_err(|error| match error.errno() {
-                Some(code) => std::io::Error::from_raw_os_error(code).to_string(),
-                None => error.to_string(),
-            });
-            (target, route)
+    /// The way to each target, or why there is none.
+    async fn ways(
+        &self,
+        targets: Vec<IpAddr>,
+    ) -> Result<BTreeMap<IpAddr, Result<Route, String>>, NetlinkError> {
+        let routes = Arc::clone(&self.routes);
+        let asked = tokio::task::spawn_blocking(move || {
+            let found = routes.lock().unwrap_or_else(PoisonError::into_inner).to(&targets)?;
+            let in_words = |code| io::Error::from_raw_os_error(code).to_string();
+            Ok(targets.into_iter().zip(found.into_iter().map(|found| found.map_err(in_words))).collect())
         });
-        futures::stream::iter(routes).buffer_unordered(AT_ONCE).collect().await
+        asked.await.unwrap_or_else(|ended| Err(io::Error::other(ended))).map_err(NetlinkError::Routes)
     }
 
     /// The same as [`Netlink::survey`] after addresses have been put that the host does not send from while it
@@ -115,7 +124,7 @@ impl Netlink {
         let mut routes = before.routes.clone();
         let without = routes.iter().filter(|(_, route)| route.as_ref().is_ok_and(Route::lacks_source));
         let without = without.map(|(&target, _)| target).collect();
-        routes.extend(self.ways(&without).await);
+        routes.extend(self.ways(without).await?);
         self.survey_by(routes).await
     }
 
@@ -153,26 +162,6 @@ impl Netlink {
         let found: Vec<_> =
             self.handle.address().get().execute().try_collect().await.map_err(failed("list addresses"))?;
         Ok(found.iter().filter_map(host_address).collect())
-    }
-
-    /// The kernel's route to an address.
-    ///
-    /// # Errors
-    /// When there is none, or it leads to nowhere.
-    pub async fn route(&self, target: IpAddr) -> Result<Route, NetlinkError> {
-        let message = match target {
-            IpAddr::V4(ip) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(ip, 32).build()
-            }
-            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
-        };
-        let action = || format!("find a route to {target}");
-        let answers: Vec<_> =
-            self.handle.route().get(message).execute().try_collect().await.map_err(failed(&action()))?;
-        answers.iter().find_map(route).ok_or_else(|| NetlinkError::Request {
-            action: action(),
-            source: Box::new(rtnetlink::Error::RequestFailed),
-        })
     }
 
     /// MAC addresses of those neighbours that the kernel would use now, among `wanted`.

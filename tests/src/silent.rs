@@ -3,7 +3,7 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
@@ -24,7 +24,7 @@ impl Silent {
     /// # Errors
     /// When there is no connection, or what is said on it does not arrive.
     pub fn open(client: &Namespace, vip: IpAddr, server: &Namespace, backend: SocketAddr) -> Result<Self> {
-        let listener = server.run(|| TcpListener::bind(backend))??;
+        let listener = server.run(|| bind(backend))??;
         let client = client.run(|| TcpStream::connect(SocketAddr::new(vip, 80)))??;
         let (server, _) = listener.accept()?;
         for (mut one, mut other) in [(&client, &server), (&server, &client)] {
@@ -49,5 +49,18 @@ impl Silent {
             }
         }
         Ok(())
+    }
+}
+
+/// Listens, once whoever was killed there has let go of the address.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let begun = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
     }
 }

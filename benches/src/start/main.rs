@@ -162,7 +162,7 @@ fn document(arguments: &Arguments, ports: u32) -> String {
         "interfaces = [\"front\", \"back\"]\n[limits]\nservices = {}\nbackends = {}\nring_pages = {}\n",
         services.next_power_of_two(),
         backends.next_power_of_two(),
-        services.next_power_of_two() * 8,
+        services.next_power_of_two() * 4,
     );
     for service in 0..services {
         let backend = |number: u32| Ipv4Addr::from(0x0a80_0001 + service * arguments.each + number);

@@ -58,14 +58,14 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
         }
     }
     same_fetch(config, places, sink);
-    let used: BTreeSet<&str> = config
-        .at_desk()
-        .flat_map(|(_, _, desk)| desk.pools())
-        .chain(config.services.values().map(|service| service.pool.as_str()))
-        .collect();
+    let of_desk: BTreeSet<&str> = config.at_desk().flat_map(|(_, _, desk)| desk.pools()).collect();
+    let forwards = |service: &&Service| service.forward != Forward::Desk;
+    let forwarded = config.services.values().filter(forwards);
+    let forwarded: BTreeSet<&str> = forwarded.map(|service| service.pool.as_str()).collect();
+    let of_services = config.services.values().map(|service| service.pool.as_str());
+    let used: BTreeSet<&str> = of_services.chain(of_desk.iter().copied()).collect();
     for (name, pool) in &config.pools {
-        let forwards = |service: &Service| service.forward != Forward::Desk && service.pool == *name;
-        if pool.speech.proxy.is_some() && config.services.values().any(forwards) {
+        if pool.speech.proxy.is_some() && forwarded.contains(name.as_str()) {
             let message = format!(
                 "servers of pool \"{name}\" hear whose a connection is from the desk alone, and packets are forwarded to them too"
             );
@@ -82,7 +82,9 @@ pub(super) fn whole(config: &Config, places: &Places, sink: &mut Sink<'_>) {
             let remedy = "remove it; it is for pools of TCP services with forward = \"dsr\" on one port";
             sink.complaints.push(places.pool(name).error(message, remedy));
         }
-        of_desk_alone(config, name, pool, places, sink);
+        if !of_desk.contains(name.as_str()) {
+            not_of_desk(name, pool, places, sink);
+        }
         if !used.contains(name.as_str()) {
             let message = format!("no service uses pool \"{name}\"");
             sink.complaints.push(places.pool(name).warning(message, "name it in a service, or remove it"));
@@ -104,11 +106,7 @@ fn no_pool(config: &Config, pool: &str, places: &Places, place: &Place<'_>, sink
 }
 
 /// What a pool says for the desk is of no use where packets are forwarded as they are.
-fn of_desk_alone(config: &Config, name: &str, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
-    let mut at_desk = config.at_desk().flat_map(|(_, _, desk)| desk.pools());
-    if at_desk.any(|pool| pool == name) {
-        return;
-    }
+fn not_of_desk(name: &str, pool: &Pool, places: &Places, sink: &mut Sink<'_>) {
     let said = [
         (pool.speech != Speech::default(), places.speech(name), "protocol, tls and proxy_protocol"),
         (pool.crowd.is_some(), places.crowd(name), "requests"),

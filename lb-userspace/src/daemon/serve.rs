@@ -2,6 +2,7 @@
 //! message; whoever has finished something, too.
 
 mod explaining;
+mod places;
 mod roles;
 
 use std::{
@@ -19,6 +20,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
+pub(super) use self::places::Placing;
+use self::places::placed;
 use super::{
     checks::{Host, targets},
     core::{Core, LoadError, SettleError},
@@ -32,10 +35,8 @@ use super::{
     record::{Record, RecordFile},
     snapshot,
     watch::DocumentWatch,
-    ways::Ways,
 };
 use crate::{
-    addresses,
     api::{
         request::{Reply, Request, RequestError},
         view::{Done, Foreseen, Text},
@@ -82,6 +83,8 @@ pub(super) struct Daemon<P> {
     pub(super) last_seen: String,
     pub(super) last_census: Duration,
     pub(super) farewells: Farewells,
+    /// Addresses that are being put at this moment.
+    pub(super) placing: Option<Placing>,
     /// The interfaces that are attached, by name; `None`: not known.
     pub(super) attached: Option<BTreeMap<String, u32>>,
 }
@@ -179,6 +182,10 @@ impl<P: Plane> Daemon<P> {
                     self.remember();
                 }
                 () = file_watch.changed() => self.file_changed().await,
+                put = placed(&mut self.placing) => {
+                    self.addresses_placed(put);
+                    self.settle();
+                }
                 () = self.reception.issuers.changed() => self.serve_at_desk(),
                 () = timer => {}
             }
@@ -247,32 +254,9 @@ impl<P: Plane> Daemon<P> {
     async fn surroundings_changed(&mut self) {
         let around = Arc::clone(&self.watch.surroundings.borrow_and_update());
         self.core.set_around(around);
-        self.place_addresses().await;
+        self.place_addresses();
         self.settle();
         self.attach().await;
-    }
-
-    /// Puts the addresses that the document wants, and takes away those that it does not.
-    pub(super) async fn place_addresses(&mut self) {
-        let Some(loaded) = self.core.loaded() else { return };
-        let config = &loaded.document.config;
-        let wanted = Ways::addresses(config);
-        let before = self.record.addresses.clone();
-        let changes = addresses::changes(&wanted, &config.interfaces, &before, self.core.around());
-        // Remembered before they are put: after a crash in between, one too many is looked for.
-        if !changes.add.is_empty() {
-            self.record.addresses.extend(&changes.add);
-            self.remember();
-        }
-        let mut put = before.clone();
-        addresses::apply(&changes, &mut put, &self.netlink).await;
-        if put != self.record.addresses {
-            self.record.addresses = put.clone();
-            self.remember();
-        }
-        if put != before {
-            self.core.set_put(put);
-        }
     }
 
     /// Leads the packets of the document's interfaces, those that are there, to the program.
@@ -412,11 +396,12 @@ impl<P: Plane> Daemon<P> {
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
         self.watch_files();
         self.refresh_certificates();
-        self.place_addresses().await;
+        self.place_addresses();
         self.settle();
         self.attach().await;
         self.serve_metrics().await;
         self.on_time();
+        self.wait_for_addresses().await;
     }
 
     /// Serves metrics where the document says.

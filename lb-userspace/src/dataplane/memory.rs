@@ -187,9 +187,13 @@ impl MemoryDataplane {
         };
         let its_own = |slot: u32| self.tables.backends.get(&slot).is_some_and(|b| b.service == service);
         // Large rings lead to few backends: each is looked up once.
-        let mut seen = vec![false; self.tables.limits.backends as usize];
-        let mut is_first = |slot: u32| match seen.get_mut(slot as usize) {
-            Some(seen) => !std::mem::replace(seen, true),
+        let mut seen = vec![0_u64; (self.tables.limits.backends as usize).div_ceil(64)];
+        let mut is_first = |slot: u32| match seen.get_mut(slot as usize / 64) {
+            Some(seen) => {
+                let before = *seen;
+                *seen |= 1 << (slot % 64);
+                before != *seen
+            }
             None => true,
         };
         let mut strange = |slot: u32| slot != NO_BACKEND && is_first(slot) && !its_own(slot);

@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    num::NonZero,
     sync::Arc,
+    thread::available_parallelism,
 };
 
 use lb_common::abi::{NO_BACKEND, RingAt, Slot, Standing, Tick};
@@ -23,7 +25,7 @@ use crate::{
 /// Rings of earlier plans and what they were made from, by service. Whether it remembers anything makes
 /// no difference but in time.
 #[derive(Clone, Debug, Default)]
-pub struct Rings(HashMap<u32, (Recipe, Arc<[u32]>)>);
+pub struct Rings(HashMap<u32, (Recipe, Arc<[Slot]>)>);
 
 impl Rings {
     /// Forgets those of other services.
@@ -31,7 +33,36 @@ impl Rings {
         let indices: HashSet<u32> = services.iter().map(|placed| placed.index).collect();
         self.0.retain(|index, _| indices.contains(index));
     }
+
+    /// What each service's ring is to be, in their order. Those that are not remembered are built on all processors: at
+    /// a start that is all of them.
+    fn of(&mut self, recipes: Vec<Recipe>, services: &[Placed<'_>]) -> Vec<(Recipe, Arc<[Slot]>)> {
+        let remembered = recipes.into_iter().zip(services).map(|(recipe, placed)| {
+            let earlier = self.0.remove(&placed.index).filter(|(earlier, _)| *earlier == recipe);
+            (recipe, earlier.map(|(_, slots)| slots))
+        });
+        let mut rings: Vec<_> = remembered.collect();
+        let mut missing: Vec<_> = rings.iter_mut().filter(|(_, slots)| slots.is_none()).collect();
+        let threads = match missing.len() {
+            0..FEW => 1,
+            _ => available_parallelism().map_or(1, NonZero::get),
+        };
+        let share = missing.len().div_ceil(threads).max(1);
+        let build = |missing: &mut [&mut (Recipe, Option<Arc<[Slot]>>)]| {
+            missing.iter_mut().for_each(|(recipe, slots)| *slots = Some(recipe.ring()));
+        };
+        std::thread::scope(|scope| {
+            let mut shares = missing.chunks_mut(share);
+            let own = shares.next();
+            shares.for_each(|share| _ = scope.spawn(move || build(share)));
+            own.map(build);
+        });
+        rings.into_iter().map(|(recipe, slots)| (recipe, slots.unwrap_or_else(|| Arc::new([])))).collect()
+    }
 }
+
+/// Rings that are not worth a thread.
+const FEW: usize = 64;
 
 /// All that a ring depends on.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,12 +75,13 @@ struct Recipe {
 }
 
 impl Recipe {
-    fn ring(&self) -> Arc<[u32]> {
+    fn ring(&self) -> Arc<[Slot]> {
         let positions = match self.scheduler {
             Scheduler::Maglev => maglev::ring(&self.members, self.size),
             Scheduler::RoundRobin => maglev::turns(&self.members),
         };
-        positions.into_iter().filter_map(|position| self.indices.get(position as usize).copied()).collect()
+        // Positions are those of members, of which each has its index.
+        positions.into_iter().map(|position| Slot::settled(self.indices[position as usize])).collect()
     }
 }
 
@@ -66,12 +98,9 @@ pub(super) fn write(
     let mut side_pages = 0;
     let lost = Lost::of(desired, before, services, backends);
     let mut due: Option<Tick> = None;
-    for (placed, indices) in services.iter().zip(backends) {
-        let recipe = recipe(desired, placed, indices);
-        let wanted = match rings.0.remove(&placed.index) {
-            Some((earlier, slots)) if earlier == recipe => slots,
-            _ => recipe.ring(),
-        };
+    let recipes = services.iter().zip(backends).map(|(placed, indices)| recipe(desired, placed, indices));
+    let wanted = rings.of(recipes.collect(), services);
+    for (placed, (recipe, wanted)) in services.iter().zip(wanted) {
         let quiet = placed.service.quiet_time(&desired.config.settings.idle);
         let sides = before.sides.get(&placed.index);
         let next = match quiet {
@@ -139,17 +168,16 @@ impl Lost {
 /// A ring that nothing is remembered of: switched as a whole.
 fn replaced(
     placed: &Placed<'_>,
-    wanted: &[u32],
+    wanted: &Arc<[Slot]>,
     room: &mut Room,
     steps: &mut Steps,
 ) -> Result<(), PlanError> {
-    let empty = Ring::empty();
-    let now = placed.before.map_or(&empty, |entry| &entry.ring);
-    let same = now.slots.len() == wanted.len()
-        && now.slots.iter().zip(wanted).all(|(slot, &backend)| *slot == Slot::settled(backend));
+    // Mostly it is not only the same ring, but the same memory.
+    let same = placed.before.map_or(wanted.is_empty(), |entry| {
+        Arc::ptr_eq(&entry.ring.slots, wanted) || entry.ring.slots == *wanted
+    });
     if !same {
-        let slots: Arc<[Slot]> = wanted.iter().map(|&backend| Slot::settled(backend)).collect();
-        switch(placed, slots, None, room, steps)?;
+        switch(placed, Arc::clone(wanted), None, room, steps)?;
     }
     forget_old_ring(placed, steps);
     Ok(())
@@ -159,7 +187,7 @@ fn replaced(
 fn changed(
     placed: &Placed<'_>,
     recipe: &Recipe,
-    wanted: &[u32],
+    wanted: &Arc<[Slot]>,
     sides: Option<&Arc<[SideEntry]>>,
     rules: &Rules<'_>,
     room: &mut Room,
@@ -177,7 +205,7 @@ fn changed(
     };
     let begins = now.slots.is_empty();
     // Nobody takes part: the slots stay, for the connections that they have.
-    let nobody = || vec![NO_BACKEND; if begins { 0 } else { now.slots.len() }];
+    let nobody = || now.slots.iter().map(|_| Slot::settled(NO_BACKEND)).collect();
     let resizes = !begins && !wanted.is_empty() && wanted.len() != now.slots.len();
     let may_resize = resizes && now.slots.iter().enumerate().all(at_rest);
     let kept_size;
@@ -187,7 +215,7 @@ fn changed(
     } else if resizes && !may_resize {
         // Not before all slots are at rest: until then the new backends share the ring as it is.
         let size = u32::try_from(now.slots.len()).unwrap_or(u32::MAX);
-        kept_size = Recipe { size, ..recipe.clone() }.ring().to_vec();
+        kept_size = Recipe { size, ..recipe.clone() }.ring();
         &kept_size
     } else {
         wanted
@@ -197,14 +225,19 @@ fn changed(
         let known = now.slots.iter().enumerate().filter(|(_, slot)| !slot.is_settled());
         let since = known.map(|(number, _)| side(number).unsettled_since);
         let since = since.reduce(|one, other| if one.has_reached(other) { other } else { one });
-        wanted.iter().map(|&backend| rules.resized(since, backend)).collect()
+        wanted.iter().map(|slot| rules.resized(since, slot.backend())).collect()
     } else {
         let slot = |number: usize| now.slots.get(number).copied().unwrap_or(Slot::settled(NO_BACKEND));
-        let turn = |(number, &backend)| rules.turn(slot(number), side(number), backend);
+        let turn =
+            |(number, wanted): (usize, &Slot)| rules.turn(slot(number), side(number), wanted.backend());
         wanted.iter().enumerate().map(turn).collect()
     };
 
-    let slots: Arc<[Slot]> = turns.iter().map(|turn| turn.slot).collect();
+    let slots: Arc<[Slot]> = match turns.iter().map(|turn| turn.slot).eq(wanted.iter().copied()) {
+        // At rest it is the same memory.
+        true => Arc::clone(wanted),
+        false => turns.iter().map(|turn| turn.slot).collect(),
+    };
     let unsettled = slots.iter().any(|slot| !slot.is_settled());
     let first_side = match now.first_side {
         Some(first) if unsettled && !may_resize => Some(first),
