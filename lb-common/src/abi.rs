@@ -200,7 +200,7 @@ pub struct Service {
     /// The firewall: rule set (zero: none) in the upper 32 bits, [`Service::DENY_OTHERS`] in the lower.
     pub firewall: Shared<u64>,
     /// [`Service::ROUND_ROBIN`], [`Service::ALL_PORTS`], [`Service::IN_USE`], [`Service::DIRECT`],
-    /// [`Service::HOLDS`].
+    /// [`Service::HOLDS`], [`Service::BY_SOURCE`].
     pub flags: Shared<u32>,
     /// [`TCP`] or [`UDP`].
     pub protocol: Shared<u8>,
@@ -227,6 +227,8 @@ impl Service {
     pub const DIRECT: u32 = 8;
     /// While no backend is usable, new connections get no answer instead of a reset: clients ask again.
     pub const HOLDS: u32 = 16;
+    /// Slots are taken by the client's address alone: all its connections go to one backend.
+    pub const BY_SOURCE: u32 = 32;
     /// Sources that no rule matches are denied.
     pub const DENY_OTHERS: u32 = 1;
 }

@@ -240,7 +240,9 @@ fn welcome<V: Family, T: Tables>(
     if packet.protocol() == TCP && !packet.is_first() {
         return Err(verdict(|| stray(frame, packet, call, context)));
     }
-    let Some((index, backend)) = select::backend(call.index, call.service, place, context.tables)? else {
+    let Some((index, backend)) =
+        select::backend(packet, (call.index, call.service), place, (context.tables, context.config))?
+    else {
         return Err(turn_away(frame, packet, call.service, &context));
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
@@ -377,7 +379,8 @@ fn stray<V: Family, T: Tables>(
     context: Context<'_, T>,
 ) -> Result<Verdict, Verdict> {
     if call.service.flags.get() & Service::ROUND_ROBIN == 0
-        && let Some((_, backend)) = select::backend(call.index, call.service, call.place, context.tables)?
+        && let Some((_, backend)) =
+            select::backend(packet, (call.index, call.service), call.place, (context.tables, context.config))?
         && backend.flags.get() & Backend::LOCAL != 0
     {
         return Err(PassReason::Local.into());

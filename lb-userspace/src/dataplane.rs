@@ -22,7 +22,7 @@ use std::{
 use lb_common::abi::{Action, PAGE_SLOTS, Record, RingAt, Slot, Standing, Tick, Traffic};
 
 pub use self::op::Op;
-use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol};
+use crate::model::{Idle, Limits, Listen, Network, PortRange, Protocol, Scheduler};
 
 /// Number of source addresses that the tables can hold; not a matter of the document, since a few
 /// give all the ports that a machine can use.
@@ -249,8 +249,8 @@ impl ServiceEntry {
 /// How packets of a service get to its backends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mode {
-    /// Slots are taken in turn.
-    pub round_robin: bool,
+    /// Which slot a new connection takes.
+    pub scheduler: Scheduler,
     /// Packets are not translated.
     pub direct: bool,
     /// While no backend is usable, new connections get no answer instead of a reset.

@@ -464,6 +464,23 @@ pub enum Scheduler {
     Maglev,
     /// One after the other, by weight.
     RoundRobin,
+    /// As [`Scheduler::Maglev`], by the client's address alone: all its connections go to one backend.
+    Source,
+}
+
+impl Scheduler {
+    /// All, by what they are called in documents.
+    pub const NAMES: [(&str, Self); 3] =
+        [("maglev", Self::Maglev), ("round-robin", Self::RoundRobin), ("source", Self::Source)];
+
+    /// What it is called in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Maglev => "maglev",
+            Self::RoundRobin => "round-robin",
+            Self::Source => "source",
+        }
+    }
 }
 
 /// How packets get to the backend.

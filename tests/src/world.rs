@@ -18,7 +18,7 @@ use lb_userspace::{
         BackendEntry, Dataplane, DataplaneError, Firewall, FlowsOf, Globals, Mode, NextHop, Op, RuleSet,
         SideEntry, SourceEntry, SourceRun, VipEntry,
     },
-    model::{Idle, Limits, Listen, Network, PortRange, Protocol},
+    model::{Idle, Limits, Listen, Network, PortRange, Protocol, Scheduler},
 };
 
 use crate::packets::{Spec, flag};
@@ -77,6 +77,12 @@ pub mod port {
     pub const ASTRAY: u16 = 92;
     /// No backend, and clients are to ask again; translated over IPv4, not over IPv6. TCP.
     pub const HELD: u16 = 93;
+    /// By the client's address alone, over three backends, TCP.
+    pub const BY_SOURCE: u16 = 94;
+}
+
+fn by(scheduler: Scheduler) -> Mode {
+    Mode { scheduler, ..Mode::default() }
 }
 
 /// Source ports of most backends.
@@ -182,9 +188,9 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
     }
     for (vip, three) in [(v4, &three_v4), (v6, &three_v6)] {
         let turns = builder.service(listen(vip, port::TURNS, Protocol::Tcp), three)?;
-        builder
-            .plane
-            .apply(&Op::SwitchMode { service: turns, mode: Mode { round_robin: true, ..Mode::default() } })?;
+        builder.plane.apply(&Op::SwitchMode { service: turns, mode: by(Scheduler::RoundRobin) })?;
+        let alike = builder.service(listen(vip, port::BY_SOURCE, Protocol::Tcp), three)?;
+        builder.plane.apply(&Op::SwitchMode { service: alike, mode: by(Scheduler::Source) })?;
         let held = builder.service(listen(vip, port::HELD, Protocol::Tcp), &[])?;
         let mode = Mode { holds: true, direct: vip == v6, ..Mode::default() };
         builder.plane.apply(&Op::SwitchMode { service: held, mode })?;

@@ -64,6 +64,7 @@ impl Maker {
             port::WEB,
             port::WEB,
             port::TURNS,
+            port::BY_SOURCE,
             port::TURNS,
             port::TURNS,
             port::EMPTY,

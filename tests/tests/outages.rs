@@ -12,12 +12,15 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::{
-    accounts::{PATIENCE, READ, WRITE, bank, cluster, document, session, who},
+    accounts::{PATIENCE, READ, SYNCHRONOUS, WRITE, bank, cluster, document, session, who},
     stage::{Stage, run},
 };
 use xtask::{
     demo::bank::Bank,
-    lab::{self, LabOptions, Namespace, Postgres, postgres::psql},
+    lab::{
+        self, LabOptions, Namespace, Postgres,
+        postgres::{self, psql},
+    },
 };
 
 /// What Lobby says of the cluster.
@@ -192,6 +195,70 @@ fn what_an_asynchronous_replica_did_not_have_is_counted_as_lost() -> Result<()> 
     let account = bank.close(&servers[1])?;
     println!("{account:?}");
     assert!((50..=account.answered - 50).contains(&account.lost), "{account:?}");
+    stage.checksums_were_right()
+}
+
+/// A client that calls the write port to pay 90 out of the account, if there is as much; whether that was done, and
+/// answered.
+fn pay(client: &Namespace) -> Result<bool> {
+    let payment = async {
+        let mut session = session().await?;
+        let transaction = session.transaction().await?;
+        let row = transaction.query_one("SELECT balance FROM account FOR UPDATE", &[]).await?;
+        if row.get::<_, i32>(0) < 90 {
+            return Ok(false);
+        }
+        transaction.execute("UPDATE account SET balance = balance - 90", &[]).await?;
+        transaction.commit().await?;
+        Ok(true)
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    client.run(|| runtime.block_on(payment))?
+}
+
+#[test]
+fn of_two_payments_of_90_from_an_account_with_100_one_is_made() -> Result<()> {
+    if !lab::possible("of_two_payments_of_90_from_an_account_with_100_one_is_made") {
+        return Ok(());
+    }
+    let (stage, mut servers) = cluster("", SYNCHRONOUS)?;
+    servers[0].sql("CREATE TABLE account (balance int); INSERT INTO account VALUES (100)")?;
+    let primary_is = |number: usize| {
+        let address = format!("10.2.0.1{number}:5432");
+        until(&stage, &format!("{address} as primary"), |cluster| cluster["primary"] == address)
+    };
+
+    // The first is answered, then its server dies.
+    assert!(pay(&stage.lab.client)?, "the first was not made");
+    servers[0].kill()?;
+    let (new, _) = postgres::fail_over(&mut servers)?;
+    primary_is(new)?;
+    assert!(!pay(&stage.lab.client)?, "a second was made after the server of the first died");
+
+    // The first waits for the answer to its COMMIT, which a replica would have to have, when another becomes the primary.
+    let other = 3 - new;
+    servers[new].sql("UPDATE account SET balance = 100")?;
+    stage.within(PATIENCE, "the same at the replica", |_| {
+        Ok(servers[other].sql("SELECT balance FROM account")? == "100")
+    })?;
+    cut_off(servers[new].place(), &[stage.lab.backend_v4(other)], true)?;
+    let client = stage.lab.client.clone();
+    let first = thread::spawn(move || pay(&client));
+    stage.within(PATIENCE, "a payment that waits", |_| {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        Ok(servers[new].sql(waits)? == "1")
+    })?;
+    servers[other].promote()?;
+    let address = servers[other].address();
+    servers[0].copy(address)?;
+    servers[0].start()?;
+    primary_is(other)?;
+    let told = first.join().expect("it does not panic");
+    let told = told.expect_err("the first was answered by a server that is not the primary");
+    println!("the first was told: {told:#}");
+    assert!(pay(&stage.lab.client)?, "the second was not made, though the first was not");
+    assert!(!pay(&stage.lab.client)?, "a third was made");
+    assert_eq!(servers[other].sql("SELECT balance FROM account")?, "10");
     stage.checksums_were_right()
 }
 

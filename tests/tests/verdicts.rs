@@ -209,6 +209,20 @@ fn translated(bench: &mut Bench) {
         .collect();
     assert_eq!(backends[..3], backends[3..]);
     assert_eq!(backends.iter().collect::<BTreeSet<_>>().len(), 3);
+
+    // All connections of a client go to one backend, those of many clients to all.
+    let mut backend_of = |client: IpAddr, client_port| {
+        let call = Spec::tcp((client, client_port), to(port::BY_SOURCE), flag::SYN);
+        let out = bench.expect("by source", &call.build(), TO_BACKEND);
+        packets::read(&out).expect("a packet").destination.0
+    };
+    let of_clients = (1..=20).map(|last| {
+        let client = IpAddr::from(Ipv4Addr::new(198, 51, 100, last));
+        let one = backend_of(client, 41000);
+        assert!((41001..41010).all(|client_port| backend_of(client, client_port) == one), "{client}");
+        one
+    });
+    assert_eq!(of_clients.collect::<BTreeSet<_>>().len(), 3);
 }
 
 fn passed(bench: &mut Bench) {

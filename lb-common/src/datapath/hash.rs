@@ -18,6 +18,17 @@ use crate::abi::{Config, Multipliers};
 /// SipHash would need three times the instructions, a third of all that a packet costs.
 #[inline(always)]
 pub(crate) fn of_client<V: Family>(packet: &Packet<V>, multipliers: &Multipliers) -> u64 {
+    keyed(packet, packet.ports, multipliers)
+}
+
+/// The same over both addresses and the protocol alone: of all connections of a client with a service.
+#[inline(always)]
+pub(crate) fn of_source<V: Family>(packet: &Packet<V>, multipliers: &Multipliers) -> u64 {
+    keyed(packet, 0, multipliers)
+}
+
+#[inline(always)]
+fn keyed<V: Family>(packet: &Packet<V>, ports: u32, multipliers: &Multipliers) -> u64 {
     // Protocols differ in the upper half of a sum, which no product of the other words takes back.
     let (mut high, mut low) = (u64::from(packet.protocol()) << 32, 0u64);
     let mut each = multipliers.each.iter();
@@ -31,7 +42,7 @@ pub(crate) fn of_client<V: Family>(packet: &Packet<V>, multipliers: &Multipliers
         add(word as u32);
         add((word >> 32) as u32);
     });
-    add(packet.ports);
+    add(ports);
     let mut hash = high & !0xffff_ffff | low >> 32;
     for last in &multipliers.last {
         hash = (hash ^ hash >> 32).wrapping_mul(last.get());

@@ -1,6 +1,6 @@
 //! From a packet to its service, and from a service to a backend for a new connection.
 
-use super::{family::Family, flow::Place, listener, parse::Packet};
+use super::{family::Family, flow::Place, hash, listener, parse::Packet};
 use crate::{
     abi::{Backend, Called, Config, NO_BACKEND, PAGE_SLOTS, RingAt, Service, Slot, TCP},
     tables::Tables,
@@ -38,18 +38,21 @@ fn on_all_ports<V: Family, T: Tables>(packet: &Packet<V>, tables: &T) -> Result<
 ///
 /// A ring of a round-robin service holds its backends in the order of their turns.
 #[inline(always)]
-pub(crate) fn backend<'t, T: Tables>(
-    index: u32,
-    service: &Service,
+pub(crate) fn backend<'t, V: Family, T: Tables>(
+    packet: &Packet<V>,
+    (index, service): (u32, &Service),
     place: Place,
-    tables: &'t T,
+    (tables, config): (&'t T, &Config),
 ) -> Result<Option<(u32, &'t Backend)>, DropReason> {
     let ring = RingAt::from_word(service.ring.get());
     if ring.slots == 0 {
         return Ok(None);
     }
-    let number = if service.flags.get() & Service::ROUND_ROBIN != 0 {
+    let flags = service.flags.get();
+    let number = if flags & Service::ROUND_ROBIN != 0 {
         (tables.take_turn(index).ok_or(DropReason::Tables)? % u64::from(ring.slots)) as u32
+    } else if flags & Service::BY_SOURCE != 0 {
+        ring.slot((hash::of_source(packet, &config.multipliers) >> 32) as u32)
     } else {
         ring.slot(place.tag)
     };

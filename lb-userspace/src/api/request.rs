@@ -51,7 +51,7 @@ pub enum Change {
         listen: String,
         /// Its pool.
         pool: String,
-        /// "maglev" or "round-robin".
+        /// "maglev", "round-robin" or "source".
         #[serde(default, skip_serializing_if = "Option::is_none")]
         scheduler: Option<String>,
         /// Networks that may come in.

@@ -320,6 +320,8 @@ pub(super) enum Scheduler {
     Maglev,
     /// One after the other
     RoundRobin,
+    /// By the client's address alone: all its connections go to one backend
+    Source,
 }
 
 #[derive(Debug, Subcommand)]

@@ -44,6 +44,7 @@ fn service(command: &Service) -> Option<Change> {
                 match scheduler {
                     Scheduler::Maglev => "maglev",
                     Scheduler::RoundRobin => "round-robin",
+                    Scheduler::Source => "source",
                 }
                 .to_owned()
             }),

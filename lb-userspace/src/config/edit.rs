@@ -17,7 +17,7 @@ pub struct NewService {
     pub listen: String,
     /// Its pool.
     pub pool: String,
-    /// `maglev` or `round-robin`; `None`: not written.
+    /// `maglev`, `round-robin` or `source`; `None`: not written.
     pub scheduler: Option<String>,
     /// Networks that may come in.
     pub allow: Vec<String>,

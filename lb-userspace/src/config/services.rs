@@ -46,9 +46,7 @@ pub(super) fn service(
         places.note(Thing::PoolOf(name.to_owned()), node.span.clone());
         node.string(sink).map(str::to_owned)
     });
-    let scheduler = fields.read(sink, "scheduler", |node, sink| {
-        node.choice(sink, &[("maglev", Scheduler::Maglev), ("round-robin", Scheduler::RoundRobin)])
-    });
+    let scheduler = fields.read(sink, "scheduler", |node, sink| node.choice(sink, &Scheduler::NAMES));
     let forward =
         fields.read(sink, "forward", |node, sink| forward(node, scheduler.unwrap_or_default(), sink));
     let kind = (forward.unwrap_or_default(), listen.map(|listen| listen.protocol));
@@ -358,8 +356,13 @@ fn forward(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Option
         return None;
     }
     let forward = node.choice(sink, &[("nat", Forward::Nat), ("dsr", Forward::Dsr)])?;
-    if forward == Forward::Dsr && scheduler == Scheduler::RoundRobin {
-        let message = "with forward = \"dsr\" connections are not kept, so they cannot be given out in turn";
+    let conflict = match scheduler {
+        Scheduler::RoundRobin => Some("so they cannot be given out in turn"),
+        Scheduler::Source => Some("and each packet's goes by what is its own: its ports too"),
+        Scheduler::Maglev => None,
+    };
+    if let Some(conflict) = conflict.filter(|_| forward == Forward::Dsr) {
+        let message = format!("with forward = \"dsr\" connections are not kept, {conflict}");
         sink.error(&node.span, message, "write forward = \"nat\", or remove scheduler");
     }
     Some(forward)
@@ -393,7 +396,7 @@ fn ring_size(node: &Node<'_>, scheduler: Scheduler, sink: &mut Sink<'_>) -> Opti
     let size = node.integer(sink, 2..=MOST_SLOTS)?;
     if scheduler == Scheduler::RoundRobin {
         let remedy = "remove it: a round-robin ring is as long as its weights ask for";
-        sink.error(&node.span, "ring_size is for scheduler = \"maglev\"", remedy);
+        sink.error(&node.span, "ring_size is not for scheduler = \"round-robin\"", remedy);
     } else if !maglev::is_prime(size) {
         let below = (2..size).rev().find(|&n| maglev::is_prime(n)).unwrap_or(2);
         let above = (size..=MOST_SLOTS).find(|&n| maglev::is_prime(n)).unwrap_or(MOST_SLOTS);

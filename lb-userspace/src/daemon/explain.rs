@@ -21,7 +21,8 @@ use lb_common::{
 
 use crate::{
     api::view::{Explanation, Question, Step},
-    dataplane::{BackendEntry, FlowsOf, Ring, Tables as Held, duration_of},
+    dataplane::{BackendEntry, FlowsOf, Tables as Held, duration_of},
+    model::Scheduler,
 };
 
 /// What the words of an explanation need besides the tables themselves.
@@ -293,13 +294,16 @@ impl Tables for Watched<'_> {
     fn slot(&self, page: u32, slot: usize) -> Option<Slot> {
         let found = self.tables.slot(page, slot)?;
         // Which ring of which service the page is of.
-        let mut rings = self.names.held.services.values().flat_map(|entry| [&entry.ring, &entry.old_ring]);
-        let ring = rings.find(|ring| ring.pages().contains(&page)).map(Ring::at).unwrap_or_default();
-        let RingAt { slots, first_page, .. } = ring;
+        let services = self.names.held.services.values();
+        let mut rings = services.flat_map(|entry| [(&entry.ring, entry), (&entry.old_ring, entry)]);
+        let found_in = rings.find(|(ring, _)| ring.pages().contains(&page));
+        let RingAt { slots, first_page, .. } = found_in.map(|(ring, _)| ring.at()).unwrap_or_default();
         let number = (page - first_page) as usize * PAGE_SLOTS + slot;
         let settled = if found.is_settled() { "" } else { ", not settled" };
+        let of_source = found_in.is_some_and(|(_, entry)| entry.mode.scheduler == Scheduler::Source);
+        let alike = if of_source { ", as of all connections from this address" } else { "" };
         let to = address(self.names, found.backend());
-        self.say("slot", format!("{number} of {slots}{settled}, leads to {to}"));
+        self.say("slot", format!("{number} of {slots}{settled}{alike}, leads to {to}"));
         Some(found)
     }
     fn side(&self, page: u32, slot: usize) -> Option<&Side> {

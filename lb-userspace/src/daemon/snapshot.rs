@@ -142,11 +142,7 @@ fn services<D: Dataplane>(
             name: name.clone(),
             listen: service.listen.to_string(),
             pool: service.pool.clone(),
-            scheduler: match service.scheduler {
-                model::Scheduler::Maglev => "maglev",
-                model::Scheduler::RoundRobin => "round-robin",
-            }
-            .into(),
+            scheduler: service.scheduler.name().into(),
             forward: service.forward.name().into(),
             allow: service.allow.iter().map(ToString::to_string).collect(),
             deny: service.deny.iter().map(ToString::to_string).collect(),

@@ -20,7 +20,7 @@ use lb_common::{
 use super::{
     BackendEntry, DataplaneError, Firewall, FlowsOf, Globals, Mode, Op, Ring, SideEntry, fault, ticks_in,
 };
-use crate::model::{Idle, Listen};
+use crate::model::{Idle, Listen, Scheduler};
 
 /// The arrays that operations write to.
 pub trait Cells {
@@ -247,8 +247,13 @@ fn called(listen: Listen) -> Called {
 }
 
 fn with_mode(flags: u32, mode: Mode) -> u32 {
-    let Mode { round_robin, direct, holds } = mode;
-    let said = [(Service::ROUND_ROBIN, round_robin), (Service::DIRECT, direct), (Service::HOLDS, holds)];
+    let Mode { scheduler, direct, holds } = mode;
+    let said = [
+        (Service::ROUND_ROBIN, scheduler == Scheduler::RoundRobin),
+        (Service::BY_SOURCE, scheduler == Scheduler::Source),
+        (Service::DIRECT, direct),
+        (Service::HOLDS, holds),
+    ];
     said.into_iter().fold(flags, |flags, (flag, set)| with(flags, flag, set))
 }
 

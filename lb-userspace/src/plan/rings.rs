@@ -77,7 +77,7 @@ struct Recipe {
 impl Recipe {
     fn ring(&self) -> Arc<[Slot]> {
         let positions = match self.scheduler {
-            Scheduler::Maglev => maglev::ring(&self.members, self.size),
+            Scheduler::Maglev | Scheduler::Source => maglev::ring(&self.members, self.size),
             Scheduler::RoundRobin => maglev::turns(&self.members),
         };
         // Positions are those of members, of which each has its index.

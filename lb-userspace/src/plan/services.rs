@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::{Desired, PlanError, Stage, Steps};
 use crate::{
     dataplane::{Mode, Op, ServiceEntry, Tables, VipEntry},
-    model::{Forward, Listen, Protocol, Role, Scheduler, Service},
+    model::{Forward, Listen, Protocol, Role, Service},
 };
 
 /// A service of the document and its place in the tables.
@@ -19,7 +19,7 @@ pub(super) struct Placed<'a> {
 /// How packets of a service get to its backends.
 pub(super) fn mode(desired: &Desired<'_>, service: &Service) -> Mode {
     Mode {
-        round_robin: service.scheduler == Scheduler::RoundRobin,
+        scheduler: service.scheduler,
         direct: service.forward != Forward::Nat,
         holds: service.role == Some(Role::Primary)
             && desired.verdicts.get(&service.pool).is_some_and(|pool| pool.holds),

@@ -22,7 +22,7 @@ use crate::{
         NextHop, RecordEntry, Ring, RuleSet, ServiceEntry, SourceEntry, SourceRun, Tables, VipEntry,
         duration_of,
     },
-    model::{Idle, Listen, Network, PortRange, Protocol},
+    model::{Idle, Listen, Network, PortRange, Protocol, Scheduler},
 };
 
 impl KernelDataplane {
@@ -194,7 +194,11 @@ impl KernelDataplane {
         Ok(ServiceEntry {
             listen,
             mode: Mode {
-                round_robin: flags & Service::ROUND_ROBIN != 0,
+                scheduler: match () {
+                    () if flags & Service::ROUND_ROBIN != 0 => Scheduler::RoundRobin,
+                    () if flags & Service::BY_SOURCE != 0 => Scheduler::Source,
+                    () => Scheduler::Maglev,
+                },
                 direct: flags & Service::DIRECT != 0,
                 holds: flags & Service::HOLDS != 0,
             },

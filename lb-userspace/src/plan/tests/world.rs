@@ -141,6 +141,7 @@ impl World {
             if dice.chance(30) {
                 service.scheduler = Scheduler::RoundRobin;
             } else {
+                service.scheduler = dice.pick(&[Scheduler::Maglev, Scheduler::Source]);
                 service.ring_size = Some(dice.pick(&[7, 7, 101, 101, 101, 1031]));
                 service.forward = dice.pick(&[Forward::Nat, Forward::Dsr, Forward::Dsr]);
                 service.track = dice.pick(&[Track::Changes, Track::Changes, Track::Always, Track::Never]);
@@ -213,7 +214,7 @@ impl World {
         let service = self.config.services.values().find(|service| service.listen == listen)?;
         let members = self.members(service);
         let positions = match service.scheduler {
-            Scheduler::Maglev => {
+            Scheduler::Maglev | Scheduler::Source => {
                 maglev::ring(&members, service.ring_size.unwrap_or(maglev::size_for(members.len())))
             }
             Scheduler::RoundRobin => maglev::turns(&members),
