@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     future::poll_fn,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{PermissionsExt as _, chown},
     process::{Output, Stdio},
     sync::mpsc,
@@ -18,7 +18,10 @@ use tests::{
     stage::Stage,
 };
 use tokio_postgres::{AsyncMessage, CancelToken, Client, NoTls};
-use xtask::lab::{self, LabOptions, Postgres, postgres};
+use xtask::lab::{
+    self, LabOptions, Postgres,
+    postgres::{self, psql},
+};
 
 /// Runs SQL by psql at the client's place, with these parameters of libpq.
 fn libpq(stage: &Stage, parameters: &str, sql: &str) -> Result<Output> {
@@ -279,3 +282,50 @@ fn a_query_is_cancelled_through_either_port_for_certain_where_clients_stay_with_
 
 /// From one look to the next.
 const TURN: Duration = Duration::from_millis(100);
+
+/// Reads by `nat` and by `dsr`, over both families: a replica answers, also with more than fits a window.
+#[test]
+fn reads_go_by_every_mode_over_both_families() -> Result<()> {
+    if !lab::possible("reads_go_by_every_mode_over_both_families") {
+        return Ok(());
+    }
+    for vip in Stage::VIPS {
+        let options = LabOptions { backends: 2, ..LabOptions::default() };
+        let mut stage = Stage::without_daemon(options, "")?;
+        let address = |i: usize| match vip {
+            IpAddr::V4(_) => SocketAddr::new(stage.lab.backend_v4(i).into(), 5432),
+            IpAddr::V6(_) => SocketAddr::new(stage.lab.backend_v6(i).into(), 5432),
+        };
+        // With `dsr` a server is called by the VIP.
+        let everywhere = ["listen_addresses=*"];
+        let (place, directory) = (|i: usize| &stage.lab.backends[i], stage.directory());
+        let primary = Postgres::primary(place(0), address(0), directory, &[], &everywhere)?;
+        primary.sql("CREATE ROLE lb LOGIN")?;
+        let _replica = Postgres::replica(place(1), address(1), directory, address(0), &everywhere)?;
+        stage.hold_vips(1)?;
+        let port = |port| SocketAddr::new(vip, port);
+        let (write, read, direct) = (port(5434), port(5433), port(5432));
+        stage.write(&format!(
+            "interfaces = [\"front\", \"back\"]\n[pools.accounts]\n\
+             health = {{ postgres = {{ user = \"lb\", database = \"postgres\" }}, interval = \"1s\" }}\n\
+             backends = [{{ address = \"{}\" }}, {{ address = \"{}\" }}]\n\
+             [services.write]\nlisten = \"{write}/tcp\"\npool = \"accounts\"\nrole = \"primary\"\n\
+             [services.read]\nlisten = \"{read}/tcp\"\npool = \"accounts\"\nrole = \"replica\"\n\
+             [services.direct]\nlisten = \"{direct}/tcp\"\npool = \"accounts\"\nrole = \"replica\"\n\
+             forward = \"dsr\"\n",
+            address(0),
+            address(1)
+        ))?;
+        stage.start()?;
+        until_roles(&stage, &["primary", "replica"])?;
+        let ask = |port, sql: &str| psql(&stage.lab.client, port, "postgres", sql);
+        for (port, is_replica) in [(write, "f"), (read, "t"), (direct, "t")] {
+            stage.until(&format!("an answer on {port}"), |_| Ok(ask(port, "SELECT 1").is_ok()))?;
+            assert_eq!(ask(port, "SELECT pg_is_in_recovery()")?, is_replica, "{port}");
+            let much = ask(port, "SELECT repeat('x', 1000) FROM generate_series(1, 20000)")?;
+            assert_eq!(much.len(), 20000 * 1001 - 1, "{port}");
+        }
+        assert!(ask(direct, "CREATE TABLE t (x int)").is_err(), "written to a replica");
+    }
+    Ok(())
+}
