@@ -69,6 +69,8 @@ pub struct Kind {
     pub path: &'static str,
     /// Headers besides.
     pub headers: Vec<(&'static str, String)>,
+    /// What answers of servers begin with, before the server's name.
+    pub greeting: &'static str,
     /// How long it rests between an answer and the next request.
     pub rest: Duration,
 }
@@ -214,8 +216,7 @@ async fn ask(kind: &Kind, door: &Door, kept: &mut Kept) -> Result<(StatusCode, S
     let said = response.into_body().collect().await?.to_bytes();
     let said = String::from_utf8_lossy(&said).into_owned();
     *kept = Some(sender);
-    // "Hello from server catalog-1 at 10.2.0.12:8080."
-    let name = said.strip_prefix("Hello from server ").and_then(|rest| rest.split(' ').next());
+    let name = said.strip_prefix(kind.greeting).and_then(|rest| rest.split_whitespace().next());
     match (status, name) {
         (StatusCode::OK, Some(name)) => Ok((status, name.to_owned())),
         (StatusCode::OK, None) => anyhow::bail!("an answer of nobody: {said}"),

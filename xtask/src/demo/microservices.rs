@@ -190,7 +190,8 @@ fn kind(name: &'static str, path: &'static str, guest: &str, rest_ms: u64) -> Ki
     }
     // The search is asked more slowly than its limit.
     let rest_ms = if name == "search" { 100 } else { rest_ms };
-    Kind { name, path, headers, rest: Duration::from_millis(rest_ms) }
+    // "Hello from server catalog-1 at 10.2.0.12:8080."
+    Kind { name, path, headers, greeting: "Hello from server ", rest: Duration::from_millis(rest_ms) }
 }
 
 fn summary(accounts: &BTreeMap<&'static str, Account>, took: Duration) -> Summary {

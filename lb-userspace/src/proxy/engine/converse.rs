@@ -74,7 +74,8 @@ where
         let (visit, pulse) = (Arc::clone(&visit), Arc::clone(&pulse));
         move |request: Request<Incoming>| {
             let (visit, pulse) = (Arc::clone(&visit), Arc::clone(&pulse));
-            async move { Ok::<Response<Body>, Infallible>(visit.answer(request, &pulse).await) }
+            // Of HTTP/2, hyper moves what is given back from place to place, and without a box that is a lot.
+            Box::pin(async move { Ok::<Response<Body>, Infallible>(visit.answer(request, &pulse).await) })
         }
     });
     let builder = builder(spoken, patience);
