@@ -35,22 +35,26 @@ impl Rings {
     }
 
     /// What each service's ring is to be, in their order. Those that are not remembered are built on all processors: at
-    /// a start that is all of them.
+    /// a start that is all of them. One that is in the tables already is not kept twice.
     fn of(&mut self, recipes: Vec<Recipe>, services: &[Placed<'_>]) -> Vec<(Recipe, Arc<[Slot]>)> {
         let remembered = recipes.into_iter().zip(services).map(|(recipe, placed)| {
             let earlier = self.0.remove(&placed.index).filter(|(earlier, _)| *earlier == recipe);
             (recipe, earlier.map(|(_, slots)| slots))
         });
         let mut rings: Vec<_> = remembered.collect();
-        let mut missing: Vec<_> = rings.iter_mut().filter(|(_, slots)| slots.is_none()).collect();
+        let of_services = rings.iter_mut().zip(services).filter(|((_, slots), _)| slots.is_none());
+        let missing = of_services.map(|((recipe, slots), placed)| Missing {
+            recipe,
+            slots,
+            there: placed.before.map(|entry| &entry.ring.slots),
+        });
+        let mut missing: Vec<_> = missing.collect();
         let threads = match missing.len() {
             0..FEW => 1,
             _ => available_parallelism().map_or(1, NonZero::get),
         };
         let share = missing.len().div_ceil(threads).max(1);
-        let build = |missing: &mut [&mut (Recipe, Option<Arc<[Slot]>>)]| {
-            missing.iter_mut().for_each(|(recipe, slots)| *slots = Some(recipe.ring()));
-        };
+        let build = |missing: &mut [Missing<'_>]| missing.iter_mut().for_each(Missing::build);
         std::thread::scope(|scope| {
             let mut shares = missing.chunks_mut(share);
             let own = shares.next();
@@ -58,6 +62,21 @@ impl Rings {
             own.map(build);
         });
         rings.into_iter().map(|(recipe, slots)| (recipe, slots.unwrap_or_else(|| Arc::new([])))).collect()
+    }
+}
+
+/// A ring that is to be built.
+struct Missing<'a> {
+    recipe: &'a Recipe,
+    slots: &'a mut Option<Arc<[Slot]>>,
+    /// What the service has.
+    there: Option<&'a Arc<[Slot]>>,
+}
+
+impl Missing<'_> {
+    fn build(&mut self) {
+        let built = self.recipe.ring();
+        *self.slots = Some(self.there.filter(|there| **there == built).map_or(built, Arc::clone));
     }
 }
 
