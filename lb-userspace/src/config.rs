@@ -255,6 +255,8 @@ backends = [{ address = "10.0.0.21" }]
         assert!(all_ports.contains("write \"10.0.0.11\", without a port"), "{all_ports}");
         let turns = wrong("track = \"always\"", "scheduler = \"round-robin\"");
         assert!(turns.contains("cannot be given out in turn"), "{turns}");
+        let alike = wrong("track = \"always\"", "scheduler = \"source\"");
+        assert!(alike.contains("its ports too"), "{alike}");
     }
 
     #[test]

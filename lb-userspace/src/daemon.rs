@@ -275,6 +275,9 @@ async fn begin<P: Plane>(
 /// Leaves everything as it is, or takes it down.
 async fn finish<P: Plane>(daemon: &mut Daemon<P>, end: &End, options: &Options) -> anyhow::Result<()> {
     if !options.ephemeral && matches!(end, End::Told) {
+        if let Some(placing) = daemon.placing.take() {
+            placing.end().await;
+        }
         if let Some(desk) = daemon.reception.desk.take() {
             desk.leave().await;
         }

@@ -110,7 +110,7 @@ fn no_request_is_lost_whatever_changes_around_the_desk() -> Result<()> {
 
         let before = shown(&stage)?;
         certify(&stage, &authority)?;
-        stage.until("another certificate", |stage| Ok(shown(stage)? != before))?;
+        stage.until("another certificate", |stage| Ok(shown(stage).is_ok_and(|now| now != before)))?;
         go_on(&stage)?;
         nothing_lost("another certificate")?;
 

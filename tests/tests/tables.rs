@@ -169,6 +169,7 @@ fn rolled(dice: &mut Dice) -> Config {
         }
         let _ = match dice.below(4) {
             0 if !direct => writeln!(text, "scheduler = \"round-robin\""),
+            1 if !direct => writeln!(text, "scheduler = \"source\""),
             1 => writeln!(text, "ring_size = 1031"),
             _ => writeln!(text, "ring_size = 101"),
         };

@@ -183,7 +183,7 @@ impl<P: Plane> Daemon<P> {
                 }
                 () = file_watch.changed() => self.file_changed().await,
                 put = placed(&mut self.placing) => {
-                    self.addresses_placed(put);
+                    self.addresses_placed(put).await;
                     self.settle();
                 }
                 () = self.reception.issuers.changed() => self.serve_at_desk(),
@@ -254,7 +254,7 @@ impl<P: Plane> Daemon<P> {
     async fn surroundings_changed(&mut self) {
         let around = Arc::clone(&self.watch.surroundings.borrow_and_update());
         self.core.set_around(around);
-        self.place_addresses();
+        self.place_addresses().await;
         self.settle();
         self.attach().await;
     }
@@ -396,12 +396,14 @@ impl<P: Plane> Daemon<P> {
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
         self.watch_files();
         self.refresh_certificates();
-        self.place_addresses();
+        let waits = self.place_addresses().await;
         self.settle();
         self.attach().await;
         self.serve_metrics().await;
         self.on_time();
-        self.wait_for_addresses().await;
+        if waits {
+            self.wait_for_addresses().await;
+        }
     }
 
     /// Serves metrics where the document says.

@@ -48,22 +48,29 @@ impl Routes {
     pub(super) fn to(&mut self, targets: &[IpAddr]) -> io::Result<Vec<Result<Route, i32>>> {
         let mut found = Vec::with_capacity(targets.len());
         for targets in targets.chunks(AT_ONCE) {
-            self.ask(targets)?;
-            for number in (1..=targets.len() as u32).map(|back| self.last.wrapping_add(back)) {
-                found.push(self.answer(number)?);
-            }
-            self.last = self.last.wrapping_add(targets.len() as u32);
+            // What has been lost once, where somebody else used up the memory, is asked again.
+            found.extend(self.some(targets).or_else(|_| self.some(targets))?);
         }
         Ok(found)
     }
 
-    /// Sends these questions, with the numbers behind the last.
-    fn ask(&self, targets: &[IpAddr]) -> io::Result<()> {
+    fn some(&mut self, targets: &[IpAddr]) -> io::Result<Vec<Result<Route, i32>>> {
+        let numbers = (1..=targets.len() as u32).map(|number| self.last.wrapping_add(number));
+        let numbers: Vec<_> = numbers.collect();
+        // No number means two questions, whatever becomes of the first: an answer may be there still when its
+        // question has been given up.
+        self.last = numbers.last().copied().unwrap_or(self.last);
+        self.ask(targets, &numbers)?;
+        numbers.into_iter().map(|number| self.answer(number)).collect()
+    }
+
+    /// Sends these questions, with these numbers.
+    fn ask(&self, targets: &[IpAddr], numbers: &[u32]) -> io::Result<()> {
         let mut bytes = Vec::new();
-        for (&target, back) in targets.iter().zip(1..) {
+        for (&target, &number) in targets.iter().zip(numbers) {
             let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question(target)));
             message.header.flags = NLM_F_REQUEST;
-            message.header.sequence_number = self.last.wrapping_add(back);
+            message.header.sequence_number = number;
             message.finalize();
             let begin = bytes.len();
             // The next begins at a multiple of four (netlink(7), NLMSG_ALIGN).
@@ -102,5 +109,28 @@ fn question(target: IpAddr) -> RouteMessage {
     match target {
         IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, bits(target)).build(),
         IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, bits(target)).build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_is_its_question_s_also_after_one_was_given_up() {
+        let local: Vec<IpAddr> = (1..=100).map(|last| IpAddr::from([127, 0, 0, last])).collect();
+        let mut routes = Routes::open().unwrap();
+        let found = routes.to(&local).unwrap();
+        assert_eq!(found.len(), local.len());
+        assert!(found.iter().all(|route| route.is_ok_and(|route| route.local)), "{found:?}");
+        // On no host its own: RFC 5737.
+        let elsewhere = IpAddr::from([203, 0, 113, 1]);
+        let numbers: Vec<u32> = (1..=3).map(|number| routes.last + number).collect();
+        routes.ask(&local[..3], &numbers).unwrap();
+        routes.last += 3;
+        let found = routes.to(&[elsewhere, local[0], elsewhere]).unwrap();
+        let is_local: Vec<_> = found.iter().map(|route| route.is_ok_and(|route| route.local)).collect();
+        assert_eq!(is_local, [false, true, false], "{found:?}");
+        assert_eq!(routes.to(&[]).unwrap(), []);
     }
 }

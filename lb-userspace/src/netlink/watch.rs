@@ -22,6 +22,9 @@ use super::{
 /// gather them before looking.
 const GATHER: Duration = Duration::from_millis(5);
 
+/// When it is looked again, where that has failed.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// What is kept of the surroundings of a set of addresses.
 pub struct Watch {
     /// The addresses whose ways are wanted.
@@ -132,9 +135,12 @@ impl Follower {
     async fn run(mut self, messages: impl futures::Stream<Item = Changed>, stop: CancellationToken) {
         let mut messages = std::pin::pin!(messages);
         self.keep_neighbours().await;
+        // What has changed and could not be looked at.
+        let mut left = Changed::Nothing;
         loop {
             let mut changed = tokio::select! {
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(RETRY), if left != Changed::Nothing => left,
                 targets = self.targets.changed() => {
                     if targets.is_err() {
                         return;
@@ -146,6 +152,7 @@ impl Follower {
                     None => return warn!("the kernel's netlink messages have ended; next hops are no longer followed"),
                 },
             };
+            changed = changed.max(left);
             if changed == Changed::Nothing {
                 continue;
             }
@@ -160,9 +167,13 @@ impl Follower {
                     },
                 }
             }
-            if let Err(error) = self.look(changed).await {
-                warn!("cannot see what changed in the network: {error}");
-            }
+            left = match self.look(changed).await {
+                Ok(()) => Changed::Nothing,
+                Err(error) => {
+                    warn!("cannot see what changed in the network: {error}; it is tried again");
+                    changed
+                }
+            };
         }
     }
 

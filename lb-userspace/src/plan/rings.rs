@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     num::NonZero,
     sync::Arc,
-    thread::available_parallelism,
+    thread::{Builder, available_parallelism},
 };
 
 use lb_common::abi::{NO_BACKEND, RingAt, Slot, Standing, Tick};
@@ -58,10 +58,17 @@ impl Rings {
         std::thread::scope(|scope| {
             let mut shares = missing.chunks_mut(share);
             let own = shares.next();
-            shares.for_each(|share| _ = scope.spawn(move || build(share)));
+            for share in shares {
+                // Where there is no thread to be had, what is missing is built below.
+                _ = Builder::new().spawn_scoped(scope, move || build(share));
+            }
             own.map(build);
         });
-        rings.into_iter().map(|(recipe, slots)| (recipe, slots.unwrap_or_else(|| Arc::new([])))).collect()
+        let whole = |(recipe, slots): (Recipe, Option<Arc<[Slot]>>)| {
+            let slots = slots.unwrap_or_else(|| recipe.ring());
+            (recipe, slots)
+        };
+        rings.into_iter().map(whole).collect()
     }
 }
 
