@@ -15,7 +15,8 @@ use xtask::{
 
 const NAME: &str = "shop.example";
 const SERVERS: usize = 3;
-const GUESTS: usize = 6;
+/// So many that a server is always at something.
+const GUESTS: usize = 16;
 /// How often all of it happens.
 const ROUNDS: usize = 3;
 
@@ -25,6 +26,7 @@ fn document(stage: &Stage, word: &str) -> String {
     format!(
         "interfaces = [\"front\", \"back\"]\n\
          [pools.web]\nhealth = {{ http = \"/fit\", interval = \"50ms\", rise = 1, fall = 1 }}\n\
+         eject = {{ after = 2, pause = \"1s\" }}\n\
          backends = [{backends}]\n\
          [services.front]\nlisten = \"{VIP}:443/tcp\"\n\
          tls = {{ cert = \"shop.pem\", key = \"shop.key\" }}\n\
@@ -87,7 +89,7 @@ fn no_request_is_lost_whatever_changes_around_the_desk() -> Result<()> {
         path: "/",
         headers: Vec::new(),
         greeting: "backend ",
-        rest: Duration::from_millis(20),
+        rest: Duration::from_millis(1),
     };
     let guests = Guests::come(stage.lab.client.clone(), &door, &[(kind, GUESTS)], &accounts)?;
     let told = || guests.account("guest");

@@ -467,6 +467,11 @@ impl<D: Dataplane> Core<D> {
         self.reports.get(&Key { pool: pool.to_owned(), backend })
     }
 
+    /// Whether nobody has said yet how a backend is: it has not been asked to the end.
+    pub fn is_unknown(&self, pool: &str, backend: BackendAddress) -> bool {
+        self.state(pool, backend).0 == State::Starting && self.report(pool, backend).is_none()
+    }
+
     /// How a backend is, and what is to be done with it.
     pub fn state(&self, pool: &str, backend: BackendAddress) -> (State, Verdict) {
         let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.any.get(&backend));

@@ -229,19 +229,26 @@ pub fn services<'p>(
     config.at_desk().filter_map(order).collect()
 }
 
-/// The pools that the desk's routes name; `state` says how a backend is and what is to be done with it.
+/// The pools that the desk's routes name; `state` says how a backend is and what is to be done with it, `is_unknown`
+/// whether nothing is known of it yet.
+///
+/// Where nobody of a pool is usable, those of whom nothing is known are taken for fit: a daemon that takes over finds in
+/// no table how they were, and the room of before must not close until they have been asked.
 pub fn pools(
     config: &Config,
     state: impl Fn(&str, BackendAddress) -> (HealthState, Verdict),
+    is_unknown: impl Fn(&str, BackendAddress) -> bool,
 ) -> Vec<PoolOrder> {
     let names: BTreeSet<&str> = config.at_desk().flat_map(|(_, _, desk)| desk.pools()).collect();
     let order = |name: &str| {
         let pool = config.pools.get(name)?;
+        let nobody = !pool.backends.iter().any(|backend| state(name, backend.address).1.usable);
         let backends = pool.backends.iter().filter_map(|backend| {
             let BackendAddress::Remote(address, port) = backend.address else { return None };
             let (state, verdict) = state(name, backend.address);
             let draining = matches!(state, HealthState::Draining | HealthState::Drained);
-            let (weight, usable) = (verdict.weigh(backend.weight), verdict.usable);
+            let weight = verdict.weigh(backend.weight);
+            let usable = verdict.usable || nobody && is_unknown(name, backend.address);
             let cut = verdict.flows != FlowsOf::Keep;
             Some(BackendOrder { address, port, weight, usable, draining, cut })
         });

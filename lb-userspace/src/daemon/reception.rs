@@ -53,7 +53,8 @@ impl<P: Plane> Daemon<P> {
         let Some((desk, loaded)) = self.reception.desk.as_mut().zip(self.core.loaded()) else { return };
         let config = &loaded.document.config;
         let services = desk::services(config, |files| self.reception.certificates.get(files));
-        let pools = desk::pools(config, |pool, backend| self.core.state(pool, backend));
+        let state = |pool: &str, backend| self.core.state(pool, backend);
+        let pools = desk::pools(config, state, |pool, backend| self.core.is_unknown(pool, backend));
         let mut files = self.reception.credentials.files().clone();
         files.extend(self.reception.issuers.keys());
         desk.serve(services, pools, files);
