@@ -32,6 +32,7 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables", use_: "firewalls in the tests" },
     Tool { program: SERVER, package: "postgresql", use_: "the tests of databases, and the demo of one" },
     Tool { program: GRPC, package: GRPC, use_: "the tests of the reception desk" },
+    Tool { program: "openssl", package: "openssl", use_: "looking at certificates in the tests" },
 ];
 
 /// Debian's is not on `PATH`.
