@@ -1,6 +1,23 @@
 //! What the benches share.
 
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
 use serde::Serialize;
+
+/// Writes a report, as JSON, and says where it is.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_report(path: &Path, report: &impl Serialize) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    fs::write(path, serde_json::to_string_pretty(report)? + "\n")
+        .with_context(|| format!("{} cannot be written", path.display()))?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
+}
 
 /// Least, median and greatest of some figures.
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -470,8 +470,11 @@ pub enum Scheduler {
 
 impl Scheduler {
     /// All, by what they are called in documents.
-    pub const NAMES: [(&str, Self); 3] =
-        [("maglev", Self::Maglev), ("round-robin", Self::RoundRobin), ("source", Self::Source)];
+    pub const NAMES: [(&str, Self); 3] = [
+        (Self::Maglev.name(), Self::Maglev),
+        (Self::RoundRobin.name(), Self::RoundRobin),
+        (Self::Source.name(), Self::Source),
+    ];
 
     /// What it is called in documents.
     pub const fn name(self) -> &'static str {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Output, Stdio},
@@ -270,6 +270,18 @@ impl Stage {
             self.lab.balancer.sysctl(&format!("net.ipv4.conf.{interface}.accept_local"), "1")?;
         }
         Ok(())
+    }
+
+    /// Addresses of their own that are on the balancer's `lo`: those of services over IPv4.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn addresses_on_lo(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        let arguments = ["-4", "-oneline", "address", "show", "dev", "lo"];
+        let shown = self.lab.balancer.command("ip").args(arguments).output()?;
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let words = shown.lines().filter_map(|line| line.split_whitespace().nth(3)?.strip_suffix("/32"));
+        Ok(words.map(str::parse).collect::<Result<_, _>>()?)
     }
 
     /// Kills the server of a backend, with all its workers.

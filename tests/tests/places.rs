@@ -29,15 +29,6 @@ fn document(stage: &Stage, numbers: Range<u32>) -> Result<String> {
     Ok(text)
 }
 
-/// The services' addresses that are on `lo`.
-fn placed(stage: &Stage) -> Result<BTreeSet<Ipv4Addr>> {
-    let arguments = ["-4", "-oneline", "address", "show", "dev", "lo"];
-    let shown = stage.lab.balancer.command("ip").args(arguments).output()?;
-    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    let words = shown.lines().filter_map(|line| line.split_whitespace().nth(3)?.strip_suffix("/32"));
-    Ok(words.map(str::parse).collect::<Result<_, _>>()?)
-}
-
 #[test]
 fn thousands_of_addresses_follow_the_last_document_and_a_daemon_that_ends_leaves_none_half_put() -> Result<()>
 {
@@ -51,12 +42,12 @@ fn thousands_of_addresses_follow_the_last_document_and_a_daemon_that_ends_leaves
     let wanted = |numbers: Range<u32>| -> BTreeSet<Ipv4Addr> { numbers.map(vip).collect() };
     stage.write(&document(&stage, 0..MANY)?)?;
     stage.start()?;
-    let at_first = placed(&stage)?.len();
+    let at_first = stage.addresses_on_lo()?.len();
 
     // Another document before all of the first is there: half of it goes, some more come.
     stage.write(&document(&stage, MANY / 2..MANY + 500)?)?;
     stage.within(PATIENCE, "the addresses of the second document", |stage| {
-        Ok(placed(stage)? == wanted(MANY / 2..MANY + 500))
+        Ok(stage.addresses_on_lo()? == wanted(MANY / 2..MANY + 500))
     })?;
     ensure!(stage.log().contains("addresses are still being put"), "all {at_first} were put in no time");
 
@@ -68,11 +59,11 @@ fn thousands_of_addresses_follow_the_last_document_and_a_daemon_that_ends_leaves
     let mut daemon = stage.daemon.take().expect("it has been started");
     daemon.signal(Signal::SIGTERM)?;
     ensure!(daemon.wait()?.success());
-    assert_eq!(placed(&stage)?.len(), wanted(0..MANY).len());
-    assert_eq!(placed(&stage)?, wanted(0..MANY));
+    assert_eq!(stage.addresses_on_lo()?.len(), wanted(0..MANY).len());
+    assert_eq!(stage.addresses_on_lo()?, wanted(0..MANY));
 
     stage.lb(&["detach"])?;
-    assert_eq!(placed(&stage)?, BTreeSet::new());
+    assert_eq!(stage.addresses_on_lo()?, BTreeSet::new());
     drop(daemon);
     Ok(())
 }

@@ -11,7 +11,7 @@ mod proxies;
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use benches::Spread;
+use benches::{Spread, write_report};
 use clap::Parser;
 use serde::Serialize;
 use tests::stage::Stage;
@@ -97,14 +97,8 @@ fn main() -> Result<()> {
             report.push(figures);
         }
     }
-    if let Some(directory) = arguments.report.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let text = serde_json::json!({ "rounds": arguments.rounds, "figures": report });
-    fs::write(&arguments.report, serde_json::to_string_pretty(&text)? + "\n")
-        .with_context(|| format!("{} cannot be written", arguments.report.display()))?;
-    println!("\nwritten to {}", arguments.report.display());
-    Ok(())
+    let report = serde_json::json!({ "rounds": arguments.rounds, "figures": report });
+    write_report(&arguments.report, &report)
 }
 
 fn figures(case: &Case, proxy: &'static str, samples: &[Sample], nginx: &[Sample]) -> Figures {

@@ -9,14 +9,13 @@
 mod server;
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use benches::Spread;
+use benches::{Spread, write_report};
 use clap::Parser;
 use lb_common::abi::Slot;
 use lb_userspace::{
@@ -89,7 +88,7 @@ fn main() -> Result<()> {
         let name = format!("in one of {} services of {}", arguments.services, arguments.each);
         report.push(measure(name, &plane, &tables, &servers, of_small)?);
     }
-    write(&arguments.report, backends, &report)
+    write_report(&arguments.report, &serde_json::json!({ "backends": backends, "cases": report }))
 }
 
 /// Waits until all backends are in use.
@@ -144,17 +143,6 @@ fn measure(
     let case = Case { name, probes, min_ms: least, median_ms: median, max_ms: greatest };
     println!("{:42} {:>7.1} {:>7.1} {:>7.1}", case.name, case.min_ms, case.median_ms, case.max_ms);
     Ok(case)
-}
-
-fn write(path: &Path, backends: u16, cases: &[Case]) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    let report = serde_json::json!({ "backends": backends, "cases": cases });
-    fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
-        .with_context(|| format!("{} cannot be written", path.display()))?;
-    println!("\nwritten to {}", path.display());
-    Ok(())
 }
 
 /// One large service and many small ones, of backends that are all at one address.

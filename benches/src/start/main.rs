@@ -7,13 +7,14 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use benches::write_report;
 use clap::Parser;
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -72,7 +73,7 @@ fn main() -> Result<()> {
     for &ports in &arguments.ports {
         cases.push(measure(&arguments, ports)?);
     }
-    write(&arguments.report, &cases)
+    write_report(&arguments.report, &cases)
 }
 
 fn measure(arguments: &Arguments, ports: u32) -> Result<Case> {
@@ -122,19 +123,11 @@ fn start(stage: &mut Stage, addresses: u32, name: &str) -> Result<Start> {
         Ok(begun.elapsed().as_secs_f64())
     };
     let ready_seconds = until(stage, &|_| Ok(fs::read_to_string(&log)?.contains("\"ready\"")))?;
-    let placed_seconds = until(stage, &|stage| placed(stage, addresses))?;
+    let placed_seconds = until(stage, &|stage| Ok(stage.addresses_on_lo()?.len() == addresses as usize))?;
     let daemon = stage.daemon.as_ref().context("a daemon has been started")?.id();
     let peak_mib = peak_mib(daemon)?;
     println!("{name:34} {ready_seconds:>8.2} {placed_seconds:>8.2} {peak_mib:>9.0}");
     Ok(Start { ready_seconds, placed_seconds, peak_mib })
-}
-
-/// Whether so many addresses, besides the loopback's own, are on `lo`.
-fn placed(stage: &Stage, addresses: u32) -> Result<bool> {
-    let shown =
-        stage.lab.balancer.command("ip").args(["-4", "-oneline", "address", "show", "dev", "lo"]).output()?;
-    let count = String::from_utf8_lossy(&shown.stdout).lines().filter(|line| line.contains("203.")).count();
-    Ok(count == addresses as usize)
 }
 
 /// The greatest resident set of a process so far, in MiB (proc(5), `VmHWM`).
@@ -143,16 +136,6 @@ fn peak_mib(process: u32) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse().context("VmHWM is no number")?;
     Ok(kib / 1024.0)
-}
-
-fn write(path: &Path, cases: &[Case]) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
-    fs::write(path, serde_json::to_string_pretty(cases)? + "\n")
-        .with_context(|| format!("{} cannot be written", path.display()))?;
-    println!("\nwritten to {}", path.display());
-    Ok(())
 }
 
 /// Services at addresses from 203.0.0.0 on, of backends from 10.128.0.1 on.

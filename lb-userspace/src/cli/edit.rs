@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::ValueEnum as _;
+
 use super::{
-    args::{Backend, Command, Connections, OneBackend, Pool, Scheduler, Service},
+    args::{Backend, Command, Connections, OneBackend, Pool, Service},
     quoted,
 };
 use crate::api::request::{Change, Edits};
@@ -40,14 +42,10 @@ fn service(command: &Service) -> Option<Change> {
             name: name.clone(),
             listen: listen.to_string(),
             pool: pool.clone(),
-            scheduler: scheduler.map(|scheduler| {
-                match scheduler {
-                    Scheduler::Maglev => "maglev",
-                    Scheduler::RoundRobin => "round-robin",
-                    Scheduler::Source => "source",
-                }
-                .to_owned()
-            }),
+            // Called as in documents.
+            scheduler: scheduler
+                .and_then(|scheduler| scheduler.to_possible_value())
+                .map(|value| value.get_name().to_owned()),
             allow: allow.iter().map(ToString::to_string).collect(),
             deny: deny.iter().map(ToString::to_string).collect(),
         }),

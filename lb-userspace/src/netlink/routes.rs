@@ -88,11 +88,13 @@ impl Routes {
             bytes.clear();
             // It is there already, or has been lost.
             self.socket.recv(&mut bytes, libc::MSG_DONTWAIT)?;
-            let message =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(io::Error::other)?;
-            if message.header.sequence_number != number {
+            // The third word of the header (netlink(7)).
+            if bytes.get(8..12) != Some(&number.to_ne_bytes()) {
                 continue;
             }
+            let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes) else {
+                return Ok(Err(libc::EBADMSG));
+            };
             let nowhere = Err(libc::ENETUNREACH);
             return Ok(match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(message)) => {
