@@ -10,10 +10,10 @@
 
 mod failover;
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use benches::Spread;
+use benches::{Spread, write_report};
 use clap::Parser;
 use serde::Serialize;
 use tests::{
@@ -143,9 +143,6 @@ fn main() -> Result<()> {
         report.push(figures);
     }
     stage.checksums_were_right()?;
-    if let Some(directory) = arguments.report.parent() {
-        fs::create_dir_all(directory)?;
-    }
     drop(stage);
     let failovers = failover::measure(arguments.failovers)?;
     println!("\nmilliseconds from a server's word that it is the primary to the first write:");
@@ -156,11 +153,8 @@ fn main() -> Result<()> {
         }
         times.insert(name.to_owned(), times_ms.into());
     }
-    let text = serde_json::json!({ "failovers_ms": times, "rounds": arguments.rounds, "seconds": arguments.seconds, "figures": report });
-    fs::write(&arguments.report, serde_json::to_string_pretty(&text)? + "\n")
-        .with_context(|| format!("{} cannot be written", arguments.report.display()))?;
-    println!("\nwritten to {}", arguments.report.display());
-    Ok(())
+    let report = serde_json::json!({ "failovers_ms": times, "rounds": arguments.rounds, "seconds": arguments.seconds, "figures": report });
+    write_report(&arguments.report, &report)
 }
 
 /// Runs pgbench at the client's place; what it printed.
