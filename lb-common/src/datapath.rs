@@ -73,7 +73,7 @@ struct Call<'a> {
     index: u32,
     service: &'a Service,
     place: flow::Place,
-    /// What was written down of its connection when that was looked up first; [`Record::GONE`]: nothing.
+    /// What is written down of its connection, as far as that has been looked up; [`Record::GONE`]: nothing.
     written: Record,
 }
 
@@ -159,10 +159,10 @@ fn steps<V: Family, T: Tables, C: Clock>(
     if let Some(verdict) = continue_to_backend(frame, &packet, &mut call, context) {
         return Ok(verdict);
     }
-    if let Some(verdict) = arrive(frame, &packet, &call, context) {
+    if let Some(verdict) = arrive(frame, &packet, &mut call, context) {
         return Ok(verdict);
     }
-    Ok(continue_to_backend(frame, &packet, &mut call, context).unwrap_or(DropReason::Race.into()))
+    Ok(set_out(frame, &packet, &call, context))
 }
 
 /// A packet of a service that does not translate: it goes where its slot says, and unless that has changed
@@ -223,7 +223,7 @@ fn lead<V: Family, T: Tables, C: Clock>(
 fn arrive<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     context: &Context<'_, T>,
 ) -> Option<Verdict> {
     welcome(frame, packet, call, *context).err()
@@ -233,7 +233,7 @@ fn arrive<V: Family, T: Tables>(
 fn welcome<V: Family, T: Tables>(
     frame: &mut impl Frame,
     packet: &Packet<V>,
-    call: &Call<'_>,
+    call: &mut Call<'_>,
     context: Context<'_, T>,
 ) -> Result<(), Verdict> {
     let place = call.place;
@@ -246,7 +246,7 @@ fn welcome<V: Family, T: Tables>(
         return Err(turn_away(frame, packet, call.service, &context));
     };
     let link = Link::parse(frame).ok_or(DropReason::Tables)?;
-    flow::open(packet, link.source_hop(), (index, backend), (place, call.written), context)?;
+    flow::open(packet, link.source_hop(), (index, backend), (place, &mut call.written), context)?;
     count_new(index, context.tables);
     Ok(())
 }
@@ -259,15 +259,28 @@ fn continue_to_backend<V: Family, T: Tables>(
     call: &mut Call<'_>,
     context: &Context<'_, T>,
 ) -> Option<Verdict> {
-    let found = flow::written(call.place, *context)?;
-    call.written = found.record;
-    let known = flow::of_client(found, call.index, *context)?;
+    call.written = flow::written(call.place, *context)?.record;
+    let known = flow::of_client(call.written, call.index, *context)?;
     let hop = Link::parse(frame)?.source_hop();
     if !known.is_told_by(packet, hop, context) && !flow::visit(packet, (call.index, call.place), hop, context)
     {
         return None;
     }
     Some(verdict(|| to_backend(frame, packet, &known, *context)))
+}
+
+/// The first packet of a connection that has just been opened.
+#[inline(never)]
+fn set_out<V: Family, T: Tables>(
+    frame: &mut impl Frame,
+    packet: &Packet<V>,
+    call: &Call<'_>,
+    context: &Context<'_, T>,
+) -> Verdict {
+    verdict(|| {
+        let known = flow::of_client(call.written, call.index, *context).ok_or(DropReason::Race)?;
+        to_backend(frame, packet, &known, *context)
+    })
 }
 
 /// A packet of a connection that is known, from the client.
@@ -293,8 +306,8 @@ fn to_backend<V: Family, T: Tables>(
     if flags & Backend::LOCAL != 0 {
         return Err(PassReason::Local.into());
     }
-    let source = context.tables.source(known.record().source()).ok_or(DropReason::Tables)?;
-    rewrite::to_backend(frame, packet, known.record().port(), backend, source).ok_or(DropReason::Tables)?;
+    let source = context.tables.source(known.record.source()).ok_or(DropReason::Tables)?;
+    rewrite::to_backend(frame, packet, known.record.port(), backend, source).ok_or(DropReason::Tables)?;
     Ok(Verdict::ToBackend { interface: backend.interface.get() })
 }
 

@@ -365,6 +365,41 @@ fn a_flow_given_to_another_connection_is_not_the_former_ones_any_more() {
 }
 
 #[test]
+fn a_half_open_flow_that_was_given_to_another_connection_is_not_the_former_ones_any_more() {
+    let name = "a_half_open_flow_that_was_given_to_another_connection_is_not_the_former_ones_any_more";
+    if !xtask::lab::possible(name) {
+        return;
+    }
+    let host = Host::new();
+    let send = |client_port: u16, flags: u8| {
+        host.send(&Spec::tcp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS), flags), 1000)
+    };
+    let call = |client_port: u16, flags: u8| {
+        let (verdict, seen) = send(client_port, flags);
+        assert_eq!(verdict, TO_BACKEND, "{client_port}");
+        seen.expect("still a packet")
+    };
+    let first: Vec<_> = (40000..40004).map(|client_port| call(client_port, flag::SYN)).collect();
+    let taken = call(50000, flag::SYN);
+    let former =
+        40000 + first.iter().position(|seen| seen.source == taken.source).expect("one of the four") as u16;
+    // What was written down of it is there still, and means nothing.
+    assert_eq!(host.records().len(), 5);
+    let unknown = |verdict| matches!(verdict, Verdict::Reset { reason: ResetReason::UnknownFlow, .. });
+    assert!(unknown(send(former, flag::ACK).0));
+    let established = host.records().iter().filter(|record| record.state() != State::HalfOpen).count();
+    assert_eq!(established, 0);
+    // It may begin anew, and has one record then.
+    host.answer(&taken, flag::SYN | flag::ACK, 1000);
+    call(50000, flag::ACK);
+    let again = call(former, flag::SYN);
+    assert_ne!(again.source, taken.source, "who is established keeps its flow");
+    assert_eq!(host.records().len(), 5);
+    assert_eq!(call(50000, flag::ACK).source, taken.source);
+    assert_eq!(call(former, flag::SYN).source, again.source);
+}
+
+#[test]
 fn a_connection_that_has_begun_anew_keeps_its_record_when_its_former_flow_is_given_away() {
     let name = "a_connection_that_has_begun_anew_keeps_its_record_when_its_former_flow_is_given_away";
     if !xtask::lab::possible(name) {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::{
-    abi::{Backend, Flow, NO_BACKEND, Record, Tick, Way},
+    abi::{Backend, Flow, NO_BACKEND, Record, State, Tick, Way},
     datapath::{decide, record},
     sim::{MemTables, SliceFrame},
     tables::Tables,
@@ -152,4 +152,40 @@ fn a_connection_is_gone_with_its_backends_entry() {
         let (verdict, _) = call(&tables, flag::ACK);
         assert!(matches!(verdict, Verdict::Reset { reason: UNKNOWN, .. }), "{part}: {verdict:?}");
     }
+}
+
+#[test]
+fn one_that_is_established_while_its_flow_is_taken_leaves_no_record_behind() {
+    const TEST: &str = "one_that_is_established_while_its_flow_is_taken_leaves_no_record_behind";
+    let Some(tables) = tables(TEST) else { return };
+    let send = |tables: &dyn Fn(&mut SliceFrame) -> Verdict, client_port: u16, flags: u8| {
+        let mut frame =
+            SliceFrame(Spec::tcp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS), flags).build());
+        (tables(&mut frame), packets::read(&frame.0).ok())
+    };
+    let alone = |frame: &mut SliceFrame| decide(frame, &tables, INGRESS, Tick(1000));
+    // All four ports are half open, and all backends have answered.
+    for client_port in 40000..40004 {
+        let (verdict, first) = send(&alone, client_port, flag::SYN);
+        let first = first.expect("still a packet");
+        assert_eq!(verdict, TO_BACKEND);
+        let answer = Spec {
+            mac: world::BACKEND_MAC,
+            ..Spec::tcp(first.destination, first.source, flag::SYN | flag::ACK)
+        };
+        decide(&mut SliceFrame(answer.build()), &tables, INGRESS, Tick(1000));
+    }
+    // Another CPU takes one for a fifth connection; at that moment the clients' last packets of the handshakes come.
+    let meeting = Meeting::new(&tables, 0, || {
+        for client_port in 40000..40004 {
+            assert_eq!(send(&alone, client_port, flag::ACK).0, TO_BACKEND);
+        }
+    });
+    let other = |frame: &mut SliceFrame| decide(frame, &meeting, INGRESS, Tick(1000));
+    let (verdict, fifth) = send(&other, 50000, flag::SYN);
+    assert_eq!(verdict, TO_BACKEND);
+    assert!(meeting.happened());
+    let taken = fifth.expect("still a packet").source.1.to_be();
+    let of_it: Vec<_> = records(&tables).into_iter().filter(|record| record.port() == taken).collect();
+    assert!(of_it.len() == 1 && of_it[0].state() == State::HalfOpen, "{of_it:?}");
 }

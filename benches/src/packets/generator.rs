@@ -14,6 +14,10 @@ use tests::packets::{Spec, flag};
 
 use crate::scene::{self, End, Scene};
 
+/// What becomes of packets, as the kernel has it.
+const XDP_DROP: u32 = 1;
+const XDP_TX: u32 = 3;
+
 /// What the packets are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
@@ -128,21 +132,25 @@ impl Generator {
 
     /// Runs the generator and what it leads to on so many packets: nanoseconds each.
     pub(crate) fn run(&mut self, packets: u32) -> Result<f64> {
-        self.run_program(self.program, packets)
+        self.run_program(self.program, packets, XDP_TX)
+    }
+
+    /// The same, of packets that are dropped.
+    pub(crate) fn run_dropped(&mut self, packets: u32) -> Result<f64> {
+        self.run_program(self.program, packets, XDP_DROP)
     }
 
     /// Runs the program that does nothing.
     pub(crate) fn run_empty(&mut self, packets: u32) -> Result<f64> {
-        self.run_program("empty", packets)
+        self.run_program("empty", packets, XDP_TX)
     }
 
-    fn run_program(&mut self, name: &str, packets: u32) -> Result<f64> {
-        const XDP_TX: u32 = 3;
+    fn run_program(&mut self, name: &str, packets: u32, action: u32) -> Result<f64> {
         let options = TestRunOptions { data_in: Some(&self.frame), repeat: packets, ..Default::default() };
         let result = xdp(&mut self.ebpf, name)?.test_run(options)?;
         ensure!(
-            result.return_value == XDP_TX,
-            "{name}: the last packet was not sent: {}",
+            result.return_value == action,
+            "{name}: of the last packet became {}, not {action}",
             result.return_value
         );
         // The kernel says the mean of all runs, in whole nanoseconds.

@@ -81,11 +81,11 @@ fn main() -> Result<()> {
                 report.add(answers(&arguments, &mut generator, kind, flows, name.clone())?);
             }
         }
-        for (mode, name, flood) in NEW {
+        for (mode, name, new) in NEW {
             let name = format!("{}-{kind}-{name}", prefix(mode));
-            // A flood is of SYNs; UDP has none.
-            if name.contains(&arguments.only) && !(kind.udp && flood) {
-                report.add(new_flows(&arguments, &mut generator, kind, mode, flood, name)?);
+            // A flood is of what TCP says; UDP has none.
+            if name.contains(&arguments.only) && !(kind.udp && new != New::Flows) {
+                report.add(new_flows(&arguments, &mut generator, kind, mode, new, name)?);
             }
         }
     }
@@ -105,14 +105,29 @@ const KNOWN: [(Mode, &str); 4] = [
     (Mode::Nat, "tracked"),
 ];
 
-/// Cases of a new flow with every packet, and whether they begin with all tables full of half-open ones.
-const NEW: [(Mode, &str, bool); 6] = [
-    (Mode::Settled, "new", false),
-    (Mode::Settled, "flood", true),
-    (Mode::Tracked, "tracked-new", false),
-    (Mode::Tracked, "tracked-flood", true),
-    (Mode::Nat, "new", false),
-    (Mode::Nat, "flood", true),
+/// Packets that are each of another flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum New {
+    /// The first of each, into tables with room.
+    Flows,
+    /// SYNs, into tables full of half-open flows.
+    Syns,
+    /// ACKs of connections that nobody knows, into tables full of them, or of half-open flows where such
+    /// packets leave nothing.
+    Acks,
+}
+
+/// Cases of a new flow with every packet.
+const NEW: [(Mode, &str, New); 9] = [
+    (Mode::Settled, "new", New::Flows),
+    (Mode::Settled, "flood", New::Syns),
+    (Mode::Settled, "ack-flood", New::Acks),
+    (Mode::Tracked, "tracked-new", New::Flows),
+    (Mode::Tracked, "tracked-flood", New::Syns),
+    (Mode::Tracked, "tracked-ack-flood", New::Acks),
+    (Mode::Nat, "new", New::Flows),
+    (Mode::Nat, "flood", New::Syns),
+    (Mode::Nat, "ack-flood", New::Acks),
 ];
 
 fn prefix(mode: Mode) -> &'static str {
@@ -154,9 +169,11 @@ fn begun(generator: &mut Generator, kind: Kind, flows: u64, mode: Mode) -> Resul
     scene.forwarding(all, || generator.run(all))?;
     if mode == Mode::Nat && !kind.udp {
         scene.answer_all()?;
-        // So many half-open ones at once are a flood, and a few have given way; now they begin again.
-        scene.forwarding(all, || generator.run(all))?;
-        scene.answer_all()?;
+        // So many half-open ones at once are a flood, and a few have given way; now they begin again, and fewer.
+        for _ in 0..3 {
+            scene.forwarding(all, || generator.run(all))?;
+            scene.answer_all()?;
+        }
         generator.order(kind, flows, true, false)?;
         scene.forwarding(all, || generator.run(all))?;
     }
@@ -185,37 +202,48 @@ fn answers(
     Ok(Case::new(name, kind.v6, flows, arguments.runs, times).above(floor))
 }
 
-/// A new flow with every packet: into tables with room, or over and over where they are full.
+/// A new flow with every packet.
 fn new_flows(
     arguments: &Arguments,
     generator: &mut Generator,
     kind: Kind,
     mode: Mode,
-    flood: bool,
+    new: New,
     name: String,
 ) -> Result<Case> {
     let mut scene = Scene::new(kind, mode)?;
     generator.lead_to(&mut scene)?;
-    generator.order(kind, 0, false, true)?;
-    if flood && mode != Mode::Settled {
-        // Until every place has a half-open flow.
+    // Translation knows nothing of a connection of which it has seen no SYN.
+    let refused = new == New::Acks && mode == Mode::Nat;
+    generator.order(kind, 0, false, new != New::Acks || refused)?;
+    if new != New::Flows && mode != Mode::Settled {
+        // Until every place has a half-open flow, or as many as find room have been written down.
         for _ in 0..3 * scene::FLOWS / arguments.packets + 1 {
             scene.forwarding(arguments.packets, || generator.run(arguments.packets))?;
         }
     }
+    if refused {
+        generator.order(kind, 0, false, false)?;
+    }
     let times = measure(arguments.runs, || {
-        if !flood {
+        if new == New::Flows {
             scene = Scene::new(kind, mode)?;
             generator.lead_to(&mut scene)?;
+        }
+        if refused {
+            return scene.refusing(arguments.packets, || generator.run_dropped(arguments.packets));
         }
         scene.forwarding(arguments.packets, || generator.run(arguments.packets))
     })?;
     let flows = scene.flows()?;
-    if !flood {
+    if new == New::Flows {
         let opened = if mode == Mode::Settled { 0 } else { u64::from(arguments.packets) };
         // Of records, a bucket may be full by chance; what has no room stays where its slot was.
         let refused = if mode == Mode::Tracked { opened / 1000 } else { 0 };
-        ensure!(opened - refused - opened / 100_000 <= flows && flows <= opened, "{flows} flows were opened for {name}");
+        ensure!(
+            opened - refused - opened / 100_000 <= flows && flows <= opened,
+            "{flows} flows were opened for {name}"
+        );
     }
     Ok(Case::new(name, kind.v6, flows, arguments.runs, times))
 }

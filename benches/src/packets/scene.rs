@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use lb_common::{
     abi::{RingAt, Slot, Tick},
-    verdict::Verdict,
+    verdict::{DropReason, Verdict},
 };
 use lb_userspace::{
     dataplane::{
@@ -40,6 +40,8 @@ const INTERFACE: u32 = 1;
 /// Verdict counter of packets to backends.
 const FORWARDED: usize = Verdict::ToBackend { interface: 0 }.counter();
 const ANSWERED: usize = Verdict::ToClient { interface: 0 }.counter();
+/// No resets are sent here.
+const REFUSED: usize = Verdict::Drop(DropReason::ResetLimit).counter();
 
 /// The service's address.
 pub(crate) fn vip(v6: bool) -> IpAddr {
@@ -202,6 +204,11 @@ impl Scene {
     /// The same, unless each has gone to a client.
     pub(crate) fn answering(&self, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
         self.all_become(ANSWERED, packets, run)
+    }
+
+    /// The same, unless none was of a connection that is known.
+    pub(crate) fn refusing(&self, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {
+        self.all_become(REFUSED, packets, run)
     }
 
     fn all_become(&self, what: usize, packets: u32, run: impl FnOnce() -> Result<f64>) -> Result<f64> {

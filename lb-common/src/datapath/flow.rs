@@ -14,9 +14,10 @@
 //! last alive, and either can be given away without a look at the other.
 //!
 //! The guard word owns a flow. Who writes a new connection into it swaps the guard to BUSY, takes the record of
-//! the former one away, writes the rest, and stores LIVE with the next count of uses; only then the new record is
-//! written. Whoever looks a flow up checks the guard; whoever writes a record that names it, once more after that
-//! (`check`), so that none is left which names another connection's flow.
+//! the former one away (but where that never got further than its SYN), writes the rest, and stores LIVE with the next
+//! count of uses; only then the new record is written. Whoever looks a flow up checks the guard; whoever writes a record
+//! that names it, once more after that (`check`). So none is left that names another connection's flow, but for
+//! half-open ones, by which nobody goes without a look at the flow.
 //!
 //! Nothing here takes a flow away from a live connection within its idle time-out.
 
@@ -24,7 +25,7 @@ mod open;
 mod replace;
 
 pub(crate) use self::open::open;
-pub use self::replace::search_ports;
+pub use self::replace::{Ports, Readiest, search_ports};
 use super::{
     Context,
     family::Family,
@@ -65,7 +66,8 @@ impl Place {
 
 /// A connection as its client's packets find it.
 pub(crate) struct Known<'t> {
-    found: Found<'t>,
+    /// What is written down of it.
+    pub(crate) record: Record,
     /// Index of the backend.
     pub(crate) index: u32,
     pub(crate) backend: &'t Backend,
@@ -169,25 +171,18 @@ pub(super) fn written<'t, T: Tables>(place: Place, context: Context<'t, T>) -> O
 /// The connection of a client's packet, if what is written down still means something to the service.
 #[inline(always)]
 pub(super) fn of_client<'t, T: Tables>(
-    found: Found<'t>,
+    record: Record,
     service: u32,
     context: Context<'t, T>,
 ) -> Option<Known<'t>> {
-    let record = found.record;
     let index = record.backend();
     let backend = context.tables.backend(index)?;
     let stays = stays(backend);
     let same = record.is_of(backend.generation.get()) && backend.service.get() == service;
-    (record.is_translated() && stays && same).then_some(Known { found, index, backend })
+    (record.is_translated() && stays && same).then_some(Known { record, index, backend })
 }
 
 impl Known<'_> {
-    /// What is written down of it.
-    #[inline(always)]
-    pub(crate) const fn record(&self) -> Record {
-        self.found.record
-    }
-
     /// Whether a packet that came from `hop` says nothing new: what the record says is all that it needs.
     #[inline(always)]
     pub(crate) fn is_told_by<V: Family, T>(
@@ -196,7 +191,7 @@ impl Known<'_> {
         hop: u64,
         context: &Context<'_, T>,
     ) -> bool {
-        let record = self.record();
+        let record = self.record;
         let state = record.state();
         let lasts = matches!(state, State::Established | State::Datagrams);
         let turns = packet.tcp_flags() & (Tcp::SYN | Tcp::FIN | Tcp::RST) != 0;
@@ -217,7 +212,7 @@ pub(crate) fn visit<V: Family, T: Tables>(
     context: &Context<'_, T>,
 ) -> bool {
     let Some(found) = written(place, *context) else { return false };
-    let Some(known) = of_client(found, service, *context) else { return false };
+    let Some(known) = of_client(found.record, service, *context) else { return false };
     let Some((flow, guard)) = flow_of(packet, place, &known, context) else { return false };
     if starts_anew(packet, flow, known.backend, context) {
         return false;
@@ -228,9 +223,9 @@ pub(crate) fn visit<V: Family, T: Tables>(
         seen_from_client(packet, hop, flow, *context);
     }
     let told = flow.told.get();
-    let record = told_record(known.record(), told).by(Hop::of(hop, context.ingress));
-    if record != known.record() {
-        known.found.replace(context.tables, record);
+    let record = told_record(known.record, told).by(Hop::of(hop, context.ingress));
+    if record != known.record {
+        found.replace(context.tables, record);
     }
     check(record, place.key(), (flow, guard), context);
     true
@@ -245,7 +240,7 @@ fn flow_of<'t, V: Family, T: Tables>(
     context: &Context<'t, T>,
 ) -> Option<(&'t Flow, u64)> {
     let Context { tables, config, .. } = *context;
-    let record = known.record();
+    let record = known.record;
     let port = u32::from(u16::from_be(record.port()));
     let lane = if known.backend.flags.get() & Backend::LOCAL != 0 {
         anywhere(place)
@@ -324,8 +319,7 @@ fn starts_anew<V: Family, T>(
     packet.is_first()
         && match Phase::of(flow) {
             Phase::Closed => true,
-            // One that nothing was sent by yet has been opened for this very packet.
-            Phase::HalfOpen => backend.flags.get() & Backend::DEAD != 0 && flow.client_sent.get() != 0,
+            Phase::HalfOpen => backend.flags.get() & Backend::DEAD != 0,
             Phase::Established | Phase::Closing | Phase::Udp => false,
         }
 }
@@ -376,15 +370,17 @@ fn tell<T: Tables>(flow: &Flow, context: &Context<'_, T>) {
     }
 }
 
-/// Takes a record away that was just written, if its flow is another connection's by now.
+/// Takes a record away that was just written, if its flow is another connection's by now; whether it is not.
 ///
 /// Whoever takes a flow away changes its guard, and then takes its record away as it finds it. So one of the
 /// two sees the other, whatever is written between.
 #[inline(always)]
-fn check<T: Tables>(record: Record, key: u64, (flow, guard): (&Flow, u64), context: &Context<'_, T>) {
-    if flow.guard.get() != guard {
+fn check<T: Tables>(record: Record, key: u64, (flow, guard): (&Flow, u64), context: &Context<'_, T>) -> bool {
+    let stands = flow.guard.get() == guard;
+    if !stands {
         forget(key, record, context);
     }
+    stands
 }
 
 /// Takes a record away if it names the same flow as this one.

@@ -5,9 +5,8 @@
 //! compare-and-swap alone, so no CPU undoes what another has just written. Whoever takes a record away swaps
 //! its value to GONE first, and only then the key: to EMPTY, or to BUSY to write another record there.
 //!
-//! A record within its time is never taken away for another connection, unless it is a translated one that
-//! has ended or has not got further than its SYN, and a translated one needs the place; else there is no
-//! room, which is counted.
+//! A record within its time is never taken away for another connection, unless it is of a translated one that
+//! has ended or has not got further than its SYN; else there is no room, which is counted.
 
 use crate::{
     abi::{Config, Idle, RECORD_WAYS, Record, Records, State, Tick, Way},

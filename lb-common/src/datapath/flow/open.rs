@@ -1,8 +1,9 @@
 //! A new connection: a flow is taken for it, and its record written.
 
 use super::{
-    GUARD_STATE, Place, anywhere, check, forget, is_live, key_of, kind, lane_of, record_of,
-    replace::worth_of, stay, told_record,
+    GUARD_STATE, Phase, Place, anywhere, check, forget, is_live, key_of, kind, lane_of, record_of,
+    replace::{Ports, Readiest, worth_of},
+    sent, stay, told_record,
 };
 use crate::{
     abi::{Backend, Flow, Hop, Record},
@@ -17,8 +18,8 @@ use crate::{
     verdict::DropReason,
 };
 
-/// Opens a flow for the packet's connection, which came from `hop`, to a backend. What is `before` was written
-/// down of the connection when it was found that there is none; [`Record::GONE`]: nothing was.
+/// Opens a flow for the packet's connection, which came from `hop`, to a backend. What is `written` was found of
+/// the connection when it turned out that there is none ([`Record::GONE`]: nothing was), and is its record then.
 ///
 /// # Errors
 /// There is no room, or another CPU was faster.
@@ -27,7 +28,7 @@ pub(crate) fn open<V: Family, T: Tables>(
     packet: &Packet<V>,
     hop: u64,
     (index, backend): (u32, &Backend),
-    (place, before): (Place, Record),
+    (place, written): (Place, &mut Record),
     context: Context<'_, T>,
 ) -> Result<(), DropReason> {
     let Context { tables, config, .. } = context;
@@ -51,7 +52,7 @@ pub(crate) fn open<V: Family, T: Tables>(
     flow.key.set(key as u32);
     flow.source.set(claim.source as u16);
     flow.interface.set(context.ingress as u16);
-    flow.client_sent.set(0);
+    flow.client_sent.set(sent(0, packet));
     flow.backend_sent.set(0);
     stay(flow, config, context.now);
     let live = key & !0xffff_ffff | freed(claim.guard) | Flow::LIVE;
@@ -60,20 +61,24 @@ pub(crate) fn open<V: Family, T: Tables>(
     let new = Record::translated(index, backend.generation.get(), claim.source, claim.port as u16);
     let record = told_record(new, flow.told.get()).by(Hop::of(hop, context.ingress));
     let lines = Lines::of(tables, key, config).ok_or(DropReason::Tables)?;
-    let written = match lines.find(key) {
+    let outcome = match lines.find(key) {
         // The connection's own, from an earlier time.
-        Some(found) if found.record == before && found.replace(tables, record) => Ok(()),
+        Some(found) if found.record == *written && found.replace(tables, record) => Ok(()),
         // Another CPU has just written the same connection down.
         Some(_) => Err(DropReason::Race),
         None => lines.insert(tables, key, record, Worth::HalfOpen, context.now),
     };
-    if written.is_err() {
+    if outcome.is_err() {
         // Unless it is another connection's by now: as a half-open one's it could be had at once.
         tables.swap(&flow.guard, live, freed(live));
     }
-    // It could be had before there was a record, too. Then the packet finds no connection.
-    check(record, key, (flow, live), &context);
-    written
+    outcome?;
+    // It could be had before there was a record, too.
+    if !check(record, key, (flow, live), &context) {
+        return Err(DropReason::Race);
+    }
+    *written = record;
+    Ok(())
 }
 
 /// A flow taken for a new connection, being written.
@@ -97,6 +102,9 @@ struct Claim {
 /// given out longest ago comes first: the backend has had the most time to forget it. What is free or has
 /// rested is taken at once; of what has only just ended, and then of half-open flows, the first met is the
 /// oldest. The cursor moves past what was not free, else it would fall behind ever further.
+///
+/// Its upper half remembers whether the last search found nothing but half-open flows, so that in a flood no more
+/// than one is looked at. Of two CPUs that find so at once, both take it back: then it is found again.
 #[inline(always)]
 fn claim_flow<V: Family, T: Tables>(
     packet: &Packet<V>,
@@ -106,20 +114,21 @@ fn claim_flow<V: Family, T: Tables>(
     claim: &mut Claim,
 ) -> Result<(), DropReason> {
     let Context { tables, config, .. } = *context;
-    let turn = tables.advance_cursor(claim.index, 1).ok_or(DropReason::Tables)? as u32;
+    let cursor = tables.advance_cursor(claim.index, 1).ok_or(DropReason::Tables)?;
     let window = if backend.flags.get() & Backend::LOCAL != 0 {
         Window::anywhere(place)
     } else {
-        Window::of::<V, T>(packet, backend, turn, *context)?
+        Window::of::<V, T>(packet, backend, cursor as u32, *context)?
     };
     claim.source = window.source;
 
     let Window { lane, low, high, first, .. } = window;
-    let ports = u64::from(low) | u64::from(high) << 16 | u64::from(first) << 32;
-    let found = tables.search_ports(lane.to_word(), ports, context.now.0);
-    let (port, worth, passed) = (found as u16, (found >> 16) as u16, found >> 32);
-    if passed > 0 {
-        let _ = tables.advance_cursor(claim.index, passed);
+    let ports = Ports { low, high, first, flood: cursor & FLOOD != 0 };
+    let found = tables.search_ports(lane.to_word(), ports.to_word(), context.now.0);
+    let Readiest { port, worth, flood, passed } = Readiest::from_word(found);
+    let by = u64::from(passed) | if flood == ports.flood { 0 } else { FLOOD };
+    if by != 0 {
+        let _ = tables.advance_cursor(claim.index, by);
     }
     if worth == 0 {
         return Err(DropReason::NoPort);
@@ -130,14 +139,20 @@ fn claim_flow<V: Family, T: Tables>(
     claim.guard = busy(guard);
     claim.port = u32::from(port.to_be());
     // Judged again: another CPU may have taken it, and given it to a new connection that is half open.
-    if (worth_of(flow, guard, *context) as u16) < worth || !tables.swap(&flow.guard, guard, claim.guard) {
+    if (worth_of(flow, guard, *context) as u8) < worth || !tables.swap(&flow.guard, guard, claim.guard) {
         return Err(DropReason::Race);
     }
-    if is_live(guard) {
+    // Where there was never more than a SYN, the record may stay: each packet that goes by it looks at its flow
+    // and finds another's. For most of a flood that is a line less to wait for. If the connection gets further at
+    // this very moment, its packet has noted so in the flow before it looks at the guard again (`check`).
+    if is_live(guard) && Phase::of(flow) != Phase::HalfOpen {
         forget(key_of(flow, guard), record_of(flow), context);
     }
     Ok(())
 }
+
+/// Set in a cursor while there is a flood of half-open flows.
+const FLOOD: u64 = 1 << 63;
 
 /// The flows among which one is chosen: those of the ports of one source.
 struct Window {

@@ -15,12 +15,59 @@ const PROBES: u16 = 16;
 const NEAR: u16 = 2;
 /// When none of so many has got further than a SYN, it is a flood, and no more are looked at.
 const FLOOD: u16 = 6;
+/// So many are looked at while there is one: then the next port's flow is the oldest, as good as any.
+const FLOODED: u16 = 1;
 /// How far each of the later ones is from the one before.
 const LEAP: u32 = 61;
 
-/// Looks for a port whose flow can be had, in a lane (as [`hash::Lane::to_word`]) among ports given as lowest,
-/// highest and first to be looked at, 16 bits each. What was found: the port, how readily its flow is given
-/// up (zero: none was found), and in the upper 32 bits how far the cursor is to go.
+/// Where a search among ports begins: as one word, since in BPF it is an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The lowest.
+    pub low: u16,
+    /// The highest.
+    pub high: u16,
+    /// The first that is looked at.
+    pub first: u16,
+    /// Whether the last search found nothing but half-open flows.
+    pub flood: bool,
+}
+
+impl Ports {
+    /// As one number.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.low as u64 | (self.high as u64) << 16 | (self.first as u64) << 32 | (self.flood as u64) << 48
+    }
+}
+
+/// What a search among ports found: as one word, since in BPF it is a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Readiest {
+    /// The port.
+    pub port: u16,
+    /// How readily its flow is given up; zero: none was found.
+    pub worth: u8,
+    /// Whether all that were looked at are half open.
+    pub flood: bool,
+    /// How far the cursor is to go.
+    pub passed: u32,
+}
+
+impl Readiest {
+    /// The opposite of what [`search_ports`] makes of it.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            port: word as u16,
+            worth: (word >> 16) as u8,
+            flood: word >> 24 & 1 != 0,
+            passed: (word >> 32) as u32,
+        }
+    }
+}
+
+/// Looks for a port whose flow can be had, in a lane (as [`hash::Lane::to_word`]) among [`Ports`]: [`Readiest`].
 ///
 /// Numbers in and a number out, so that the verifier can look at it by itself (see
 /// [`Tables::search_ports`]).
@@ -32,7 +79,7 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
     let (low, high) = (ports as u32 & 0xffff, (ports >> 16) as u32 & 0xffff);
     let (mut port, mut passed) = ((ports >> 32) as u32 & 0xffff, 0u32);
     let (mut best, mut found) = (0u64, 0u32);
-    let mut flood = true;
+    let (mut flood, enough) = (true, if ports >> 48 == 0 { FLOOD } else { FLOODED });
     for probe in 0..PROBES {
         let Some(flow) = tables.flow(lane.flow(port, config.flow_mask.get())) else { return 0 };
         let worth = config.launder(u64::from(worth_of(flow, flow.guard.get(), context) as u8));
@@ -41,7 +88,7 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
             found = port;
         }
         flood = flood && worth == u64::from(Worth::HalfOpen as u8);
-        if worth >= u64::from(Worth::Over as u8) || flood && probe + 1 == FLOOD {
+        if worth >= u64::from(Worth::Over as u8) || flood && probe + 1 == enough {
             break;
         }
         // Two lanes can run beside each other by chance; a leap leaves the other one behind.
@@ -54,7 +101,9 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
             port = if port > high { low } else { port };
         }
     }
-    u64::from(found & 0xffff) | best << 16 | u64::from(passed) << 32
+    // What is half open everywhere is taken in turn.
+    let passed = if flood { 0 } else { passed };
+    u64::from(found & 0xffff) | best << 16 | u64::from(flood) << 24 | u64::from(passed) << 32
 }
 
 /// How readily a flow is given to another connection.
@@ -88,10 +137,38 @@ mod tests {
             flow.expires.set(Tick(5000));
             flow.guard.set(Flow::LIVE);
         }
-        let ports = 1000 << 16;
-        let found = search_ports(&tables, lane.to_word(), ports, 1000);
-        let (port, worth, passed) = (found as u16, found >> 16 & 0xffff, found >> 32);
-        assert_eq!(worth, u64::from(Worth::Over as u8));
-        assert!(port >= PROBES && u64::from(port) == passed, "{port}, {passed}");
+        let ports = Ports { low: 0, high: 1000, first: 0, flood: false };
+        let found = search_ports(&tables, lane.to_word(), ports.to_word(), 1000);
+        let Readiest { port, worth, flood, passed } = Readiest::from_word(found);
+        assert_eq!(worth, Worth::Over as u8);
+        assert!(port >= PROBES && u32::from(port) == passed && !flood, "{port}, {passed}");
+    }
+
+    #[test]
+    fn in_a_flood_the_oldest_half_open_flow_is_taken_until_there_is_another() {
+        let tables = MemTables::new(0, 0, 0, 4096);
+        let lane = hash::Lane::at(0);
+        let flow = |port: u32| &tables.flows[lane.flow(port, tables.config.flow_mask.get()) as usize];
+        for port in 0..1000 {
+            flow(port).told.set((State::HalfOpen as u16) << TOLD_TIME_BITS);
+            flow(port).expires.set(Tick(5000));
+            flow(port).guard.set(Flow::LIVE);
+        }
+        let search = |first: u16, flood: bool| {
+            let ports = Ports { low: 0, high: 1000, first, flood };
+            Readiest::from_word(search_ports(&tables, lane.to_word(), ports.to_word(), 1000))
+        };
+        let half_open = Worth::HalfOpen as u8;
+        let oldest = |port| Readiest { port, worth: half_open, flood: true, passed: 0 };
+        assert_eq!((search(10, false), search(11, true)), (oldest(10), oldest(11)));
+        // Free ones further on are found unless it is known for a flood; then only where the search begins.
+        flow(14).guard.set(0);
+        flow(75).guard.set(0);
+        assert_eq!(search(12, true), oldest(12));
+        let free = |port, passed| Readiest { port, worth: Worth::Over as u8, flood: false, passed };
+        assert_eq!((search(12, false), search(14, true)), (free(14, 2), free(14, 0)));
+        // A live one is passed, and then it is looked at as many as ever.
+        flow(13).told.set((State::Established as u16) << TOLD_TIME_BITS);
+        assert_eq!(search(13, true), free(14, 1));
     }
 }

@@ -357,6 +357,17 @@ fn only_what_has_timed_out_gives_way() {
 }
 
 #[test]
+fn of_translated_connections_one_that_is_half_open_gives_way() {
+    for (state, fits) in [(State::Established, false), (State::HalfOpen, true), (State::Closed, true)] {
+        let world = World::moving().full();
+        let time = state.time(LATER, world.tables.config.idle.steps.get());
+        let record = Record::translated(OTHER, 7, 1, 1000).told(state, time);
+        world.tables.records[1].ways[2].value.set(record.0);
+        assert_eq!(world.send(SYN, 1, LATER), if fits { OWN } else { BEFORE }, "{state:?}");
+    }
+}
+
+#[test]
 fn both_lines_are_used_and_no_connection_is_lost_between_them() {
     let world = World::moving();
     // The same line for all, and another key for each.
