@@ -430,6 +430,8 @@ pub struct FlowEntry {
     pub generation: u32,
     /// How far it is.
     pub state: FlowState,
+    /// The program has ended it: it has answered one side with a reset, of which the other need not know.
+    pub cut: bool,
     /// Since the last packet; a tick (67 ms) exact.
     pub idle: Duration,
     /// By which hop the client's packets come.

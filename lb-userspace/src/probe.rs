@@ -15,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proxy_header::ProxyHeader;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     sync::{Semaphore, mpsc},
 };
@@ -23,7 +25,7 @@ use tokio::{
 use self::postgres::Kept;
 use crate::{
     health::Observation,
-    model::{BackendAddress, HealthCheck, Probe},
+    model::{BackendAddress, HealthCheck, Probe, desk::ProxyVersion},
 };
 pub use tls::{TlsError, check_authorities};
 
@@ -111,7 +113,7 @@ impl<K: Send + 'static> Prober<K> {
     ) {
         let slots = Arc::clone(&self.slots);
         let answers = self.answers.clone();
-        let (what, timeout) = (check.probe.clone(), check.timeout);
+        let (what, timeout, proxy) = (check.probe.clone(), check.timeout, check.proxy);
         let target = target(backend, check);
         let turn = target.map(|target| self.turn(target, &check.probe));
         tokio::spawn(async move {
@@ -129,7 +131,7 @@ impl<K: Send + 'static> Prober<K> {
             let kept = kept.as_deref_mut().unwrap_or(&mut nothing);
             // The semaphore is never closed; if it were, there would be nothing to ask.
             let Ok(_slot) = slots.acquire_owned().await else { return };
-            let mut outcome = ask(&what, target, timeout, kept).await;
+            let mut outcome = ask((&what, proxy), target, timeout, kept).await;
             if outcome.is_ok()
                 && let Err(why) = answers_for(vips, timeout).await
             {
@@ -176,12 +178,13 @@ fn is_fresh(turn: &Turn) -> bool {
 /// # Errors
 /// Why it counts as failed.
 pub async fn probe(what: &Probe, target: SocketAddr, timeout: Duration) -> Result<Answered, ProbeError> {
-    ask(what, target, timeout, &mut None).await
+    ask((what, None), target, timeout, &mut None).await
 }
 
-/// Asks once. `kept`: a connection from last time, if there is one, and for the next.
+/// Asks once, after an introduction where one is expected. `kept`: a connection from last time, if there is one, and
+/// for the next.
 async fn ask(
-    what: &Probe,
+    (what, proxy): (&Probe, Option<ProxyVersion>),
     target: SocketAddr,
     timeout: Duration,
     kept: &mut Option<Kept>,
@@ -189,10 +192,10 @@ async fn ask(
     let start = Instant::now();
     let asked = async {
         match what {
-            Probe::Tcp => connect(target).await.map(|_| None),
+            Probe::Tcp => introduced(target, proxy).await.map(|_| None),
             Probe::Http { path, host, status, body, tls, verify, ca_file } => {
                 let request = http::Request { path, host: host.as_deref(), status, body: body.as_deref() };
-                let stream = connect(target).await?;
+                let stream = introduced(target, proxy).await?;
                 if *tls {
                     let name = tls::server_name(host.as_deref(), target.ip())?;
                     let stream = tls::connect(stream, name, *verify, ca_file.as_deref()).await?;
@@ -220,6 +223,22 @@ pub fn target(backend: BackendAddress, check: &HealthCheck) -> Option<SocketAddr
         BackendAddress::Remote(address, port) => (address, port),
     };
     Some(SocketAddr::new(address, check.port.or(port)?))
+}
+
+/// A connection that begins with the PROXY protocol, if it has to: it is on nobody's behalf, which is `UNKNOWN` in
+/// version 1 and `LOCAL` in version 2 (sections 2.1 and 2.2 of its specification).
+async fn introduced(target: SocketAddr, proxy: Option<ProxyVersion>) -> Result<TcpStream, ProbeError> {
+    let mut stream = connect(target).await?;
+    let mut header = Vec::new();
+    let nobody = ProxyHeader::with_local();
+    let written = match proxy {
+        None => return Ok(stream),
+        Some(ProxyVersion::V1) => nobody.encode_v1(&mut header),
+        Some(ProxyVersion::V2) => nobody.encode_v2(&mut header),
+    };
+    written.map_err(|error| ProbeError::Impossible(error.to_string()))?;
+    stream.write_all(&header).await.map_err(|error| ProbeError::Broken(error.to_string()))?;
+    Ok(stream)
 }
 
 async fn connect(target: SocketAddr) -> Result<TcpStream, ProbeError> {
@@ -292,6 +311,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_expects_the_proxy_protocol_hears_that_it_is_for_nobody() {
+        let (address, mut requests) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let local = "\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+        for (version, introduction) in [(ProxyVersion::V1, "PROXY UNKNOWN\r\n"), (ProxyVersion::V2, local)] {
+            let what = http("/", &[(200, 299)], None);
+            assert!(ask((&what, Some(version)), address, LONG, &mut None).await.is_ok());
+            let heard = requests.recv().await.unwrap();
+            assert!(heard.starts_with(introduction), "{heard:?}");
+            assert!(ask((&Probe::Tcp, Some(version)), address, LONG, &mut None).await.is_ok());
+            assert_eq!(requests.recv().await.unwrap(), introduction);
+        }
+    }
+
+    #[tokio::test]
     async fn http_does_not_wait_for_a_body_that_nobody_asked_about() {
         let (address, _requests) = server("HTTP/1.1 200 OK\r\ncontent-length: 700000\r\n\r\nbegin").await;
         assert!(probe(&http("/", &[(200, 299)], None), address, LONG).await.is_ok());
@@ -353,6 +386,7 @@ mod tests {
             fall: 1,
             jitter: 0.0,
             port: Some(address.port()),
+            proxy: None,
         };
         let (prober, mut answers) = Prober::new();
         prober.ask(7, BackendAddress::Local, &check, Ok(vec![]));

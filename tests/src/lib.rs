@@ -25,6 +25,7 @@ pub mod requests;
 pub mod silent;
 pub mod simulation;
 pub mod stage;
+pub mod tap;
 pub mod tokens;
 pub mod vlan;
 pub mod world;

@@ -185,3 +185,45 @@ fn connections_to_the_unhealthy_are_reset_where_the_document_says_so() -> Result
     to_healthy.finish(FILE)?;
     stage.checksums_were_right()
 }
+
+#[test]
+fn a_server_that_expects_the_proxy_protocol_is_asked_by_it() -> Result<()> {
+    if !lab::possible("a_server_that_expects_the_proxy_protocol_is_asked_by_it") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 1, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    // HAProxy closes a connection that begins otherwise; and says what it heard, which of a check is its own end.
+    let settings = stage.directory().join("haproxy.cfg");
+    std::fs::write(
+        &settings,
+        "global\ndefaults\n mode http\n timeout client 10s\n\
+         frontend f\n bind 10.2.0.10:8080 accept-proxy\n bind 10.2.0.10:8081\n\
+         http-request return status 200 content-type text/plain lf-string \"for %[src]\\n\"\n",
+    )?;
+    let place = &stage.lab.backends[0];
+    let _haproxy = place.spawn("haproxy", ["-db", "-f", &settings.display().to_string()])?;
+    place.wait_for_tcp((stage.lab.backend_v4(0), 8080).into())?;
+    let document = |pool: &str, check: &str| {
+        format!(
+            "interfaces = [\"front\", \"back\"]\n\
+             [pools.web]\nbackends = [{{ address = \"10.2.0.10:8080\" }}]\n{pool}\n\
+             health = {{ http = \"/\", interval = \"100ms\", rise = 1, fall = 1{check} }}\n\
+             [services.shop]\nlisten = \"{VIP}:80/tcp\"\npool = \"web\"\n\
+             [[services.shop.routes]]\npath = \"/hello\"\nrespond = 200\n"
+        )
+    };
+    let client = stage.lab.client_v4().to_string();
+    stage.write(&document("proxy_protocol = \"v1\"", ""))?;
+    stage.start()?;
+    for (version, port) in [("v1", ""), ("v2", ""), ("v2", ", port = 8081")] {
+        stage.until_states("web", &["healthy"])?;
+        assert_eq!(stage.curl(VIP.into(), "/")?, format!("for {client}\n"), "{version}{port}");
+        // Who is asked without it, or on a port where it is not expected with it, does not answer.
+        stage.write(&document("", ""))?;
+        stage.until_states("web", &["unhealthy"])?;
+        let next = if version == "v1" { "" } else { ", port = 8081" };
+        stage.write(&document("proxy_protocol = \"v2\"", next))?;
+    }
+    stage.checksums_were_right()
+}

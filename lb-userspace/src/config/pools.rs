@@ -66,6 +66,9 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     if let Some(span) = speech_at {
         places.note(Thing::Speech(name.to_owned()), span);
     }
+    // Who listens elsewhere is asked as anybody would be.
+    let health =
+        health.map(|health| HealthCheck { proxy: speech.proxy.filter(|_| health.port.is_none()), ..health });
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",
@@ -243,6 +246,7 @@ fn health(node: &Node<'_>, sink: &mut Sink<'_>) -> Option<HealthCheck> {
         jitter: jitter.unwrap_or(JITTER),
         port: port.and_then(|port| u16::try_from(port).ok()),
         via: via.unwrap_or_default(),
+        proxy: None,
     })
 }
 

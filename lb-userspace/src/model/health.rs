@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Postgres;
+use super::{Postgres, desk::ProxyVersion};
 
 /// How a backend's health is found out.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Whether it must also answer for the addresses of services.
     pub via: Via,
+    /// A connection begins with the PROXY protocol, since whoever listens on the backend's own port expects it.
+    pub proxy: Option<ProxyVersion>,
 }
 
 /// Where a backend must answer.

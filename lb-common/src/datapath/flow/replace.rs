@@ -13,8 +13,9 @@ use crate::{
 const PROBES: u16 = 16;
 /// So many of them are side by side.
 const NEAR: u16 = 2;
-/// When none of so many has got further than a SYN, it is a flood, and no more are looked at.
-const FLOOD: u16 = 6;
+/// When none of so many has got further than a SYN, it is a flood, and no more are looked at. They are of ten blocks
+/// ([`hash::Lane`]): those of one are likely to be alike, as another lane has left them.
+const FLOOD: u16 = 12;
 /// So many are looked at while there is one: then the next port's flow is the oldest, as good as any.
 const FLOODED: u16 = 1;
 /// How far each of the later ones is from the one before.
@@ -161,9 +162,8 @@ mod tests {
         let half_open = Worth::HalfOpen as u8;
         let oldest = |port| Readiest { port, worth: half_open, flood: true, passed: 0 };
         assert_eq!((search(10, false), search(11, true)), (oldest(10), oldest(11)));
-        // Free ones further on are found unless it is known for a flood; then only where the search begins.
+        // A free one further on is found unless it is known for a flood; then only where the search begins.
         flow(14).guard.set(0);
-        flow(75).guard.set(0);
         assert_eq!(search(12, true), oldest(12));
         let free = |port, passed| Readiest { port, worth: Worth::Over as u8, flood: false, passed };
         assert_eq!((search(12, false), search(14, true)), (free(14, 2), free(14, 0)));

@@ -37,8 +37,9 @@ impl<D: Dataplane> Core<D> {
         }
         let tables = self.mirror.held();
         self.plane.flows(&mut |flow| {
-            let goes_on = flow.protocol == Protocol::Tcp && flow.state != FlowState::Closed;
-            if cut.contains(&flow.backend) && goes_on && self.cut_entry(flow).is_some() {
+            // Who has spoken since has been told already, and the other side has not.
+            let concerned = flow.protocol == Protocol::Tcp && (flow.state != FlowState::Closed || flow.cut);
+            if cut.contains(&flow.backend) && concerned && self.cut_entry(flow).is_some() {
                 found.push(*flow);
             }
         })?;

@@ -118,6 +118,7 @@ fn connect(core: &mut Core<MemoryDataplane>, backend: &str) {
         backend: index,
         generation,
         state: FlowState::Established,
+        cut: false,
         idle: Duration::ZERO,
         from: ClientHop { interface: 3, mac: [2, 0, 0, 0, 0, 9], vlan: None },
     });
@@ -429,6 +430,10 @@ fn whose_connection_is_cut_is_called_from_both_sides_in_its_vlan() {
     connect(&mut core, "10.0.0.12:80");
     core.plane_mut().live[0].from = ClientHop { interface: 2, mac: [2, 0, 0, 0, 0, 9], vlan: Some(0x123) };
     assert!(core.take_cut().unwrap().is_empty(), "its backend is there");
+    // One that has ended by itself, and one whose client has spoken just now and has been told: its server has not.
+    let open = core.plane_mut().live[0];
+    core.plane_mut().live[0] = FlowEntry { state: FlowState::Closed, cut: true, ..open };
+    core.plane_mut().live.push(FlowEntry { state: FlowState::Closed, source_port: Some(10241), ..open });
     let without = DOCUMENT.replace("  { address = \"10.0.0.12:80\" },\n", "");
     load(&mut core, &without, at(5)).unwrap();
     let [flow] = core.take_cut().unwrap()[..] else { panic!("it is cut") };

@@ -152,6 +152,7 @@ impl KernelDataplane {
                 Phase::Closed => FlowState::Closed,
                 Phase::Udp => FlowState::Udp,
             },
+            cut: flow.client_sent.get() & flow.backend_sent.get() & Flow::RST != 0,
             idle: duration_of(phase.kept(&self.config().idle).saturating_sub(left)),
             from: ClientHop {
                 interface: flow.interface.get().into(),
