@@ -201,6 +201,7 @@ async fn start<P: Plane>(
         stop: stop.clone(),
         clock,
         last_seen: text.clone(),
+        refused: BTreeSet::new(),
         last_census: Duration::ZERO,
         farewells: Farewells::default(),
         placing: None,

@@ -1,7 +1,8 @@
 //! Requests through the reception desk, behind the program: real clients, real servers.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::Output,
     time::Duration,
 };
@@ -127,6 +128,34 @@ fn served(options: LabOptions) -> Result<Stage> {
     (0..options.backends).try_for_each(|backend| stage.nginx(backend))?;
     stage.start()?;
     Ok(stage)
+}
+
+/// A backend that is taken out has been left when its last answer is over, not before.
+#[test]
+fn a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ended() -> Result<()> {
+    let name = "a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ended";
+    if !lab::possible(name) {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 1, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
+    let backend = SocketAddr::new(stage.lab.backend_v4(0).into(), 8080);
+    let listener = stage.lab.backends[0].run(|| TcpListener::bind(backend))??;
+    stage.start()?;
+    let client = stage.lab.client.run(|| TcpStream::connect((FRONT, 80)))??;
+    (&client).write_all(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+    let (mut server, _) = listener.accept()?;
+    ensure!(server.read(&mut [0; 4096])? > 0, "the server was asked nothing");
+    stage.lb(&["backend", "drain", "web", "10.2.0.10:8080"])?;
+    // The daemon counts, and the desk reports, each second.
+    std::thread::sleep(Duration::from_secs(3));
+    stage.until_states("web", &["draining"])?;
+    server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+    let mut answer = String::new();
+    (&client).read_to_string(&mut answer)?;
+    ensure!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    stage.until_states("web", &["drained"])?;
+    stage.checksums_were_right()
 }
 
 /// The desk has nothing that its daemon has: no user, no rights, no files.
@@ -313,6 +342,28 @@ fn certificate(stage: &Stage, file: &str, name: &str) -> Result<()> {
     // The key first: a pair that does not belong together is not used.
     std::fs::write(stage.directory().join(format!("{file}.key")), made.signing_key.serialize_pem())?;
     std::fs::write(stage.directory().join(format!("{file}.pem")), made.cert.pem())?;
+    Ok(())
+}
+
+/// It is refused for want of a file; when the file is there, nobody has to say so.
+#[test]
+fn a_refused_document_comes_into_force_when_what_it_names_has_been_mended() -> Result<()> {
+    if !lab::possible("a_refused_document_comes_into_force_when_what_it_names_has_been_mended") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
+    stage.start()?;
+    let tls = "tls = [{ cert = \"elsewhere/one.pem\", key = \"elsewhere/one.key\" }]";
+    std::fs::create_dir(stage.directory().join("elsewhere"))?;
+    stage.write(&document(options, tls, HELLO).replace(":80/tcp", ":443/tcp"))?;
+    let refused = |stage: &Stage| Ok(!stage.json(&["status"])?["status"]["document"]["refused"].is_null());
+    stage.until("a refusal", refused)?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n", "the one before is in force");
+    certificate(&stage, "elsewhere/one", "one.example")?;
+    stage.until("the document is in force", |stage| Ok(!refused(stage)?))?;
+    let output = stage.try_curl(&["--insecure", &format!("https://{FRONT}/hello")])?;
+    assert_eq!(text(&output), "good day\n");
     Ok(())
 }
 

@@ -51,8 +51,10 @@ fn from_a_switch_on_not_a_byte_passes_between_clients_and_the_old_primary() -> R
         let paying = session().await?;
         let commit =
             tokio::spawn(async move { paying.batch_execute("INSERT INTO t VALUES ('blocked')").await });
-        let talkers = (0..TALKERS).map(|_| tokio::spawn(talk(Arc::clone(&answered))));
-        let talkers: Vec<_> = talkers.collect();
+        let mut talkers = Vec::new();
+        for _ in 0..TALKERS {
+            talkers.push(tokio::spawn(talk(session().await?, Arc::clone(&answered))));
+        }
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
         while old.sql(waits)? != "1" || answered.load(Ordering::Relaxed) < 100 {
             tokio::time::sleep(TURN).await;
@@ -127,11 +129,7 @@ fn from_a_switch_on_not_a_byte_passes_between_clients_and_the_old_primary() -> R
 }
 
 /// Writes without a pause, and counts what is answered, until it is told that it cannot go on: what it hears.
-async fn talk(answered: Arc<AtomicU64>) -> tokio_postgres::Error {
-    let session = match postgres::connect(postgres::config(WRITE, "postgres").keepalives(false)).await {
-        Ok(session) => session,
-        Err(error) => panic!("no session: {error:?}"),
-    };
+async fn talk(session: tokio_postgres::Client, answered: Arc<AtomicU64>) -> tokio_postgres::Error {
     if let Err(error) = session.batch_execute("SET synchronous_commit = local").await {
         return error;
     }

@@ -292,9 +292,9 @@ impl<D: Dataplane> Core<D> {
         self.refusals += 1;
     }
 
-    /// The file is as the document in force again.
-    pub fn unrefuse(&mut self) {
-        self.refused = None;
+    /// Why the file as it is now is not in force, if it is not.
+    pub fn refused(&self) -> Option<&String> {
+        self.refused.as_ref()
     }
 
     /// Remembers whether edits can be written.

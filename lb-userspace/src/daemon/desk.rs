@@ -28,7 +28,7 @@ use crate::{
     api::view,
     daemon::issuers::Known,
     dataplane::FlowsOf,
-    health::{State as HealthState, Verdict},
+    health::{Key, State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen},
     proxy::{
         orders::{self, Files, FromDesk, LATENCY_BOUNDS, Orders, Pem, ServiceOrder, ToDesk},
@@ -163,6 +163,21 @@ impl Desk {
             latencies: latencies.collect(),
             denied: denied.collect(),
         }
+    }
+
+    /// Requests that a backend has of the desk. As long as the desk has not said so since it was last told how to serve,
+    /// there may be one.
+    pub fn under_way(&self, key: &Key) -> u64 {
+        let BackendAddress::Remote(address, port) = key.backend else { return 0 };
+        if !self.orders.pools.iter().any(|pool| pool.name == key.pool) {
+            return 0;
+        }
+        let Status { pid, report, .. } = &*self.status.borrow();
+        if pid.is_none() || report.serving != self.orders.number {
+            return 1;
+        }
+        let its = report.under_way.iter().filter(|it| it.pool == key.pool);
+        its.filter(|it| (it.address, it.port) == (address, port)).map(|it| it.count).sum()
     }
 
     /// What needs somebody's attention.

@@ -1,6 +1,6 @@
 //! What the daemon's loop does for the reception desk: orders, certificates, and how it goes.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use tracing::warn;
 
@@ -21,6 +21,8 @@ use crate::{
     },
     config::Document,
     dataplane::DataplaneError,
+    health::Now,
+    model::Config,
 };
 
 /// How long issuers may take to answer before a daemon begins without them.
@@ -47,6 +49,11 @@ impl Reception {
     }
 }
 
+/// The directories of the files that a document names for the desk.
+pub(super) fn named(config: &Config) -> BTreeSet<PathBuf> {
+    [certificates::directories(config), credentials::directories(config)].into_iter().flatten().collect()
+}
+
 impl<P: Plane> Daemon<P> {
     /// Tells the desk how to serve.
     pub(super) fn serve_at_desk(&mut self) {
@@ -58,6 +65,12 @@ impl<P: Plane> Daemon<P> {
         let mut files = self.reception.credentials.files().clone();
         files.extend(self.reception.issuers.keys());
         desk.serve(services, pools, files);
+    }
+
+    /// Counts the connections of backends that somebody waits for, those of the desk with them.
+    pub(super) fn census(&mut self, now: Now) -> Result<bool, DataplaneError> {
+        let desk = self.reception.desk.as_ref();
+        self.core.census(now, |key| desk.map_or(0, |desk| desk.under_way(key)))
     }
 
     /// Reads certificates, and who is known, again, and has the desk go by what is new.
@@ -75,9 +88,9 @@ impl<P: Plane> Daemon<P> {
     /// Finds out in which directories a change of the document or of what it names shows.
     pub(super) fn watch_files(&mut self) {
         self.watched = self.file.directories();
+        self.watched.extend(self.refused.iter().cloned());
         if let Some(loaded) = self.core.loaded() {
-            self.watched.extend(certificates::directories(&loaded.document.config));
-            self.watched.extend(credentials::directories(&loaded.document.config));
+            self.watched.extend(named(&loaded.document.config));
         }
     }
 

@@ -31,7 +31,7 @@ use super::{
     farewell::Farewells,
     lock::{Lock, LockError},
     plane::Plane,
-    reception::Reception,
+    reception::{self, Reception},
     record::{Record, RecordFile},
     snapshot,
     watch::DocumentWatch,
@@ -81,6 +81,8 @@ pub(super) struct Daemon<P> {
     pub(super) clock: Clock,
     /// The text of the file when it was last looked at, in force or not.
     pub(super) last_seen: String,
+    /// Directories of the files that it names, if it was refused.
+    pub(super) refused: BTreeSet<PathBuf>,
     pub(super) last_census: Duration,
     pub(super) farewells: Farewells,
     /// Addresses that are being put at this moment.
@@ -204,7 +206,7 @@ impl<P: Plane> Daemon<P> {
         let mut changed = self.core.pass_time(now) | self.core.is_due();
         if self.core.wants_census() && now.uptime >= self.last_census + CENSUS {
             self.last_census = now.uptime;
-            match self.core.census(now) {
+            match self.census(now) {
                 Ok(more) => changed |= more,
                 Err(error) => warn!("cannot count connections: {error}"),
             }
@@ -327,9 +329,12 @@ impl<P: Plane> Daemon<P> {
     async fn file_changed(&mut self) {
         self.refresh_certificates();
         match self.file.read() {
-            Ok(text) if text == self.last_seen => {}
-            Ok(_) => {
-                info!("the document has changed");
+            // One that is refused is tried again: it may be that what it names has been mended.
+            Ok(text) if text == self.last_seen && self.refused.is_empty() => {}
+            Ok(text) => {
+                if text != self.last_seen {
+                    info!("the document has changed");
+                }
                 _ = self.reload().await;
             }
             // Being replaced; if it stays away, the next reload says so.
@@ -351,8 +356,14 @@ impl<P: Plane> Daemon<P> {
             Ok(()) => info!("the document is in force"),
             Err(error) => {
                 let text = located(self.file.path(), error);
-                error!("the document is refused, the one before stays in force:\n{text}");
-                self.core.refuse(text);
+                if self.core.refused() != Some(&text) {
+                    error!("the document is refused, the one before stays in force:\n{text}");
+                    self.core.refuse(text);
+                }
+                let document = self.file.parse(&self.last_seen);
+                self.refused =
+                    document.map(|document| reception::named(&document.config)).unwrap_or_default();
+                self.watch_files();
             }
         }
         outcome
@@ -385,6 +396,7 @@ impl<P: Plane> Daemon<P> {
 
     /// A document has come into force: everything follows it.
     async fn in_force(&mut self) {
+        self.refused.clear();
         if let Some(loaded) = self.core.loaded() {
             let targets: BTreeSet<IpAddr> = targets(&loaded.document.config);
             self.watch.targets.send_if_modified(|before| {

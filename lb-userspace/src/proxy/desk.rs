@@ -225,7 +225,13 @@ impl Desk {
     fn report(&mut self) {
         self.shared.connections.sweep();
         let Some(control) = &self.control else { return };
-        let report = FromDesk::Report(Report { lines_lost: self.shared.log.lost(), ..self.workers.report() });
+        let state = self.shared.state.load();
+        let report = FromDesk::Report(Report {
+            lines_lost: self.shared.log.lost(),
+            serving: state.number,
+            under_way: state.pools.under_way(),
+            ..self.workers.report()
+        });
         let wanted = self.shared.porter.wanted();
         let wants = (!wanted.is_empty()).then_some(FromDesk::Wants(wanted));
         let sent = wants.into_iter().chain([report]).try_for_each(|said| orders::send(control, &said, &[]));

@@ -6,7 +6,7 @@ use std::{
     fmt,
     io::{self, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
@@ -166,6 +166,25 @@ pub struct Report {
     /// How often backends got no requests for a while.
     #[serde(default)]
     pub ejections: Vec<Ejections>,
+    /// The number of the orders that it served by when it counted what is under way.
+    #[serde(default)]
+    pub serving: u64,
+    /// What is under way, of backends that have something.
+    #[serde(default)]
+    pub under_way: Vec<UnderWay>,
+}
+
+/// Requests of a backend that are under way, and what was made of some: websockets, connections that are handed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnderWay {
+    /// Its pool.
+    pub pool: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// On which port; `None`: on that which was called.
+    pub port: Option<u16>,
+    /// How many.
+    pub count: u64,
 }
 
 /// How often a backend that did not answer well got no requests for a while.

@@ -16,7 +16,11 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{chance::mix, orders::Files, transport::Transport};
+use super::{
+    chance::mix,
+    orders::{Files, UnderWay},
+    transport::Transport,
+};
 use crate::model::desk::{Crowd, Ejection, Speech};
 
 /// A pool as the daemon sees it now.
@@ -232,6 +236,19 @@ impl Pools {
     /// Others are in force in their place: who waits for room is to ask those.
     pub fn supersede(&self) {
         self.0.values().for_each(|pool| pool.superseded.cancel());
+    }
+
+    /// What is under way with each backend that has something.
+    pub fn under_way(&self) -> Vec<UnderWay> {
+        let members =
+            self.0.values().flat_map(|pool| pool.members.iter().map(move |member| (&pool.name, member)));
+        let of = |(pool, Member { order, under_way, .. }): (&String, &Member)| UnderWay {
+            pool: pool.clone(),
+            address: order.address,
+            port: order.port,
+            count: under_way.load(Ordering::Relaxed),
+        };
+        members.map(of).filter(|it| it.count > 0).collect()
     }
 
     /// A pool by its name.

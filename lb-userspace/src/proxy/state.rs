@@ -28,6 +28,8 @@ use crate::model::{Network, desk::Route, guard::Way};
 pub struct State {
     /// By where it listens.
     services: HashMap<SocketAddr, Arc<Service>>,
+    /// The number of its orders.
+    pub number: u64,
     /// The pools.
     pub pools: Pools,
 }
@@ -113,6 +115,7 @@ impl State {
         };
         Self {
             services: orders.services.iter().filter_map(service).collect(),
+            number: orders.number,
             pools: Pools::ordered(&orders.pools, &orders.files, &before.pools),
         }
     }

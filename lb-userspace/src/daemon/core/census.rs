@@ -25,11 +25,12 @@ impl<D: Dataplane> Core<D> {
         gone || self.health.states().any(|(_, _, state)| state == State::Draining)
     }
 
-    /// Counts the flows and records of each backend, and slots that look after connections of it; says whether the tables must change.
+    /// Counts the flows and records of each backend, and slots that look after connections of it; says whether the tables
+    /// must change. What a backend has besides, of the desk, is said by `at_desk`.
     ///
     /// # Errors
     /// When the flows cannot be read.
-    pub fn census(&mut self, now: Now) -> Result<bool, DataplaneError> {
+    pub fn census(&mut self, now: Now, at_desk: impl Fn(&Key) -> u64) -> Result<bool, DataplaneError> {
         let backends = &self.mirror.held().backends;
         let mut flows: BTreeMap<u32, u64> = BTreeMap::new();
         self.plane.flows(&mut |flow| {
@@ -60,6 +61,7 @@ impl<D: Dataplane> Core<D> {
         }
         let mut changed = !self.spent.is_empty();
         for (key, flows) in left {
+            let flows = flows + at_desk(&key);
             let events = self.health.note_connections(&key, flows, now);
             changed |= self.hear(events);
         }

@@ -223,7 +223,7 @@ fn a_drain_ends_with_its_connections_or_at_its_deadline() {
     assert_eq!(flows(&core), FlowsOf::Keep);
 
     assert!(core.wants_census());
-    core.census(at(11)).unwrap();
+    core.census(at(11), |_| 0).unwrap();
     assert_eq!(core.state("web", "10.0.0.11:80".parse().unwrap()).0, State::Draining);
     assert!(core.wait(at(29)).unwrap() <= Duration::from_secs(1));
     assert!(!core.pass_time(at(29)));
@@ -236,10 +236,12 @@ fn a_drain_ends_with_its_connections_or_at_its_deadline() {
         DOCUMENT.replace("{ address = \"10.0.0.12:80\" }", "{ address = \"10.0.0.12:80\", drain = true }");
     load(&mut core, &no_deadline, at(40)).unwrap();
     connect(&mut core, "10.0.0.12:80");
-    core.census(at(41)).unwrap();
+    core.census(at(41), |_| 0).unwrap();
     assert_eq!(core.state("web", "10.0.0.12:80".parse().unwrap()).0, State::Draining);
     core.plane_mut().live.clear();
-    core.census(at(42)).unwrap();
+    core.census(at(42), |key| u64::from(key.pool == "web")).unwrap();
+    assert_eq!(core.state("web", "10.0.0.12:80".parse().unwrap()).0, State::Draining, "the desk has one");
+    core.census(at(42), |_| 0).unwrap();
     assert_eq!(core.state("web", "10.0.0.12:80".parse().unwrap()).0, State::Drained);
 }
 
@@ -250,7 +252,7 @@ fn a_backend_that_no_service_uses_is_drained_at_once() {
         format!("{DOCUMENT}\n[pools.spare]\nbackends = [ {{ address = \"10.0.0.13:80\", drain = true }} ]\n");
     load(&mut core, &text, at(0)).unwrap();
     assert!(core.wants_census());
-    core.census(at(1)).unwrap();
+    core.census(at(1), |_| 0).unwrap();
     assert_eq!(core.state("spare", "10.0.0.13:80".parse().unwrap()).0, State::Drained);
     assert!(!core.wants_census());
 }
@@ -269,7 +271,7 @@ fn a_service_with_a_fallback_is_not_looked_at_again_and_again() {
     assert_eq!(core.tables().backends.len(), 3);
     assert!(!core.wants_census());
     // However it is come to, nothing of it is given up.
-    core.census(at(3)).unwrap();
+    core.census(at(3), |_| 0).unwrap();
     core.settle().unwrap();
     assert_eq!(core.tables().backends.len(), 3);
 }
@@ -283,12 +285,12 @@ fn the_entry_of_a_removed_backend_is_freed_once_its_last_flow_is_gone() {
     load(&mut core, &without, at(5)).unwrap();
     assert_eq!(targets(&core), [12].into());
     assert!(core.wants_census());
-    core.census(at(6)).unwrap();
+    core.census(at(6), |_| 0).unwrap();
     core.settle().unwrap();
     assert_eq!(core.plane().tables().unwrap().backends[&gone].flows, FlowsOf::Cut);
     // One of an earlier use of the entry is void and does not count.
     core.plane_mut().live.iter_mut().for_each(|flow| flow.generation -= 1);
-    assert!(core.census(at(7)).unwrap());
+    assert!(core.census(at(7), |_| 0).unwrap());
     core.settle().unwrap();
     assert!(!core.plane().tables().unwrap().backends.contains_key(&gone));
     assert!(!core.wants_census());
