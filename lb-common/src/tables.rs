@@ -65,7 +65,7 @@ pub trait Tables {
     /// each way that leads there, and Linux 6.1 would give up.
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64;
     /// [`crate::datapath::record::take_way`] on these tables; a global function for the same reason.
-    fn take_way(&self, line: u32, now: u32, least: u32) -> u64;
+    fn take_way(&self, line: u32, now: u32) -> u64;
 
     /// [`crate::datapath::unsettled::choose`] on these tables; a global function for the same reason.
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64;

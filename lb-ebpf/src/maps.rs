@@ -98,8 +98,8 @@ extern "C" fn search_ports(lane: u64, ports: u64, now: u32) -> u64 {
 /// A global function: the verifier takes it to give back any number.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn take_way(line: u32, now: u32, least: u32) -> u64 {
-    record::take_way(&Maps, line, now, least)
+extern "C" fn take_way(line: u32, now: u32) -> u64 {
+    record::take_way(&Maps, line, now)
 }
 
 /// A global function: the verifier takes it to give back any number.
@@ -234,8 +234,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
-        take_way(line, now, least)
+    fn take_way(&self, line: u32, now: u32) -> u64 {
+        take_way(line, now)
     }
 
     #[inline(always)]

@@ -73,10 +73,14 @@ pub fn shared(
     wanted.intersection(&hosts_own(put, surroundings)).copied().collect()
 }
 
+/// So many at once are counted in the log rather than named one by one.
+pub const MANY: usize = 100;
+
 /// Carries out the changes and keeps `put` true. What fails is logged and tried again with the next
 /// change of the network; packets to an address that a router sends here do not need it.
 pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netlink) {
     put.extend(&changes.adopt);
+    let (many, before) = (changes.add.len() > MANY, put.len());
     let adding = changes.add.clone().into_iter().map(|(interface, address)| async move {
         ((interface, address), netlink.add_address(interface, address).await)
     });
@@ -84,13 +88,18 @@ pub async fn apply(changes: &Changes, put: &mut BTreeSet<Placed>, netlink: &Netl
     while let Some((place, outcome)) = added.next().await {
         match outcome {
             Ok(()) => {
-                info!(address = %place.1, "address put");
+                if !many {
+                    info!(address = %place.1, "address put");
+                }
                 put.insert(place);
             }
             // The surroundings are those of a moment ago.
             Err(error) if error.errno() == Some(libc::EEXIST) && put.contains(&place) => {}
             Err(error) => warn!("{error}; neighbours will not find it"),
         }
+    }
+    if many {
+        info!(addresses = put.len() - before, "addresses put");
     }
     for &(interface, address) in &changes.remove {
         match netlink.remove_address(interface, address).await {

@@ -27,7 +27,7 @@ pub mod watch;
 pub mod ways;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     hash::{BuildHasher, RandomState},
     os::unix::fs::DirBuilderExt,
@@ -161,7 +161,7 @@ async fn start<P: Plane>(
 
     let names = document.config.interfaces.iter().filter_map(|name| around.link(name));
     let interfaces = names.map(|link| (link.name.clone(), link.index)).collect();
-    let mut locks = std::collections::BTreeMap::new();
+    let mut locks = BTreeMap::new();
     lock_interfaces(&interfaces, &mut locks).context("cannot start")?;
 
     let Opened { plane, adopted, lock: pins } = open(document.config.settings.limits)?;
@@ -201,7 +201,7 @@ async fn start<P: Plane>(
         stop: stop.clone(),
         clock,
         last_seen: text.clone(),
-        refused: BTreeSet::new(),
+        named: BTreeMap::new(),
         last_census: Duration::ZERO,
         farewells: Farewells::default(),
         placing: None,

@@ -113,8 +113,11 @@ impl<K: Send + 'static> Prober<K> {
     ) {
         let slots = Arc::clone(&self.slots);
         let answers = self.answers.clone();
-        let (what, timeout, proxy) = (check.probe.clone(), check.timeout, check.proxy);
+        let (what, timeout) = (check.probe.clone(), check.timeout);
         let target = target(backend, check);
+        // Who listens elsewhere is asked as anybody would be.
+        let is_own = |&target: &SocketAddr| matches!(backend, BackendAddress::Remote(_, port) if port == Some(target.port()));
+        let proxy = check.proxy.filter(|_| target.as_ref().is_some_and(is_own));
         let turn = target.map(|target| self.turn(target, &check.probe));
         tokio::spawn(async move {
             let Some(target) = target else {

@@ -102,8 +102,8 @@ impl Tables for Meeting<'_> {
     fn search_ports(&self, lane: u64, ports: u64, now: u32) -> u64 {
         flow::search_ports(self, lane, ports, now)
     }
-    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
-        record::take_way(self, line, now, least)
+    fn take_way(&self, line: u32, now: u32) -> u64 {
+        record::take_way(self, line, now)
     }
     fn choose_unsettled(&self, at: u64, hash: u64, asked: u64, sequence: u32, now: u32) -> u64 {
         unsettled::choose(self, at, hash, asked, sequence, now)

@@ -354,13 +354,13 @@ fn a_refused_document_comes_into_force_when_what_it_names_has_been_mended() -> R
     let options = LabOptions::default();
     let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
     stage.start()?;
-    let tls = "tls = [{ cert = \"elsewhere/one.pem\", key = \"elsewhere/one.key\" }]";
-    std::fs::create_dir(stage.directory().join("elsewhere"))?;
+    let tls = "tls = [{ cert = \"elsewhere/still/one.pem\", key = \"elsewhere/still/one.key\" }]";
     stage.write(&document(options, tls, HELLO).replace(":80/tcp", ":443/tcp"))?;
     let refused = |stage: &Stage| Ok(!stage.json(&["status"])?["status"]["document"]["refused"].is_null());
     stage.until("a refusal", refused)?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n", "the one before is in force");
-    certificate(&stage, "elsewhere/one", "one.example")?;
+    std::fs::create_dir_all(stage.directory().join("elsewhere/still"))?;
+    certificate(&stage, "elsewhere/still/one", "one.example")?;
     stage.until("the document is in force", |stage| Ok(!refused(stage)?))?;
     let output = stage.try_curl(&["--insecure", &format!("https://{FRONT}/hello")])?;
     assert_eq!(text(&output), "good day\n");

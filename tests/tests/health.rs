@@ -216,13 +216,13 @@ fn a_server_that_expects_the_proxy_protocol_is_asked_by_it() -> Result<()> {
     let client = stage.lab.client_v4().to_string();
     stage.write(&document("proxy_protocol = \"v1\"", ""))?;
     stage.start()?;
-    for (version, port) in [("v1", ""), ("v2", ""), ("v2", ", port = 8081")] {
+    for (version, port) in [("v1", ""), ("v2", ", port = 8080"), ("v2", ", port = 8081")] {
         stage.until_states("web", &["healthy"])?;
         assert_eq!(stage.curl(VIP.into(), "/")?, format!("for {client}\n"), "{version}{port}");
         // Who is asked without it, or on a port where it is not expected with it, does not answer.
         stage.write(&document("", ""))?;
         stage.until_states("web", &["unhealthy"])?;
-        let next = if version == "v1" { "" } else { ", port = 8081" };
+        let next = if version == "v1" { ", port = 8080" } else { ", port = 8081" };
         stage.write(&document("proxy_protocol = \"v2\"", next))?;
     }
     stage.checksums_were_right()

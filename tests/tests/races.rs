@@ -127,7 +127,7 @@ fn a_way_that_changed_hands_while_it_was_taken_is_not_lost() {
     pair().filter(|way| way.key.get() == 0).for_each(|way| way.key.set(Record::BUSY));
     // Another connection, of which the same is said.
     let meeting = Meeting::new(&tables, 0, || way.key.set(key + 1));
-    assert_eq!(record::take_way(&meeting, line as u32, 1000, 1), 0);
+    assert_eq!(record::take_way(&meeting, line as u32, 1000), 0);
     assert!(meeting.happened());
     assert_eq!((way.key.get(), way.value.get()), (key + 1, value));
 }
@@ -154,38 +154,46 @@ fn a_connection_is_gone_with_its_backends_entry() {
     }
 }
 
+/// A packet of a client of [`port::FEW_PORTS`], which has four.
+fn call_few(tables: &impl Tables, client_port: u16, flags: u8) -> (Verdict, Option<Seen>) {
+    let spec = Spec::tcp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS), flags);
+    let mut frame = SliceFrame(spec.build());
+    let verdict = decide(&mut frame, tables, INGRESS, Tick(1000));
+    (verdict, packets::read(&frame.0).ok())
+}
+
+/// Four connections that are half open, and whose backends have answered.
+fn call_four(tables: &MemTables) {
+    for client_port in 40000..40004 {
+        let (verdict, first) = call_few(tables, client_port, flag::SYN);
+        assert_eq!(verdict, TO_BACKEND);
+        let first = first.expect("still a packet");
+        let flags = flag::SYN | flag::ACK;
+        let answer = Spec { mac: world::BACKEND_MAC, ..Spec::tcp(first.destination, first.source, flags) };
+        decide(&mut SliceFrame(answer.build()), tables, INGRESS, Tick(1000));
+    }
+}
+
+/// The states of the records that name the flow of a port.
+fn states(tables: &MemTables, port: u16) -> Vec<State> {
+    let of_it = records(tables).into_iter().filter(|record| record.port() == port.to_be());
+    of_it.map(Record::state).collect()
+}
+
 #[test]
 fn one_that_is_established_while_its_flow_is_taken_leaves_no_record_behind() {
     const TEST: &str = "one_that_is_established_while_its_flow_is_taken_leaves_no_record_behind";
-    let Some(tables) = tables(TEST) else { return };
-    let send = |tables: &dyn Fn(&mut SliceFrame) -> Verdict, client_port: u16, flags: u8| {
-        let mut frame =
-            SliceFrame(Spec::tcp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS), flags).build());
-        (tables(&mut frame), packets::read(&frame.0).ok())
-    };
-    let alone = |frame: &mut SliceFrame| decide(frame, &tables, INGRESS, Tick(1000));
-    // All four ports are half open, and all backends have answered.
-    for client_port in 40000..40004 {
-        let (verdict, first) = send(&alone, client_port, flag::SYN);
-        let first = first.expect("still a packet");
-        assert_eq!(verdict, TO_BACKEND);
-        let answer = Spec {
-            mac: world::BACKEND_MAC,
-            ..Spec::tcp(first.destination, first.source, flag::SYN | flag::ACK)
-        };
-        decide(&mut SliceFrame(answer.build()), &tables, INGRESS, Tick(1000));
-    }
+    let Some(former) = tables(TEST) else { return };
+    call_four(&former);
     // Another CPU takes one for a fifth connection; at that moment the clients' last packets of the handshakes come.
-    let meeting = Meeting::new(&tables, 0, || {
+    let meeting = Meeting::new(&former, 0, || {
         for client_port in 40000..40004 {
-            assert_eq!(send(&alone, client_port, flag::ACK).0, TO_BACKEND);
+            assert_eq!(call_few(&former, client_port, flag::ACK).0, TO_BACKEND);
         }
     });
-    let other = |frame: &mut SliceFrame| decide(frame, &meeting, INGRESS, Tick(1000));
-    let (verdict, fifth) = send(&other, 50000, flag::SYN);
+    let (verdict, fifth) = call_few(&meeting, 50000, flag::SYN);
     assert_eq!(verdict, TO_BACKEND);
     assert!(meeting.happened());
-    let taken = fifth.expect("still a packet").source.1.to_be();
-    let of_it: Vec<_> = records(&tables).into_iter().filter(|record| record.port() == taken).collect();
-    assert!(of_it.len() == 1 && of_it[0].state() == State::HalfOpen, "{of_it:?}");
+    let taken = fifth.expect("still a packet").source.1;
+    assert_eq!(states(&former, taken), [State::HalfOpen], "the fifth's");
 }

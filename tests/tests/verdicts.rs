@@ -422,8 +422,8 @@ impl Tables for Contended<'_> {
         count_traffic(backend: u32, more: abi::Traffic) -> ();
     }
 
-    fn take_way(&self, line: u32, now: u32, least: u32) -> u64 {
-        record::take_way(self, line, now, least)
+    fn take_way(&self, line: u32, now: u32) -> u64 {
+        record::take_way(self, line, now)
     }
 
     fn swap(&self, word: &Shared<u64>, old: u64, new: u64) -> bool {

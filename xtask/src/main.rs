@@ -170,6 +170,7 @@ fn lab(lab: Lab) -> anyhow::Result<()> {
             named::up(LabOptions { backends, two_interfaces: interfaces == 2, ..LabOptions::default() })?;
             show(&named::status()?);
         }
+        Lab::Down if !named::is_up() => println!("no lab is up"),
         Lab::Down => {
             let left = named::down()?;
             if !left.is_empty() {

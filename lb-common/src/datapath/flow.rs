@@ -202,33 +202,32 @@ impl Known<'_> {
     }
 }
 
-/// Notes a client's packet in the connection's flow, and tells the record. `false`: there is no such connection
-/// any more, or the packet begins another one in its place.
+/// Notes a client's packet in the connection's flow, and tells the record; that is given back.
+/// [`Record::GONE`]: there is no such connection any more, or the packet begins another one in its place.
 #[inline(never)]
 pub(crate) fn visit<V: Family, T: Tables>(
     packet: &Packet<V>,
     (service, place): (u32, Place),
     hop: u64,
     context: &Context<'_, T>,
-) -> bool {
-    let Some(found) = written(place, *context) else { return false };
-    let Some(known) = of_client(found.record, service, *context) else { return false };
-    let Some((flow, guard)) = flow_of(packet, place, &known, context) else { return false };
+) -> Record {
+    let Some(found) = written(place, *context) else { return Record::GONE };
+    let Some(known) = of_client(found.record, service, *context) else { return Record::GONE };
+    let Some((flow, guard)) = flow_of(packet, place, &known, context) else { return Record::GONE };
     if starts_anew(packet, flow, known.backend, context) {
-        return false;
+        return Record::GONE;
     }
-    if known.backend.flags.get() & Backend::CUT != 0 {
-        mark_ended(flow, context);
+    let told = if known.backend.flags.get() & Backend::CUT != 0 {
+        mark_ended(flow, context)
     } else {
-        seen_from_client(packet, hop, flow, *context);
-    }
-    let told = flow.told.get();
+        seen_from_client(packet, hop, flow, *context)
+    };
     let record = told_record(known.record, told).by(Hop::of(hop, context.ingress));
     if record != known.record {
         found.replace(context.tables, record);
     }
     check(record, place.key(), (flow, guard), context);
-    true
+    record
 }
 
 /// The flow of a connection that its client has, and its guard.
@@ -372,8 +371,8 @@ fn tell<T: Tables>(flow: &Flow, context: &Context<'_, T>) {
 
 /// Takes a record away that was just written, if its flow is another connection's by now; whether it is not.
 ///
-/// Whoever takes a flow away changes its guard, and then takes its record away as it finds it. So one of the
-/// two sees the other, whatever is written between.
+/// Whoever takes a flow away changes its guard, and then takes its record away as it finds it, unless the flow says
+/// then that it was half open. So one of the two sees the other, whatever is written between.
 #[inline(always)]
 fn check<T: Tables>(record: Record, key: u64, (flow, guard): (&Flow, u64), context: &Context<'_, T>) -> bool {
     let stands = flow.guard.get() == guard;
@@ -408,14 +407,14 @@ fn key_of(flow: &Flow, guard: u64) -> u64 {
     guard & !0xffff_ffff | u64::from(flow.key.get())
 }
 
-/// Notes a client's packet in its flow.
+/// Notes a client's packet in its flow; what its record is to say.
 #[inline(always)]
-fn seen_from_client<V: Family, T>(packet: &Packet<V>, hop: u64, flow: &Flow, context: Context<'_, T>) {
-    store(&flow.client_sent, sent(flow.client_sent.get(), packet));
-    stay(flow, context.config, context.now);
+fn seen_from_client<V: Family, T>(packet: &Packet<V>, hop: u64, flow: &Flow, context: Context<'_, T>) -> u16 {
+    note(&flow.client_sent, packet);
     // The way back is the way by which the client's packets come: it follows them when it changes.
     store(&flow.client_hop, hop);
     store(&flow.interface, context.ingress as u16);
+    stay(flow, context.config, context.now)
 }
 
 /// Notes a backend's packet in its flow, and tells the record what is new.
@@ -425,22 +424,24 @@ pub(crate) fn seen_from_backend<V: Family, T: Tables>(
     flow: &Flow,
     context: &Context<'_, T>,
 ) {
-    store(&flow.backend_sent, sent(flow.backend_sent.get(), packet));
+    note(&flow.backend_sent, packet);
     let before = flow.told.get();
-    stay(flow, context.config, context.now);
-    if flow.told.get() != before {
+    if stay(flow, context.config, context.now) != before {
         tell(flow, context);
     }
 }
 
-/// Sets anew how long the flow may be idle, and what its record is to say.
+/// Sets anew how long the flow may be idle, and what its record is to say; that is given back.
 #[inline(always)]
-fn stay(flow: &Flow, config: &Config, now: Tick) {
+fn stay(flow: &Flow, config: &Config, now: Tick) -> u16 {
     let phase = Phase::of(flow);
     let state = phase.state();
     store(&flow.expires, now.after(phase.kept(&config.idle)));
     let time = state.time(now, config.idle.steps.get());
-    store(&flow.told, (state as u16) << TOLD_TIME_BITS | time as u16);
+    let told = (state as u16) << TOLD_TIME_BITS | time as u16;
+    store(&flow.told, told);
+    // The verifier would go on once for each state.
+    config.launder(told.into()) as u16
 }
 
 /// Marks a flow as ended by us, and tells the record.
@@ -451,10 +452,21 @@ pub(crate) fn end<T: Tables>(flow: &Flow, context: &Context<'_, T>) {
 }
 
 #[inline(always)]
-fn mark_ended<T>(flow: &Flow, context: &Context<'_, T>) {
+fn mark_ended<T>(flow: &Flow, context: &Context<'_, T>) -> u16 {
     store(&flow.client_sent, flow.client_sent.get() | Flow::RST);
     store(&flow.backend_sent, flow.backend_sent.get() | Flow::RST);
-    stay(flow, context.config, context.now);
+    stay(flow, context.config, context.now)
+}
+
+/// Notes what a side has sent. Looked at once only: of two packets that are noted at the same time none undoes what the
+/// other has said for the first time, unless it has something new to say itself.
+#[inline(always)]
+fn note<V: Family>(said: &Shared<u8>, packet: &Packet<V>) {
+    let before = said.get();
+    let now = sent(before, packet);
+    if now != before {
+        said.set(now);
+    }
 }
 
 /// What a side has sent, with this packet. A side that goes on after its RST did not mean it, or did not

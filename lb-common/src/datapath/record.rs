@@ -83,8 +83,7 @@ impl<'a> Lines<'a> {
         None
     }
 
-    /// Writes down a connection that has no record, where there is nothing or at least what gives way so
-    /// readily.
+    /// Writes down a connection that has no record, where there is nothing or what gives way.
     ///
     /// # Errors
     /// There is no room, or another CPU was faster.
@@ -94,10 +93,9 @@ impl<'a> Lines<'a> {
         tables: &T,
         key: u64,
         record: Record,
-        least: Worth,
         now: Tick,
     ) -> Result<(), DropReason> {
-        let taken = tables.take_way(self.own, now.0, least as u32);
+        let taken = tables.take_way(self.own, now.0);
         let number = (taken as usize).checked_sub(1).ok_or(DropReason::TableFull)? & (2 * RECORD_WAYS - 1);
         let way = self.way(number);
         way.value.set(record.0);
@@ -135,13 +133,13 @@ impl<'a> Lines<'a> {
 }
 
 /// Takes a way of a line, or of the one beside it, for a new record: one that is empty, else the one whose
-/// record gives way most readily, if it is at least `least` (a [`Worth`]); among these, the one that has been
-/// silent for longest. Its number plus one, and its key is BUSY then; zero: there is none.
+/// record gives way most readily (its [`Worth`]), but for those that live; among these, the one that has been silent for
+/// longest. Its number plus one, and its key is BUSY then; zero: there is none.
 ///
 /// Numbers in and a number out, so that the verifier can look at it by itself (see
 /// [`Tables::take_way`]).
 #[inline(always)]
-pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
+pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32) -> u64 {
     let Some(config) = tables.config() else { return 0 };
     let Some(lines) = Lines::of(tables, u64::from(line), config) else { return 0 };
     for number in 0..2 * RECORD_WAYS {
@@ -153,8 +151,12 @@ pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
     let (mut best, mut found) = (0u64, 0u64);
     for number in 0..2 * RECORD_WAYS {
         let way = lines.way(number);
-        if way.key.get() > Record::BUSY {
-            let worth = config.launder(worth(Record(way.value.get()), config, Tick(now)));
+        let key = way.key.get();
+        if key > Record::BUSY {
+            // Of those that are alike a key decides, which is as good as chance: the first of them would be the one that
+            // was written last, and again the next time.
+            let worth = worth(Record(way.value.get()), config, Tick(now)) << CHANCE | key >> (64 - CHANCE);
+            let worth = config.launder(worth);
             if worth > best {
                 best = worth;
                 found = number as u64 + 1;
@@ -167,7 +169,7 @@ pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
     // Judged again: its connection may have spoken up, or another CPU has just written a new one there, which is
     // half open and not what was found.
     let worth = worth(Record(value), config, Tick(now)) >> 32;
-    let gives_way = key > Record::BUSY && worth >= best >> 32 && worth >= u64::from(least);
+    let gives_way = key > Record::BUSY && worth >= best >> (32 + CHANCE) && worth >= Worth::HalfOpen as u64;
     if !gives_way || !tables.swap(&way.value, value, Record::GONE.0) {
         return 0;
     }
@@ -178,6 +180,9 @@ pub fn take_way<T: Tables>(tables: &T, line: u32, now: u32, least: u32) -> u64 {
     tables.swap(&way.value, Record::GONE.0, value);
     0
 }
+
+/// Bits of a key that decide between records which give way alike.
+const CHANCE: u32 = 8;
 
 impl Found<'_> {
     /// Says something else of the connection, unless another CPU has just done so.
@@ -245,14 +250,14 @@ mod tests {
         }
     }
 
-    fn taken(tables: &MemTables, least: Worth) -> Option<usize> {
-        (take_way(tables, 0, NOW.0, least as u32) as usize).checked_sub(1)
+    fn taken(tables: &MemTables) -> Option<usize> {
+        (take_way(tables, 0, NOW.0) as usize).checked_sub(1)
     }
 
     #[test]
     fn what_is_over_gives_way_first_then_what_has_ended_then_the_oldest_half_open() {
         let alive = |tables: &MemTables| translated(tables, State::Established, 999);
-        for (yields, least) in [
+        for (yields, worth) in [
             ((State::Established, 1100), Worth::Over),
             ((State::HalfOpen, 110), Worth::Over),
             ((State::Closed, 13), Worth::Over),
@@ -263,18 +268,26 @@ mod tests {
             let (state, idle) = yields;
             fill(&tables, |number| match number {
                 6 => translated(&tables, state, idle),
-                3 if least > Worth::HalfOpen => translated(&tables, State::HalfOpen, 90),
-                2 if least > Worth::Ended => translated(&tables, State::Closed, 1),
+                3 if worth > Worth::HalfOpen => translated(&tables, State::HalfOpen, 90),
+                2 if worth > Worth::Ended => translated(&tables, State::Closed, 1),
                 4 => translated(&tables, State::HalfOpen, 5),
                 _ => alive(&tables),
             });
-            if least < Worth::Over {
-                assert_eq!(taken(&tables, Worth::Over), None, "{yields:?} is not over");
-            }
-            assert_eq!(taken(&tables, Worth::HalfOpen), Some(6), "{yields:?}");
+            assert_eq!(taken(&tables), Some(6), "{yields:?}");
             assert_eq!(tables.records[1].ways[2].key.get(), Record::BUSY);
             // The same place is not given out twice.
-            assert_ne!(taken(&tables, Worth::HalfOpen), Some(6), "{yields:?}");
+            assert_ne!(taken(&tables), Some(6), "{yields:?}");
+        }
+    }
+
+    #[test]
+    fn of_those_that_are_alike_not_always_the_first_gives_way() {
+        for chosen in [0, 3, 5] {
+            let tables = tables();
+            fill(&tables, |_| translated(&tables, State::HalfOpen, 5));
+            let way = &tables.records[chosen / RECORD_WAYS].ways[chosen % RECORD_WAYS];
+            way.key.set(way.key.get() | 1 << 60);
+            assert_eq!(taken(&tables), Some(chosen));
         }
     }
 
@@ -289,9 +302,9 @@ mod tests {
             3 => Record::open(State::Closed, 1, 1, NOW),
             _ => Record::open(State::Established, 1, 1, Tick(NOW.0 - 999)),
         });
-        assert_eq!(taken(&tables, Worth::HalfOpen), None);
+        assert_eq!(taken(&tables), None);
         tables.records[1].ways[3].value.set(Record::open(State::Established, 1, 1, Tick(NOW.0 - 1000)).0);
-        assert_eq!(taken(&tables, Worth::Over), Some(7));
+        assert_eq!(taken(&tables), Some(7));
     }
 
     #[test]
@@ -301,17 +314,17 @@ mod tests {
         for established in [70_000, 500, u32::MAX / 4, 1000] {
             tables.config.idle.established.set(established);
             tables.config.idle.set_steps();
-            assert_eq!(taken(&tables, Worth::HalfOpen), None, "{established}, not yet counted anew");
+            assert_eq!(taken(&tables), None, "{established}, not yet counted anew");
             tables.config.idle.count_anew(tables.records.iter(), NOW);
-            assert_eq!(taken(&tables, Worth::HalfOpen), None, "{established}");
+            assert_eq!(taken(&tables), None, "{established}");
         }
         // While it is being changed nobody is either.
         let steps = tables.config.idle.steps.get();
         fill(&tables, |_| translated(&tables, State::Established, 90 << State::Established.step(steps)));
         tables.config.idle.steps.set(steps | Idle::CHANGING);
-        assert_eq!(taken(&tables, Worth::HalfOpen), None);
+        assert_eq!(taken(&tables), None);
         tables.config.idle.steps.set(steps);
-        assert!(taken(&tables, Worth::Over).is_some());
+        assert!(taken(&tables).is_some());
     }
 
     #[test]
@@ -319,14 +332,14 @@ mod tests {
         let tables = tables();
         let lines = Lines::of(&tables, KEY, &tables.config).unwrap();
         let record = translated(&tables, State::Established, 0);
-        lines.insert(&tables, KEY, record, Worth::HalfOpen, NOW).unwrap();
+        lines.insert(&tables, KEY, record, NOW).unwrap();
         let found = lines.find(KEY).unwrap();
         let way = found.way;
         way.value.set(Record::GONE.0);
         assert!(lines.find(KEY).is_none());
         assert!(!found.replace(&tables, record), "another CPU is taking it away");
         // The connection may come again meanwhile.
-        lines.insert(&tables, KEY, record, Worth::HalfOpen, NOW).unwrap();
+        lines.insert(&tables, KEY, record, NOW).unwrap();
         assert!(lines.find(KEY).is_some_and(|found| !core::ptr::eq(found.way, way)));
     }
 
@@ -335,7 +348,7 @@ mod tests {
         let tables = tables();
         let lines = Lines::of(&tables, KEY, &tables.config).unwrap();
         let record = translated(&tables, State::HalfOpen, 0);
-        lines.insert(&tables, KEY, record, Worth::HalfOpen, NOW).unwrap();
+        lines.insert(&tables, KEY, record, NOW).unwrap();
         let earlier = lines.find(KEY).unwrap();
         let later = translated(&tables, State::Established, 0);
         assert!(lines.find(KEY).unwrap().replace(&tables, later));

@@ -35,7 +35,7 @@ use super::{
     family::Family,
     flow::Place,
     parse::Packet,
-    record::{Found, Lines, Worth},
+    record::{Found, Lines},
 };
 use crate::{
     abi::{Backend, NO_BACKEND, PAGE_SLOTS, Record, RingAt, Side, Standing, State, Tick, UDP},
@@ -329,7 +329,7 @@ impl<T: Tables> Case<'_, T> {
     fn write(&self, key: u64, found: Option<&Found<'_>>, record: Record) -> bool {
         match found {
             Some(found) => found.replace(self.tables, record),
-            None => self.lines.insert(self.tables, key, record, Worth::HalfOpen, self.now).is_ok(),
+            None => self.lines.insert(self.tables, key, record, self.now).is_ok(),
         }
     }
 

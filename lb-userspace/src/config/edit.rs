@@ -7,7 +7,7 @@ mod backends;
 
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 
-use super::{Complaints, Document};
+use super::{Complaints, Document, read::suggest};
 use crate::model::{Admin, BackendAddress};
 
 /// A service to be added, as the document writes it.
@@ -47,8 +47,13 @@ pub struct NewHealth {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
     /// What is to be changed is not there.
-    #[error("there is no {0}")]
-    NotThere(String),
+    #[error("there is no {what}; {hint}")]
+    NotThere {
+        /// What it is called.
+        what: String,
+        /// What there is instead.
+        hint: String,
+    },
     /// What is to be added is there already.
     #[error("there is a {0} already")]
     AlreadyThere(String),
@@ -100,8 +105,8 @@ pub fn add_service(text: &str, name: &str, service: &NewService) -> Result<Strin
 /// When there is none of that name.
 pub fn remove_service(text: &str, name: &str) -> Result<String, EditError> {
     edit(text, |document| {
-        let removed = section(document, "services")?.remove(name);
-        removed.map(drop).ok_or_else(|| EditError::NotThere(format!("service \"{name}\"")))
+        let services = section(document, "services")?;
+        services.remove(name).map(drop).ok_or_else(|| not_there("service", name, services))
     })
 }
 
@@ -111,8 +116,7 @@ pub fn remove_service(text: &str, name: &str) -> Result<String, EditError> {
 /// When there is no such service, or the document would not check.
 pub fn set_service_pool(text: &str, name: &str, pool: &str) -> Result<String, EditError> {
     edit(text, |document| {
-        let service = section(document, "services")?.get_mut(name).and_then(Item::as_table_like_mut);
-        let service = service.ok_or_else(|| EditError::NotThere(format!("service \"{name}\"")))?;
+        let service = the(document, "services", "service", name)?;
         set(service, "pool", pool.into());
         Ok(())
     })
@@ -159,8 +163,8 @@ pub fn remove_pool(text: &str, name: &str) -> Result<String, EditError> {
         });
     }
     edit(text, |document| {
-        let removed = section(document, "pools")?.remove(name);
-        removed.map(drop).ok_or_else(|| EditError::NotThere(format!("pool \"{name}\"")))
+        let pools = section(document, "pools")?;
+        pools.remove(name).map(drop).ok_or_else(|| not_there("pool", name, pools))
     })
 }
 
@@ -243,8 +247,30 @@ fn section<'d>(document: &'d mut DocumentMut, name: &str) -> Result<&'d mut dyn 
 }
 
 fn the_pool<'d>(document: &'d mut DocumentMut, name: &str) -> Result<&'d mut dyn TableLike, EditError> {
-    let pool = section(document, "pools")?.get_mut(name).and_then(Item::as_table_like_mut);
-    pool.ok_or_else(|| EditError::NotThere(format!("pool \"{name}\"")))
+    the(document, "pools", "pool", name)
+}
+
+/// The table of this name in a section.
+fn the<'d>(
+    document: &'d mut DocumentMut,
+    within: &str,
+    kind: &str,
+    name: &str,
+) -> Result<&'d mut dyn TableLike, EditError> {
+    let section = section(document, within)?;
+    if section.get(name).is_none() {
+        return Err(not_there(kind, name, section));
+    }
+    let found = section.get_mut(name).and_then(Item::as_table_like_mut);
+    found.ok_or_else(|| EditError::Form(format!("{kind} \"{name}\"")))
+}
+
+/// Something that a section does not have; what it has instead is named.
+fn not_there(kind: &str, name: &str, section: &dyn TableLike) -> EditError {
+    let names: Vec<&str> = section.iter().map(|(name, _)| name).collect();
+    let hint =
+        if names.is_empty() { format!("there are no {kind}s") } else { suggest(name, names.into_iter()) };
+    EditError::NotThere { what: format!("{kind} \"{name}\""), hint }
 }
 
 /// As a table of its own, `[services.NAME]`, unless its section is an inline table.

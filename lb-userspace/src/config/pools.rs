@@ -66,9 +66,7 @@ pub(super) fn pool(name: &str, node: &Node<'_>, sink: &mut Sink<'_>, places: &mu
     if let Some(span) = speech_at {
         places.note(Thing::Speech(name.to_owned()), span);
     }
-    // Who listens elsewhere is asked as anybody would be.
-    let health =
-        health.map(|health| HealthCheck { proxy: speech.proxy.filter(|_| health.port.is_none()), ..health });
+    let health = health.map(|health| HealthCheck { proxy: speech.proxy, ..health });
     fields.later(&[(
         "fallback",
         "remove it; when all backends fail, panic = \"keep\" keeps the last set in use",

@@ -2,7 +2,7 @@
 //! handed on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -121,10 +121,8 @@ impl Certificates {
     }
 }
 
-/// The directories in which a change of certificates shows: of the files, and of what they are links to.
-pub fn directories(config: &Config) -> BTreeSet<PathBuf> {
-    let files = config.at_desk().flat_map(|(_, _, desk)| &desk.certificates);
-    let paths = files.flat_map(|files| [&files.cert, &files.key]);
-    let both = paths.flat_map(|path| [Some(path.clone()), fs::canonicalize(path).ok()]);
-    both.flatten().filter_map(|path| path.parent().map(Path::to_owned)).collect()
+/// The files of certificates and keys that a document names.
+pub fn files(config: &Config) -> impl Iterator<Item = &Path> {
+    let pairs = config.at_desk().flat_map(|(_, _, desk)| &desk.certificates);
+    pairs.flat_map(|files| [files.cert.as_path(), files.key.as_path()])
 }

@@ -24,7 +24,7 @@ use super::{
     ways::Ways,
 };
 use crate::{
-    addresses::Placed,
+    addresses::{MANY, Placed},
     api::view,
     config::{Complaint, Complaints, Document, Severity},
     dataplane::{
@@ -524,10 +524,20 @@ fn desired<'a>(
     }
 }
 
-/// Logs what happened to backends, and why where a probe has said so.
+/// Logs what happened to backends, and why where a probe has said so. Of many new ones, as a great document has them,
+/// no more than the number.
 fn tell(events: &[Event], reports: &BTreeMap<Key, Report>) {
+    let mut new: BTreeMap<State, usize> = BTreeMap::new();
+    for event in events {
+        if let Event::Transition { from: None, to, .. } = event {
+            *new.entry(*to).or_default() += 1;
+        }
+    }
+    new.retain(|_, number| *number > MANY);
+    new.iter().for_each(|(now, backends)| info!(backends, before = "new", %now, "backends"));
     for event in events {
         match event {
+            Event::Transition { from: None, to, .. } if new.contains_key(to) => {}
             Event::Transition { key, from, to } => {
                 let before = from.map_or_else(|| "new".to_owned(), |state| state.to_string());
                 match reports.get(key).and_then(|report| report.failure.as_ref()) {

@@ -236,9 +236,7 @@ impl Credentials {
     }
 }
 
-/// The directories in which a change of them shows: of the files, and of what they are links to.
-pub fn directories(config: &Config) -> BTreeSet<PathBuf> {
-    let paths = all(config).map(Wanted::path);
-    let both = paths.flat_map(|path| [Some(path.to_owned()), fs::canonicalize(path).ok()]);
-    both.flatten().filter_map(|path| path.parent().map(Path::to_owned)).collect()
+/// The files of them that a document names.
+pub fn files(config: &Config) -> impl Iterator<Item = &Path> {
+    all(config).map(Wanted::path)
 }

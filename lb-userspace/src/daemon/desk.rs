@@ -79,7 +79,8 @@ impl Desk {
         let predecessor = Predecessor::call(&options.run_dir);
         let sockets = predecessor.as_ref().map(|it| it.sockets.clone()).unwrap_or_default();
         let (events, hear) = mpsc::unbounded_channel();
-        let (tell, status) = watch::channel(Status::default());
+        let another_ends = predecessor.is_some();
+        let (tell, status) = watch::channel(Status { another_ends, ..Status::default() });
         let supervisor = tokio::spawn(Supervisor::new((options, issuers), predecessor, hear, tell).run());
         Self { sockets, orders: Orders::default(), events, status, supervisor, deaf: Vec::new() }
     }
@@ -165,15 +166,15 @@ impl Desk {
         }
     }
 
-    /// Requests that a backend has of the desk. As long as the desk has not said so since it was last told how to serve,
-    /// there may be one.
+    /// Requests that a backend has of the desk. There may be one as long as a desk of before has not ended, which says nothing
+    /// any more, or ours has not said so since it was last told how to serve.
     pub fn under_way(&self, key: &Key) -> u64 {
         let BackendAddress::Remote(address, port) = key.backend else { return 0 };
         if !self.orders.pools.iter().any(|pool| pool.name == key.pool) {
             return 0;
         }
-        let Status { pid, report, .. } = &*self.status.borrow();
-        if pid.is_none() || report.serving != self.orders.number {
+        let Status { pid, report, another_ends, .. } = &*self.status.borrow();
+        if *another_ends || pid.is_some() && report.serving != self.orders.number {
             return 1;
         }
         let its = report.under_way.iter().filter(|it| it.pool == key.pool);

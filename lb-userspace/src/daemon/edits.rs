@@ -57,7 +57,7 @@ fn made(text: &str, change: &Change) -> Result<String, RequestError> {
         }
     };
     after.map_err(|error| match error {
-        EditError::NotThere(_) => RequestError::NotFound(format!("{error}; see `lb status`")),
+        EditError::NotThere { .. } => RequestError::NotFound(error.to_string()),
         EditError::Refused(complaints) => RequestError::Document(complaints.to_string()),
         EditError::AlreadyThere(_) | EditError::Form(_) | EditError::InUse { .. } => {
             RequestError::Failed(error.to_string())

@@ -1,6 +1,11 @@
 //! What the daemon's loop does for the reception desk: orders, certificates, and how it goes.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use tracing::warn;
 
@@ -22,7 +27,7 @@ use crate::{
     config::Document,
     dataplane::DataplaneError,
     health::Now,
-    model::Config,
+    model::{Config, Probe},
 };
 
 /// How long issuers may take to answer before a daemon begins without them.
@@ -49,9 +54,30 @@ impl Reception {
     }
 }
 
-/// The directories of the files that a document names for the desk.
-pub(super) fn named(config: &Config) -> BTreeSet<PathBuf> {
-    [certificates::directories(config), credentials::directories(config)].into_iter().flatten().collect()
+/// Files that a document names, and how each is: when it was written, and how long it is; `None`: it is not there.
+pub(super) type Named = BTreeMap<PathBuf, Option<(SystemTime, u64)>>;
+
+/// Those of a document that it is refused for, where they cannot be used.
+fn named(config: &Config) -> Named {
+    let checks = config.pools.values().filter_map(|pool| pool.health.as_ref());
+    let authorities = checks.filter_map(|check| match &check.probe {
+        Probe::Http { ca_file, .. } => ca_file.clone(),
+        _ => None,
+    });
+    let files = certificates::files(config).chain(credentials::files(config)).map(Path::to_owned);
+    let how = |path: PathBuf| {
+        let found = fs::metadata(&path).ok();
+        (path, found.and_then(|found| Some((found.modified().ok()?, found.len()))))
+    };
+    files.chain(authorities).map(how).collect()
+}
+
+/// The directories in which a change of files shows: of themselves, and of what they are links to; of those that are not there
+/// yet, the nearest above.
+fn directories<'n>(named: impl IntoIterator<Item = &'n PathBuf>) -> BTreeSet<PathBuf> {
+    let both = named.into_iter().flat_map(|path| [Some(path.clone()), fs::canonicalize(path).ok()]);
+    let nearest = |path: PathBuf| path.ancestors().skip(1).find(|it| it.is_dir()).map(Path::to_owned);
+    both.flatten().filter_map(nearest).collect()
 }
 
 impl<P: Plane> Daemon<P> {
@@ -85,13 +111,16 @@ impl<P: Plane> Daemon<P> {
         self.serve_at_desk();
     }
 
-    /// Finds out in which directories a change of the document or of what it names shows.
+    /// Finds out in which directories a change of the document or of what it names shows; of what it names if it is refused,
+    /// too.
     pub(super) fn watch_files(&mut self) {
         self.watched = self.file.directories();
-        self.watched.extend(self.refused.iter().cloned());
         if let Some(loaded) = self.core.loaded() {
-            self.watched.extend(named(&loaded.document.config));
+            self.watched.extend(directories(named(&loaded.document.config).keys()));
         }
+        let refused = self.core.refused().and_then(|_| self.file.parse(&self.last_seen).ok());
+        self.named = refused.map(|document| named(&document.config)).unwrap_or_default();
+        self.watched.extend(directories(self.named.keys()));
     }
 
     /// How everything is.

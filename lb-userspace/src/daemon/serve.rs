@@ -31,7 +31,7 @@ use super::{
     farewell::Farewells,
     lock::{Lock, LockError},
     plane::Plane,
-    reception::{self, Reception},
+    reception::{Named, Reception},
     record::{Record, RecordFile},
     snapshot,
     watch::DocumentWatch,
@@ -81,8 +81,8 @@ pub(super) struct Daemon<P> {
     pub(super) clock: Clock,
     /// The text of the file when it was last looked at, in force or not.
     pub(super) last_seen: String,
-    /// Directories of the files that it names, if it was refused.
-    pub(super) refused: BTreeSet<PathBuf>,
+    /// The files that it names, and how they were then.
+    pub(super) named: Named,
     pub(super) last_census: Duration,
     pub(super) farewells: Farewells,
     /// Addresses that are being put at this moment.
@@ -329,18 +329,28 @@ impl<P: Plane> Daemon<P> {
     async fn file_changed(&mut self) {
         self.refresh_certificates();
         match self.file.read() {
-            // One that is refused is tried again: it may be that what it names has been mended.
-            Ok(text) if text == self.last_seen && self.refused.is_empty() => {}
-            Ok(text) => {
-                if text != self.last_seen {
-                    info!("the document has changed");
-                }
+            Ok(text) if text == self.last_seen => self.try_again().await,
+            Ok(_) => {
+                info!("the document has changed");
                 _ = self.reload().await;
             }
             // Being replaced; if it stays away, the next reload says so.
             Err(error) => debug!("{error}"),
         }
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
+    }
+
+    /// Tries a document that is refused once more if what it names is different by now.
+    async fn try_again(&mut self) {
+        if self.core.refused().is_none() {
+            return;
+        }
+        let before = std::mem::take(&mut self.named);
+        self.watch_files();
+        if self.named != before {
+            info!("what the document names has changed");
+            _ = self.reload().await;
+        }
     }
 
     /// Reads the file and puts it in force; what is wrong is logged and shown in `lb status`.
@@ -356,13 +366,8 @@ impl<P: Plane> Daemon<P> {
             Ok(()) => info!("the document is in force"),
             Err(error) => {
                 let text = located(self.file.path(), error);
-                if self.core.refused() != Some(&text) {
-                    error!("the document is refused, the one before stays in force:\n{text}");
-                    self.core.refuse(text);
-                }
-                let document = self.file.parse(&self.last_seen);
-                self.refused =
-                    document.map(|document| reception::named(&document.config)).unwrap_or_default();
+                error!("the document is refused, the one before stays in force:\n{text}");
+                self.core.refuse(text);
                 self.watch_files();
             }
         }
@@ -396,7 +401,6 @@ impl<P: Plane> Daemon<P> {
 
     /// A document has come into force: everything follows it.
     async fn in_force(&mut self) {
-        self.refused.clear();
         if let Some(loaded) = self.core.loaded() {
             let targets: BTreeSet<IpAddr> = targets(&loaded.document.config);
             self.watch.targets.send_if_modified(|before| {

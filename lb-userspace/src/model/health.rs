@@ -23,7 +23,7 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// Whether it must also answer for the addresses of services.
     pub via: Via,
-    /// A connection begins with the PROXY protocol, since whoever listens on the backend's own port expects it.
+    /// A connection to the backend's own port begins with the PROXY protocol, since whoever listens there expects it.
     pub proxy: Option<ProxyVersion>,
 }
 

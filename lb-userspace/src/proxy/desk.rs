@@ -200,7 +200,8 @@ impl Desk {
     fn serve(&mut self, orders: &Orders) {
         let state = State::ordered(orders, &self.shared.state.load());
         let wanted: Vec<SocketAddr> = state.addresses().collect();
-        self.shared.state.swap(Arc::new(state)).pools.supersede();
+        let state = Arc::new(state);
+        self.shared.state.swap(Arc::clone(&state)).pools.supersede(&state.pools);
         self.sockets.retain(|address, _| wanted.contains(address));
         self.accepting.retain(|address, task| {
             let stays = wanted.contains(address);

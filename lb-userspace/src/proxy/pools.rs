@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -101,6 +101,8 @@ struct Member {
     under_way: Arc<AtomicU64>,
     conduct: Arc<Mutex<Conduct>>,
     cut: CancellationToken,
+    /// Whether it is usable by the latest orders: whoever goes by earlier ones still is not to begin anything there.
+    usable: Arc<AtomicBool>,
 }
 
 /// How well a backend answers.
@@ -233,9 +235,17 @@ impl Pools {
         pools
     }
 
-    /// Others are in force in their place: who waits for room is to ask those.
-    pub fn supersede(&self) {
-        self.0.values().for_each(|pool| pool.superseded.cancel());
+    /// Others are in force in their place: who waits for room is to ask those, and who tries once more is not to come to a
+    /// backend that is usable no more.
+    pub fn supersede(&self, by: &Self) {
+        for (name, pool) in &self.0 {
+            // Whoever finds nobody usable is to find this, too.
+            pool.superseded.cancel();
+            for member in &pool.members {
+                let now = by.get(name).and_then(|pool| pool.member(&member.order));
+                member.usable.store(now.is_some_and(|now| now.order.usable), Ordering::Release);
+            }
+        }
     }
 
     /// What is under way with each backend that has something.
@@ -268,6 +278,11 @@ impl Pool {
                 conduct: known.map(|m| Arc::clone(&m.conduct)).unwrap_or_default(),
                 // One that comes back begins anew.
                 cut: known.map(|m| m.cut.clone()).filter(|cut| !cut.is_cancelled()).unwrap_or_default(),
+                // Earlier orders may take it away from each other; what they have taken stays taken.
+                usable: known
+                    .map(|m| Arc::clone(&m.usable))
+                    .filter(|usable| order.usable && usable.load(Ordering::Relaxed))
+                    .unwrap_or_else(|| Arc::new(order.usable.into())),
             }
         };
         let members: Vec<_> = order.backends.iter().map(member).collect();
@@ -355,9 +370,11 @@ impl Pool {
         let heeds =
             now.is_some() && (0..self.members.len()).any(|n| self.is_fit(n) && untried(&n) && !is_paused(n));
         let rests = |number: usize| heeds && is_paused(number);
-        let fresh = |number: &usize| untried(number) && !rests(*number) && has_room(&self.members[*number]);
         let fit = |&n: &usize| self.is_fit(n);
-        let candidates = || (0..self.members.len()).filter(fit).filter(fresh);
+        let fresh = |number: &usize| {
+            fit(number) && untried(number) && !rests(*number) && has_room(&self.members[*number])
+        };
+        let candidates = || (0..self.members.len()).filter(fresh);
         let wished = match wish {
             Wish::Anyone => None,
             Wish::Marked(mark) => candidates().find(|&number| self.members[number].mark == mark),
@@ -368,6 +385,7 @@ impl Pool {
         };
         let none = || match (0..self.members.len()).filter(fit).any(|n| untried(&n)) {
             true => NoBackend::Full,
+            false if self.superseded.is_cancelled() => NoBackend::Superseded,
             false => NoBackend::Tried,
         };
         let load = |&number: &usize| {
@@ -394,7 +412,8 @@ impl Pool {
     }
 
     fn is_fit(&self, number: usize) -> bool {
-        self.members[number].order.usable && self.members[number].order.weight > 0
+        let member = &self.members[number];
+        member.order.usable && member.order.weight > 0 && member.usable.load(Ordering::Acquire)
     }
 
     /// Notes how a request went; where its backend gets none for a while from now on, for how long. Never more than half

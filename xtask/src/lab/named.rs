@@ -54,7 +54,7 @@ pub struct Place {
 ///
 /// One is up, or root's rights are missing.
 pub fn up(options: LabOptions) -> Result<()> {
-    ensure!(!Path::new(DIRECTORY).exists(), "a lab is up; `cargo xtask lab down` takes it down");
+    ensure!(!is_up(), "a lab is up; `cargo xtask lab down` takes it down");
     for attempt in 1.. {
         let lab = Lab::new(options)?;
         let record = Record {
@@ -90,13 +90,18 @@ pub fn down() -> Result<Vec<u32>> {
     Ok(left)
 }
 
+/// Whether a lab is up, or what is left of one.
+pub fn is_up() -> bool {
+    Path::new(DIRECTORY).exists()
+}
+
 /// What is up, place by place; empty: nothing.
 ///
 /// # Errors
 ///
 /// Root's rights are missing.
 pub fn status() -> Result<Vec<Place>> {
-    if !Path::new(DIRECTORY).exists() {
+    if !is_up() {
         return Ok(Vec::new());
     }
     record()?

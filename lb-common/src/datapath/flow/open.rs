@@ -7,13 +7,7 @@ use super::{
 };
 use crate::{
     abi::{Backend, Flow, Hop, Record},
-    datapath::{
-        Context,
-        family::Family,
-        hash,
-        parse::Packet,
-        record::{Lines, Worth},
-    },
+    datapath::{Context, family::Family, hash, parse::Packet, record::Lines},
     tables::Tables,
     verdict::DropReason,
 };
@@ -54,19 +48,19 @@ pub(crate) fn open<V: Family, T: Tables>(
     flow.interface.set(context.ingress as u16);
     flow.client_sent.set(sent(0, packet));
     flow.backend_sent.set(0);
-    stay(flow, config, context.now);
+    let told = stay(flow, config, context.now);
     let live = key & !0xffff_ffff | freed(claim.guard) | Flow::LIVE;
     flow.guard.set(live);
 
     let new = Record::translated(index, backend.generation.get(), claim.source, claim.port as u16);
-    let record = told_record(new, flow.told.get()).by(Hop::of(hop, context.ingress));
+    let record = told_record(new, told).by(Hop::of(hop, context.ingress));
     let lines = Lines::of(tables, key, config).ok_or(DropReason::Tables)?;
     let outcome = match lines.find(key) {
         // The connection's own, from an earlier time.
         Some(found) if found.record == *written && found.replace(tables, record) => Ok(()),
         // Another CPU has just written the same connection down.
         Some(_) => Err(DropReason::Race),
-        None => lines.insert(tables, key, record, Worth::HalfOpen, context.now),
+        None => lines.insert(tables, key, record, context.now),
     };
     if outcome.is_err() {
         // Unless it is another connection's by now: as a half-open one's it could be had at once.
@@ -123,10 +117,10 @@ fn claim_flow<V: Family, T: Tables>(
     claim.source = window.source;
 
     let Window { lane, low, high, first, .. } = window;
-    let ports = Ports { low, high, first, flood: cursor & FLOOD != 0 };
+    let ports = Ports { low, high, first, flood: cursor & IN_FLOOD != 0 };
     let found = tables.search_ports(lane.to_word(), ports.to_word(), context.now.0);
     let Readiest { port, worth, flood, passed } = Readiest::from_word(found);
-    let by = u64::from(passed) | if flood == ports.flood { 0 } else { FLOOD };
+    let by = u64::from(passed) | if flood == ports.flood { 0 } else { IN_FLOOD };
     if by != 0 {
         let _ = tables.advance_cursor(claim.index, by);
     }
@@ -152,7 +146,7 @@ fn claim_flow<V: Family, T: Tables>(
 }
 
 /// Set in a cursor while there is a flood of half-open flows.
-const FLOOD: u64 = 1 << 63;
+const IN_FLOOD: u64 = 1 << 63;
 
 /// The flows among which one is chosen: those of the ports of one source.
 struct Window {

@@ -111,7 +111,7 @@ impl World {
     /// Writes down what the connection of [`HASH`] is.
     fn knows(self, record: Record) -> Self {
         let key = Record::key(HASH);
-        assert_eq!(self.lines().insert(&self.tables, key, record, Worth::Over, LATER), Ok(()));
+        assert_eq!(self.lines().insert(&self.tables, key, record, LATER), Ok(()));
         self
     }
 

@@ -3,7 +3,7 @@
 
 use toml_edit::{Array, ArrayOfTables, InlineTable, Item, Table, TableLike, Value, value};
 
-use super::EditError;
+use super::{EditError, suggest};
 use crate::model::BackendAddress;
 
 /// A list in a pool that is new: one line for each.
@@ -44,14 +44,13 @@ pub(super) fn add(
             }
             append(list, table);
         }
-        _ => return Err(EditError::Form(format!("the list of backends of pool \"{name}\""))),
+        _ => return Err(form(name)),
     }
     Ok(())
 }
 
 pub(super) fn remove(pool: &mut dyn TableLike, name: &str, address: BackendAddress) -> Result<(), EditError> {
-    let missing = || not_there(name, address);
-    let position = find(pool, address).ok_or_else(missing)?;
+    let position = find(pool, address).ok_or_else(|| not_there(pool, name, address))?;
     match pool.get_mut("backends") {
         Some(Item::Value(Value::Array(list))) => take_out(list, position),
         Some(Item::ArrayOfTables(list)) => {
@@ -67,7 +66,7 @@ pub(super) fn remove(pool: &mut dyn TableLike, name: &str, address: BackendAddre
                 pool.insert("backends", value(Array::new()));
             }
         }
-        _ => return Err(missing()),
+        _ => return Err(form(name)),
     }
     Ok(())
 }
@@ -78,16 +77,16 @@ pub(super) fn change(
     address: BackendAddress,
     change: impl FnOnce(&mut dyn TableLike),
 ) -> Result<(), EditError> {
-    let missing = || not_there(name, address);
-    let position = find(pool, address).ok_or_else(missing)?;
+    let position = find(pool, address).ok_or_else(|| not_there(pool, name, address))?;
     match pool.get_mut("backends") {
         Some(Item::Value(Value::Array(list))) => {
-            let backend = list.get_mut(position).and_then(Value::as_inline_table_mut).ok_or_else(missing)?;
+            let backend =
+                list.get_mut(position).and_then(Value::as_inline_table_mut).ok_or_else(|| form(name))?;
             change(backend);
             tidy(backend);
         }
-        Some(Item::ArrayOfTables(list)) => change(list.get_mut(position).ok_or_else(missing)?),
-        _ => return Err(missing()),
+        Some(Item::ArrayOfTables(list)) => change(list.get_mut(position).ok_or_else(|| form(name))?),
+        _ => return Err(form(name)),
     }
     Ok(())
 }
@@ -207,19 +206,35 @@ fn append(list: &mut ArrayOfTables, mut table: Table) {
 /// Where a backend is in its pool's list. Addresses are compared by what they mean, not how they are
 /// written.
 fn find(pool: &dyn TableLike, address: BackendAddress) -> Option<usize> {
-    let is_it = |text: Option<&str>| text.and_then(|text| text.parse().ok()) == Some(address);
-    match pool.get("backends")? {
-        Item::Value(Value::Array(list)) => {
-            let text = |item: &Value| Some(item.as_inline_table()?.get("address")?.as_str()?.to_owned());
-            list.iter().position(|item| is_it(text(item).as_deref()))
+    addresses(pool).iter().position(|text| text.parse() == Ok(address))
+}
+
+/// The addresses of a pool's backends, as they are written.
+fn addresses(pool: &dyn TableLike) -> Vec<String> {
+    let text = |address: Option<&str>| address.unwrap_or_default().to_owned();
+    match pool.get("backends") {
+        Some(Item::Value(Value::Array(list))) => {
+            let address =
+                |item: &Value| text(item.as_inline_table().and_then(|it| it.get("address")?.as_str()));
+            list.iter().map(address).collect()
         }
-        Item::ArrayOfTables(list) => {
-            list.iter().position(|table| is_it(table.get("address").and_then(Item::as_str)))
+        Some(Item::ArrayOfTables(list)) => {
+            list.iter().map(|table| text(table.get("address").and_then(Item::as_str))).collect()
         }
-        _ => None,
+        _ => Vec::new(),
     }
 }
 
-fn not_there(pool: &str, address: BackendAddress) -> EditError {
-    EditError::NotThere(format!("backend {address} in pool \"{pool}\""))
+fn form(name: &str) -> EditError {
+    EditError::Form(format!("the list of backends of pool \"{name}\""))
+}
+
+fn not_there(pool: &dyn TableLike, name: &str, address: BackendAddress) -> EditError {
+    let there = addresses(pool);
+    let hint = if there.is_empty() {
+        "it has no backends".to_owned()
+    } else {
+        suggest(&address.to_string(), there.iter().map(String::as_str))
+    };
+    EditError::NotThere { what: format!("backend {address} in pool \"{name}\""), hint }
 }

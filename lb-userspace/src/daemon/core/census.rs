@@ -26,7 +26,7 @@ impl<D: Dataplane> Core<D> {
     }
 
     /// Counts the flows and records of each backend, and slots that look after connections of it; says whether the tables
-    /// must change. What a backend has besides, of the desk, is said by `at_desk`.
+    /// must change. What one that drains has besides, of the desk, is said by `at_desk`.
     ///
     /// # Errors
     /// When the flows cannot be read.
@@ -50,8 +50,13 @@ impl<D: Dataplane> Core<D> {
         }
         // A backend that no service uses has none.
         let draining = self.health.states().filter(|(_, _, state)| *state == State::Draining);
-        let mut left: BTreeMap<Key, u64> =
-            draining.map(|(pool, backend, _)| (Key { pool: pool.to_owned(), backend }, 0)).collect();
+        let mut left: BTreeMap<Key, u64> = draining
+            .map(|(pool, backend, _)| Key { pool: pool.to_owned(), backend })
+            .map(|key| {
+                let requests = at_desk(&key);
+                (key, requests)
+            })
+            .collect();
         let pools = self.pools_of_services();
         for (index, entry) in &self.tables().backends {
             if let Some(&pool) = pools.get(&entry.service) {
@@ -61,7 +66,6 @@ impl<D: Dataplane> Core<D> {
         }
         let mut changed = !self.spent.is_empty();
         for (key, flows) in left {
-            let flows = flows + at_desk(&key);
             let events = self.health.note_connections(&key, flows, now);
             changed |= self.hear(events);
         }

@@ -65,6 +65,8 @@ pub struct Status {
     pub report: Report,
     /// What is wrong with it.
     pub alarm: Option<String>,
+    /// A desk of before has connections still.
+    pub another_ends: bool,
 }
 
 pub(super) struct Supervisor {
@@ -144,16 +146,7 @@ impl Supervisor {
                 Err(error) => error.to_string(),
             };
             error!("the desk has ended ({why}); it is started again");
-            self.status.send_modify(|status| {
-                self.before = std::mem::take(&mut status.report);
-                self.before.open = 0;
-                *status = Status {
-                    restarts: status.restarts + 1,
-                    report: self.before.clone(),
-                    alarm: Some(format!("the desk has ended ({why}) and is being started again")),
-                    ..Status::default()
-                };
-            });
+            self.ended(1, Some(format!("the desk has ended ({why}) and is being started again")));
             if self.wait(backoff).await {
                 return;
             }
@@ -178,6 +171,12 @@ impl Supervisor {
     fn let_predecessor_end(&mut self, within: Duration, at_once: bool) {
         if let Some(predecessor) = self.predecessor.take() {
             predecessor.drain(within, at_once);
+            let status = self.status.clone();
+            // Nobody waits for this thread, not even the daemon's end.
+            std::thread::spawn(move || {
+                predecessor.wait(within + PATIENCE);
+                status.send_modify(|status| status.another_ends = false);
+            });
         }
     }
 
@@ -332,10 +331,22 @@ impl Supervisor {
             _ = running.child.kill().await;
         }
         _ = std::fs::remove_file(self.socket());
+        self.ended(0, None);
+    }
+
+    /// There is no process any more, and what it has counted is kept.
+    fn ended(&mut self, restarts: u64, alarm: Option<String>) {
         self.status.send_modify(|status| {
             self.before = std::mem::take(&mut status.report);
             self.before.open = 0;
-            *status = Status { restarts: status.restarts, report: self.before.clone(), ..Status::default() };
+            self.before.under_way.clear();
+            *status = Status {
+                restarts: status.restarts + restarts,
+                report: self.before.clone(),
+                alarm,
+                another_ends: status.another_ends,
+                ..Status::default()
+            };
         });
     }
 }
