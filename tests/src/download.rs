@@ -136,8 +136,9 @@ impl Download {
     pub fn finish(mut self, bytes: usize) -> Result<()> {
         self.limit.store(usize::MAX, SeqCst);
         let curl = self.ended()?;
-        let read = self.position();
+        // What curl has written last may not have been read when it ends.
         self.reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+        let read = self.position.load(SeqCst);
         ensure!(curl == "exit 0: " && read == bytes, "{read} of {bytes} bytes, {curl}");
         Ok(())
     }
