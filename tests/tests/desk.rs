@@ -137,6 +137,14 @@ fn a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ende
     if !lab::possible(name) {
         return Ok(());
     }
+    for successor in [false, true] {
+        drained_when_its_requests_have_ended(successor)?;
+    }
+    Ok(())
+}
+
+/// With another daemon, and so another desk, in between: what the first desk has under way is waited for, too.
+fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     let options = LabOptions { backends: 1, ..LabOptions::default() };
     let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
     let backend = SocketAddr::new(stage.lab.backend_v4(0).into(), 8080);
@@ -146,6 +154,13 @@ fn a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ende
     (&client).write_all(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
     let (mut server, _) = listener.accept()?;
     ensure!(server.read(&mut [0; 4096])? > 0, "the server was asked nothing");
+    // Kept: its desk would be killed with it.
+    let mut before = if successor { stage.daemon.take() } else { None };
+    if let Some(daemon) = &mut before {
+        daemon.kill()?;
+        stage.start()?;
+        stage.until("two desks", |stage| Ok(desks(stage)?.len() == 2))?;
+    }
     stage.lb(&["backend", "drain", "web", "10.2.0.10:8080"])?;
     // The daemon counts, and the desk reports, each second.
     std::thread::sleep(Duration::from_secs(3));

@@ -290,3 +290,31 @@ async fn who_fails_again_and_again_gets_a_pause_but_never_more_than_half() {
     let alone = Pools::ordered(&orders, &Files::new(), &pools);
     assert_eq!(alone.get("web").unwrap().choose(call(80, 0), &[]).unwrap().address, of(1));
 }
+
+#[test]
+fn who_goes_by_earlier_orders_does_not_come_to_who_is_usable_no_more() {
+    let [one, two] = [1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], 8080)));
+    let chosen = |pools: &Pools, tried: &[SocketAddr]| -> Vec<Result<SocketAddr, NoBackend>> {
+        let pool = pools.get("web").unwrap();
+        numbers().take(50).map(|random| pool.choose(call(80, random), tried).map(|it| it.address)).collect()
+    };
+    let next = |backends: &[(u8, u16, bool)], before: &Pools| {
+        Pools::ordered(&order(backends), &Files::new(), before)
+    };
+    let first = pools(&[(1, 1, true), (2, 1, true)]);
+    let second = next(&[(1, 1, false), (2, 1, true)], &first);
+    assert!(chosen(&first, &[]).contains(&Ok(one)), "the second is not in force yet");
+    first.supersede(&second);
+    assert_eq!(chosen(&first, &[]), [Ok(two); 50]);
+    assert_eq!(chosen(&first, &[two]), [Err(NoBackend::Superseded); 50], "and not that all have been tried");
+    assert_eq!(chosen(&second, &[]), [Ok(two); 50]);
+    // It comes back for who goes by the third, at once and for ever.
+    let third = next(&[(1, 1, true), (2, 1, false)], &second);
+    assert_eq!(chosen(&third, &[]), [Ok(one); 50]);
+    second.supersede(&third);
+    assert_eq!(chosen(&third, &[]), [Ok(one); 50]);
+    assert_eq!(chosen(&second, &[]), [Err(NoBackend::Superseded); 50]);
+    // One that is taken out of the document is none, either.
+    third.supersede(&next(&[(2, 1, true)], &third));
+    assert_eq!(chosen(&third, &[]), [Err(NoBackend::Superseded); 50]);
+}
