@@ -232,15 +232,10 @@ pub fn target(backend: BackendAddress, check: &HealthCheck) -> Option<SocketAddr
 /// version 1 and `LOCAL` in version 2 (sections 2.1 and 2.2 of its specification).
 async fn introduced(target: SocketAddr, proxy: Option<ProxyVersion>) -> Result<TcpStream, ProbeError> {
     let mut stream = connect(target).await?;
-    let mut header = Vec::new();
-    let nobody = ProxyHeader::with_local();
-    let written = match proxy {
-        None => return Ok(stream),
-        Some(ProxyVersion::V1) => nobody.encode_v1(&mut header),
-        Some(ProxyVersion::V2) => nobody.encode_v2(&mut header),
-    };
-    written.map_err(|error| ProbeError::Impossible(error.to_string()))?;
-    stream.write_all(&header).await.map_err(|error| ProbeError::Broken(error.to_string()))?;
+    if let Some(version) = proxy {
+        let header = version.encode(&ProxyHeader::with_local());
+        stream.write_all(&header).await.map_err(|error| ProbeError::Broken(error.to_string()))?;
+    }
     Ok(stream)
 }
 

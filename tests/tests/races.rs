@@ -32,7 +32,12 @@ fn tables(test: &str) -> Option<MemTables> {
 
 /// A packet of the client, and how it arrives.
 fn call(tables: &impl Tables, flags: u8) -> (Verdict, Option<Seen>) {
-    let mut frame = SliceFrame(Spec::tcp((CLIENT, 40000), (VIP.into(), port::CUT), flags).build());
+    call_to(tables, (40000, port::CUT), flags)
+}
+
+/// The same between ports.
+fn call_to(tables: &impl Tables, (from, to): (u16, u16), flags: u8) -> (Verdict, Option<Seen>) {
+    let mut frame = SliceFrame(Spec::tcp((CLIENT, from), (VIP.into(), to), flags).build());
     let verdict = decide(&mut frame, tables, INGRESS, Tick(1000));
     (verdict, packets::read(&frame.0).ok())
 }
@@ -156,10 +161,7 @@ fn a_connection_is_gone_with_its_backends_entry() {
 
 /// A packet of a client of [`port::FEW_PORTS`], which has four.
 fn call_few(tables: &impl Tables, client_port: u16, flags: u8) -> (Verdict, Option<Seen>) {
-    let spec = Spec::tcp((CLIENT, client_port), (VIP.into(), port::FEW_PORTS), flags);
-    let mut frame = SliceFrame(spec.build());
-    let verdict = decide(&mut frame, tables, INGRESS, Tick(1000));
-    (verdict, packets::read(&frame.0).ok())
+    call_to(tables, (client_port, port::FEW_PORTS), flags)
 }
 
 /// Four connections that are half open, and whose backends have answered.

@@ -13,7 +13,7 @@ mod report;
 mod scene;
 
 use anyhow::{Context as _, Result, ensure};
-use benches::Spread;
+use benches::{Spread, write_report};
 use clap::Parser;
 use lb_common::bench::LISTED;
 use nix::{
@@ -89,9 +89,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    report.write(&arguments.report)?;
-    println!("\nwritten to {}", arguments.report.display());
-    Ok(())
+    write_report(&arguments.report, &report)
 }
 
 /// Numbers of flows that packets are of.

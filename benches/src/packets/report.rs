@@ -1,8 +1,7 @@
 //! The figures: a table for people, a file for programs.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result};
 use benches::Spread;
 use serde::Serialize;
 
@@ -79,13 +78,5 @@ impl Report {
             case.name, case.flows, case.total_ns, case.over_floor_ns, case.min, case.max
         );
         self.cases.push(case);
-    }
-
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(path, serde_json::to_string_pretty(self)? + "\n")
-            .with_context(|| format!("{} cannot be written", path.display()))
     }
 }

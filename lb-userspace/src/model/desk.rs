@@ -135,6 +135,20 @@ pub enum ProxyVersion {
     V2,
 }
 
+impl ProxyVersion {
+    /// A header, as a connection begins with it.
+    pub fn encode(self, header: &proxy_header::ProxyHeader<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let written = match self {
+            Self::V1 => header.encode_v1(&mut bytes),
+            Self::V2 => header.encode_v2(&mut bytes),
+        };
+        // Addresses can always be written, and that there are none.
+        debug_assert!(written.is_ok(), "{written:?}");
+        bytes
+    }
+}
+
 /// When a server that does not answer well gets no requests for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ejection {

@@ -82,15 +82,7 @@ impl Transport {
                 }
             }
         }
-        let header = ProxyHeader::with_address(ProxiedAddress::stream(source, destination));
-        let mut bytes = Vec::new();
-        let written = match version {
-            ProxyVersion::V1 => header.encode_v1(&mut bytes),
-            ProxyVersion::V2 => header.encode_v2(&mut bytes),
-        };
-        // Addresses can always be written.
-        debug_assert!(written.is_ok(), "{written:?}");
-        bytes
+        version.encode(&ProxyHeader::with_address(ProxiedAddress::stream(source, destination)))
     }
 
     /// What a request's address begins with.

@@ -40,6 +40,17 @@ impl Ports {
     pub const fn to_word(self) -> u64 {
         self.low as u64 | (self.high as u64) << 16 | (self.first as u64) << 32 | (self.flood as u64) << 48
     }
+
+    /// The opposite of [`Ports::to_word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            low: word as u16,
+            high: (word >> 16) as u16,
+            first: (word >> 32) as u16,
+            flood: word >> 48 & 1 != 0,
+        }
+    }
 }
 
 /// What a search among ports found: as one word, since in BPF it is a result.
@@ -56,7 +67,13 @@ pub struct Readiest {
 }
 
 impl Readiest {
-    /// The opposite of what [`search_ports`] makes of it.
+    /// As one number.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.port as u64 | (self.worth as u64) << 16 | (self.flood as u64) << 24 | (self.passed as u64) << 32
+    }
+
+    /// The opposite of [`Readiest::to_word`].
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         Self {
@@ -77,10 +94,11 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
     let Some(config) = tables.config() else { return 0 };
     let context = Context { tables, config, ingress: 0, now: Tick(now) };
     let lane = hash::Lane::from_word(lane);
-    let (low, high) = (ports as u32 & 0xffff, (ports >> 16) as u32 & 0xffff);
-    let (mut port, mut passed) = ((ports >> 32) as u32 & 0xffff, 0u32);
+    let ports = Ports::from_word(ports);
+    let (low, high) = (u32::from(ports.low), u32::from(ports.high));
+    let (mut port, mut passed) = (u32::from(ports.first), 0u32);
     let (mut best, mut found) = (0u64, 0u32);
-    let (mut flood, enough) = (true, if ports >> 48 == 0 { FLOOD } else { FLOODED });
+    let (mut flood, enough) = (true, if ports.flood { FLOODED } else { FLOOD });
     for probe in 0..PROBES {
         let Some(flow) = tables.flow(lane.flow(port, config.flow_mask.get())) else { return 0 };
         let worth = config.launder(u64::from(worth_of(flow, flow.guard.get(), context) as u8));
@@ -104,7 +122,7 @@ pub fn search_ports<T: Tables>(tables: &T, lane: u64, ports: u64, now: u32) -> u
     }
     // What is half open everywhere is taken in turn.
     let passed = if flood { 0 } else { passed };
-    u64::from(found & 0xffff) | best << 16 | u64::from(flood) << 24 | u64::from(passed) << 32
+    Readiest { port: found as u16, worth: best as u8, flood, passed }.to_word()
 }
 
 /// How readily a flow is given to another connection.
