@@ -2,11 +2,14 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::{PermissionsExt as _, chown},
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use nix::unistd::User;
 use xtask::{
     demo::bank::Bank,
     lab::{
@@ -79,11 +82,31 @@ pub fn servers(stage: &Stage, settings: &[&str]) -> Result<Vec<Postgres>> {
     let rules = ["host all lb all scram-sha-256"];
     let mut servers = vec![Postgres::primary(place(0), address(0), stage.directory(), &rules, settings)?];
     servers[0].sql("CREATE ROLE lb LOGIN PASSWORD 'let me look'")?;
-    std::fs::write(stage.directory().join("lb.password"), "let me look\n")?;
+    fs::write(stage.directory().join("lb.password"), "let me look\n")?;
     for i in 1..stage.lab.backends.len() {
         servers.push(Postgres::replica(place(i), address(i), stage.directory(), address(0), settings)?);
     }
     Ok(servers)
+}
+
+/// A certificate of a server's own for this name, which stands for itself: its file, and what a server needs to show it.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn certificate(stage: &Stage, name: &str) -> Result<(String, [String; 3])> {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()])?;
+    let cert = stage.directory().join(format!("{name}.pem"));
+    let key = stage.directory().join(format!("{name}.key"));
+    fs::write(&cert, made.cert.pem())?;
+    fs::write(&key, made.signing_key.serialize_pem())?;
+    fs::set_permissions(&cert, fs::Permissions::from_mode(0o644))?;
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
+    let user = User::from_name("postgres")?.context("there is no user postgres")?;
+    chown(&key, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    let cert = cert.display().to_string();
+    let settings =
+        ["ssl=on".to_owned(), format!("ssl_cert_file={cert}"), format!("ssl_key_file={}", key.display())];
+    Ok((cert, settings))
 }
 
 /// Waits until `lb pool show` names these roles, in the document's order.

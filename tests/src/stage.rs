@@ -104,6 +104,19 @@ impl Stage {
         }
     }
 
+    /// Starts the daemon with more in its environment.
+    ///
+    /// # Errors
+    /// When it ends, or does not answer in time.
+    pub fn start_where(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        let mut command = self.daemon_command(&[])?;
+        command.envs(environment.iter().copied());
+        match self.answers_or_ends(command)? {
+            None => Ok(()),
+            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
+        }
+    }
+
     /// Starts a daemon that passes so many points between two changes of the tables and dies at the next, as
     /// `kill -9` does it ([`fault`]; debug builds do). Says whether it answers: it may be dead by then.
     ///

@@ -1,26 +1,28 @@
-//! Clients of a database as they are: libpq with several hosts, TLS that is the server's own, much data, sessions that
+//! Clients of a database as they are: libpq and JDBC with several hosts, TLS that is the server's own, much data, sessions that
 //! say nothing for long, and calls to cancel.
 
 use std::{
     fs::{self, File},
     future::poll_fn,
+    io::{BufRead as _, BufReader, Lines, Write as _},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{PermissionsExt as _, chown},
-    process::{Output, Stdio},
+    process::{ChildStdin, ChildStdout, Output, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::unistd::User;
 use tests::{
-    accounts::{PATIENCE, READ, WRITE, cluster, document, until_roles},
+    accounts::{PATIENCE, READ, WRITE, certificate, cluster, document, until_roles},
     stage::Stage,
 };
 use tokio_postgres::{AsyncMessage, CancelToken, Client, NoTls};
-use xtask::lab::{
-    self, LabOptions, Postgres,
-    postgres::{self, psql},
+use xtask::{
+    lab::{
+        self, LabOptions, Postgres, Proc,
+        postgres::{self, psql},
+    },
+    setup::JDBC,
 };
 
 /// Runs SQL by psql at the client's place, with these parameters of libpq.
@@ -67,6 +69,66 @@ fn a_client_that_knows_several_hosts_finds_the_role_that_it_wants() -> Result<()
     stage.checksums_were_right()
 }
 
+/// PostgreSQL's JDBC driver at the client's place, called by a program of Java as it is written.
+struct Jdbc {
+    _program: Proc,
+    urls: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Jdbc {
+    fn start(stage: &Stage) -> Result<Self> {
+        let program = stage.directory().join("Hosts.java");
+        fs::write(&program, include_str!("../src/Hosts.java"))?;
+        let mut command = stage.lab.client.command("java");
+        command.args(["-cp", JDBC]).arg(program).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut program = Proc::start(command)?;
+        let child = program.child();
+        let urls = child.stdin.take().context("no standard input")?;
+        let answers = child.stdout.take().context("no standard output")?;
+        Ok(Self { _program: program, urls, answers: BufReader::new(answers).lines() })
+    }
+
+    /// Which server it gets to by these ports, where it looks for one of this kind; or what it says instead.
+    fn find(&mut self, ports: &str, wants: &str) -> Result<String> {
+        let hosts: Vec<_> = ports.split(',').map(|port| format!("{}:{port}", WRITE.ip())).collect();
+        // What it has found out about a host it believes for no time at all.
+        writeln!(
+            self.urls,
+            "jdbc:postgresql://{}/postgres?user=postgres&targetServerType={wants}&connectTimeout=3&loginTimeout=10\
+             &hostRecheckSeconds=0",
+            hosts.join(",")
+        )?;
+        self.answers.next().context("it has ended")?.context("it cannot be heard")
+    }
+}
+
+#[test]
+fn jdbc_with_several_hosts_finds_the_kind_of_server_that_it_wants() -> Result<()> {
+    if !lab::possible("jdbc_with_several_hosts_finds_the_kind_of_server_that_it_wants") {
+        return Ok(());
+    }
+    let (stage, mut servers) = cluster("", &[])?;
+    let mut jdbc = Jdbc::start(&stage)?;
+    let replicas = ["10.2.0.11 5432", "10.2.0.12 5432"];
+    // Whichever comes first; nobody listens on 5439 of the address.
+    assert_eq!(jdbc.find("5433,5432", "primary")?, "10.2.0.10 5432");
+    assert_eq!(jdbc.find("5439,5433,5432", "primary")?, "10.2.0.10 5432");
+    for wants in ["secondary", "preferSecondary"] {
+        let found = jdbc.find("5432,5433", wants)?;
+        assert!(replicas.contains(&found.as_str()), "{wants}: {found}");
+    }
+    let refused = jdbc.find("5432", "secondary")?;
+    assert!(refused.contains("Could not find a server with specified targetServerType"), "{refused}");
+    servers[0].kill()?;
+    let (new, _) = postgres::fail_over(&mut servers)?;
+    // The driver has seen others in their places.
+    for (ports, wants, server) in [("5433,5432", "primary", new), ("5432,5433", "secondary", 3 - new)] {
+        stage.within(PATIENCE, wants, |_| Ok(jdbc.find(ports, wants)? == replicas[server - 1]))?;
+    }
+    stage.checksums_were_right()
+}
+
 #[test]
 fn the_servers_own_tls_goes_through_untouched() -> Result<()> {
     if !lab::possible("the_servers_own_tls_goes_through_untouched") {
@@ -74,19 +136,8 @@ fn the_servers_own_tls_goes_through_untouched() -> Result<()> {
     }
     let options = LabOptions { backends: 1, ..LabOptions::default() };
     let mut stage = Stage::without_daemon(options, "")?;
-    let made = rcgen::generate_simple_self_signed(["db.example".to_owned()])?;
-    let file = |name: &str, text: String| -> Result<String> {
-        let path = stage.directory().join(name);
-        fs::write(&path, text)?;
-        Ok(path.display().to_string())
-    };
-    let cert = file("server.pem", made.cert.pem())?;
-    let key = file("server.key", made.signing_key.serialize_pem())?;
-    fs::set_permissions(&cert, fs::Permissions::from_mode(0o644))?;
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
-    let user = User::from_name("postgres")?.context("there is no user postgres")?;
-    chown(&key, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-    let tls = ["ssl=on", &format!("ssl_cert_file={cert}"), &format!("ssl_key_file={key}")];
+    let (cert, tls) = certificate(&stage, "db.example")?;
+    let tls = tls.each_ref().map(String::as_str);
     let address = SocketAddr::new(stage.lab.backend_v4(0).into(), 5432);
     let rules = ["hostssl all teller all scram-sha-256", "hostnossl all teller all reject"];
     let server = Postgres::primary(&stage.lab.backends[0], address, stage.directory(), &rules, &tls)?;

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use tests::{
-    accounts::{PATIENCE, READ, WRITE, bank, cluster, document, servers, session, who},
+    accounts::{PATIENCE, READ, WRITE, bank, certificate, cluster, document, servers, session, who},
     stage::Stage,
 };
 use xtask::{
@@ -233,6 +233,133 @@ fn who_cannot_be_asked_has_no_role_and_says_why() -> Result<()> {
     }
     assert!(psql(&stage.lab.client, WRITE, "postgres", "SELECT 1").is_err());
     Ok(())
+}
+
+#[test]
+fn who_is_asked_by_tls_shows_the_right_certificate_and_hears_a_password_from_the_environment() -> Result<()> {
+    if !lab::possible(
+        "who_is_asked_by_tls_shows_the_right_certificate_and_hears_a_password_from_the_environment",
+    ) {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 3, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    let (trusted, right) = certificate(&stage, "db.example")?;
+    let (_, other) = certificate(&stage, "another.example")?;
+    let secret = "told to the daemon alone";
+    let server = |number: usize, tls: &[String]| -> Result<Postgres> {
+        let place = &stage.lab.backends[number];
+        let address = SocketAddr::new(stage.lab.backend_v4(number).into(), 5432);
+        let mut settings = vec!["log_connections=on"];
+        settings.extend(tls.iter().map(String::as_str));
+        let rules = ["hostssl all lb all scram-sha-256", "hostnossl all lb all trust"];
+        let server = Postgres::primary(place, address, stage.directory(), &rules, &settings)?;
+        server.sql(&format!("CREATE ROLE lb LOGIN PASSWORD '{secret}'"))?;
+        Ok(server)
+    };
+    // The last would let anybody in who does not insist.
+    let servers = [server(0, &right)?, server(1, &other)?, server(2, &[])?];
+    let check = |host: &str| {
+        let keys =
+            format!(", password_env = \"LB_PASSWORD\", tls = true, host = \"{host}\", ca = \"{trusted}\"");
+        document(options, &keys, "")
+    };
+    stage.write(&check("db.example"))?;
+    stage.start_where(&[("LB_PASSWORD", secret)])?;
+    let failures = |stage: &Stage, wanted: [&str; 3]| -> Result<()> {
+        stage.until(&format!("{wanted:?}"), |stage| {
+            let backends = stage.json(&["backend", "list", "--pool", "accounts"])?;
+            Ok((0..3).zip(wanted).all(|(number, wanted): (usize, _)| {
+                let failure = &backends[number]["failure"];
+                if wanted.is_empty() {
+                    failure.is_null()
+                } else {
+                    failure.as_str().is_some_and(|said| said.contains(wanted))
+                }
+            }))
+        })
+    };
+    failures(&stage, ["", "certificate", "TLS"])?;
+    let pool = stage.json(&["pool", "show", "accounts"])?;
+    let roles = [0, 1, 2].map(|number| pool["cluster"]["servers"][number]["role"].as_str());
+    assert_eq!(roles, [Some("primary"), None, None], "{pool}");
+    assert_eq!(who(&stage, WRITE)?, "10.2.0.10");
+    let log = servers[0].log();
+    assert!(
+        log.contains("connection authorized: user=lb database=postgres application_name=lobby SSL enabled (protocol=TLSv1.3"),
+        "{log}"
+    );
+    assert!(!servers[2].log().contains("user=lb"), "in clear text: {}", servers[2].log());
+    // The name is looked at as well as who has signed it.
+    stage.write(&check("yet.another.example"))?;
+    failures(&stage, ["certificate", "certificate", "TLS"])?;
+    // A daemon that was told something else.
+    stage.write(&check("db.example"))?;
+    drop(stage.daemon.take());
+    stage.start_where(&[("LB_PASSWORD", "something else")])?;
+    failures(&stage, ["password authentication failed", "certificate", "TLS"])?;
+    let said =
+        [stage.log(), stage.lb(&["pool", "show", "accounts"])?, stage.lb(&["doctor"]).unwrap_or_default()];
+    for said in said {
+        assert!(!said.contains(secret) && !said.contains("something else"), "the password is shown: {said}");
+    }
+    Ok(())
+}
+
+#[test]
+fn readers_of_a_replica_that_is_late_stay_or_are_cut_as_the_document_says() -> Result<()> {
+    if !lab::possible("readers_of_a_replica_that_is_late_stay_or_are_cut_as_the_document_says") {
+        return Ok(());
+    }
+    for (pool, stays) in [("", true), ("on_unfit = \"keep\"", true), ("on_unfit = \"cut\"", false)] {
+        let (stage, servers) = cluster(pool, &[])?;
+        servers[0].sql("CREATE TABLE t (x int)")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = |future| stage.lab.client.run(|| runtime.block_on(future))?;
+        // One with each of the replicas.
+        let mut readers = Vec::new();
+        for replica in ["10.2.0.11", "10.2.0.12"] {
+            readers.push(inside(reader(replica))?);
+        }
+        servers[2].sql("SELECT pg_wal_replay_pause()")?;
+        stage.within(PATIENCE, "a replica that is late", |stage| {
+            // Something to be late with.
+            servers[0].sql("INSERT INTO t VALUES (1)")?;
+            let pool = stage.json(&["pool", "show", "accounts"])?;
+            Ok(pool["cluster"]["servers"][2]["read"] == false)
+        })?;
+        let asks = |number: usize| {
+            let reader = &readers[number];
+            let answer = async { tokio::time::timeout(PATIENCE, reader.simple_query("SELECT 7")).await };
+            stage.lab.client.run(|| runtime.block_on(answer))
+        };
+        let fit = asks(0)??;
+        ensure!(fit.is_ok(), "{pool}: who reads from the fit one has heard {fit:?}");
+        let late = asks(1)??;
+        ensure!(late.is_ok() == stays, "{pool}: who reads from the late one has heard {late:?}");
+        if let Err(error) = late {
+            println!("heard: {error:?}");
+        }
+        let cut = stage.json(&["service", "show", "accounts-read"])?["cut"].clone();
+        assert_eq!(cut, u64::from(!stays), "{pool}");
+        for _ in 0..6 {
+            assert_eq!(who(&stage, READ)?, "10.2.0.11", "{pool}");
+        }
+        stage.checksums_were_right()?;
+    }
+    Ok(())
+}
+
+/// A session through the read port with this replica, from where the caller is.
+async fn reader(replica: &str) -> Result<tokio_postgres::Client> {
+    for _ in 0..64 {
+        let session = postgres::connect(postgres::config(READ, "postgres").keepalives(false)).await?;
+        let row = session.query_one("SELECT host(inet_server_addr())", &[]).await?;
+        if row.get::<_, String>(0) == replica {
+            return Ok(session);
+        }
+    }
+    bail!("64 calls, and none came to {replica}")
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::{
     document::Web,
     silent::Silent,
@@ -34,6 +34,50 @@ fn both_sides_of_a_silent_connection_hear_that_it_is_cut() -> Result<()> {
         stage.checksums_were_right()?;
     }
     Ok(())
+}
+
+/// The daemon is killed between any two changes of the tables; the last of them is that the connections are cut.
+#[test]
+fn the_next_daemon_tells_those_whom_one_that_died_has_cut() -> Result<()> {
+    if !lab::possible("the_next_daemon_tells_those_whom_one_that_died_has_cut") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 1, ..LabOptions::default() };
+    let (with, without) = (Web::of(options).text(), Web { backends: 0, ..Web::of(options) }.text());
+    let mut stage = Stage::without_daemon(options, &with)?;
+    let mut deaths = 0;
+    for points in 0.. {
+        drop(stage.daemon.take());
+        stage.write(&with)?;
+        stage.start()?;
+        let servers = [stage.lab.backend_v4(0).into(), stage.lab.backend_v6(0).into()];
+        let mut connections = Vec::new();
+        for (vip, server) in Stage::VIPS.into_iter().zip(servers) {
+            let server = std::net::SocketAddr::new(server, 8080);
+            connections.push(Silent::open(&stage.lab.client, vip, &stage.lab.backends[0], server)?);
+        }
+        drop(stage.daemon.take());
+        let answers = stage.start_mortal(points)?;
+        stage.write(&without)?;
+        let mut daemon = stage.daemon.take().context("a daemon")?;
+        let mut died = !answers;
+        stage.until("the change, or its end", |stage| {
+            died = daemon.child().try_wait()?.is_some();
+            Ok(died || stage.nothing_to_do().unwrap_or(false))
+        })?;
+        drop(daemon);
+        stage.start()?;
+        for connection in connections {
+            connection.is_reset()?;
+        }
+        if !died {
+            break;
+        }
+        deaths += 1;
+    }
+    println!("{deaths} deaths");
+    ensure!(deaths > 4, "{deaths} deaths: not in the middle of anything");
+    stage.checksums_were_right()
 }
 
 /// Lets in what belongs to a connection, and what `more` says; nothing else.

@@ -32,6 +32,8 @@ const TOOLS: &[Tool] = &[
     Tool { program: "nft", package: "nftables", use_: "firewalls in the tests" },
     Tool { program: SERVER, package: "postgresql", use_: "the tests of databases, and the demo of one" },
     Tool { program: GRPC, package: GRPC, use_: "the tests of the reception desk" },
+    Tool { program: "javac", package: "default-jdk-headless", use_: "the tests of databases" },
+    Tool { program: JDBC, package: "libpostgresql-jdbc-java", use_: "the tests of databases" },
     Tool { program: "openssl", package: "openssl", use_: "looking at certificates in the tests" },
 ];
 
@@ -41,6 +43,9 @@ const SERVER: &str = "postgres";
 /// What a script in Python uses, no program: a server and a client of gRPC as many have them.
 const GRPC: &str = "python3-grpcio";
 
+/// What a program in Java uses, none itself.
+pub const JDBC: &str = "/usr/share/java/postgresql.jar";
+
 impl Tool {
     fn place(&self) -> Option<PathBuf> {
         if self.program == SERVER {
@@ -48,6 +53,9 @@ impl Tool {
         }
         if self.program == GRPC {
             return Some(PathBuf::from("/usr/lib/python3/dist-packages/grpc")).filter(|place| place.is_dir());
+        }
+        if self.program == JDBC {
+            return Some(PathBuf::from(JDBC)).filter(|place| place.is_file());
         }
         toolchain::on_path(self.program)
     }

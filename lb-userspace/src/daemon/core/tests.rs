@@ -441,6 +441,9 @@ fn whose_connection_is_cut_is_called_from_both_sides_in_its_vlan() {
     let [flow] = core.take_cut().unwrap()[..] else { panic!("it is cut") };
     assert!(core.take_cut().unwrap().is_empty(), "nobody is told twice that it has been");
     assert_eq!(core.cuts("10.0.0.10:80/tcp".parse().unwrap()), 1);
+    // A daemon that takes over does not know who has been told.
+    let mut next = Core::new(core.plane().clone(), "/etc/lb.toml".into(), [1, 2], 3).unwrap();
+    assert_eq!(next.take_cut().unwrap(), [flow]);
     let said: Vec<_> = core
         .calls(&flow)
         .iter()
