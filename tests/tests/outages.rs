@@ -213,7 +213,8 @@ fn pay(client: &Namespace) -> Result<bool> {
         Ok(true)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    client.run(|| runtime.block_on(payment))?
+    // An answer that never comes is none.
+    client.run(|| runtime.block_on(async { tokio::time::timeout(PATIENCE, payment).await }))??
 }
 
 #[test]
