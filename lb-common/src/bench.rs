@@ -31,6 +31,13 @@ const FIRST_PORT: u16 = 1024;
 /// Most frames that can be listed, see [`Ends`].
 pub const LISTED: u32 = 1 << 20;
 
+/// Lines of the table that packets are compared with which look at one cache line and nothing else: as many as records
+/// have there.
+pub const LINES: u32 = 1 << 22;
+
+/// Connections that the kernel's own table has room for, with which it is compared as well.
+pub const REMEMBERED: u32 = 1 << 22;
+
 /// What differs between listed frames, whose ends do not follow from a number: as the bytes stand in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {

@@ -11,10 +11,10 @@ mod bpf {
     use aya_ebpf::{
         bindings::{BPF_F_MMAPABLE, xdp_action},
         macros::{map, xdp},
-        maps::{Array, PerCpuArray, ProgramArray},
+        maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
         programs::XdpContext,
     };
-    use lb_common::bench::{self, Ends, LISTED, Order, WORDS};
+    use lb_common::bench::{self, Ends, LINES, LISTED, Order, WORDS};
 
     #[map]
     static ORDER: Array<Order> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -24,6 +24,12 @@ mod bpf {
     static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
     #[map]
     static NEXT: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+    // Both as large as `lb_common::bench` says where something is compared with them.
+    #[map]
+    static LINE: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+    #[map]
+    static LRU: LruHashMap<[u32; 4], u64> = LruHashMap::with_max_entries(1, 0);
 
     /// The frame as words of eight bytes, if it has so many.
     #[inline(always)]
@@ -157,6 +163,44 @@ mod bpf {
     #[xdp]
     pub(crate) fn floor_v6(ctx: XdpContext) -> u32 {
         floor::<20, 60>(&ctx)
+    }
+
+    /// The floor, and before it one cache line of a large table, found by the connection: what waiting for memory takes.
+    /// The next frame follows from what is there, or the processor would not wait but go on with that one.
+    #[xdp]
+    pub(crate) fn line_v4(ctx: XdpContext) -> u32 {
+        let Some([source, _, ports, _]) = connection(&ctx) else { return xdp_action::XDP_ABORTED };
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+        let hash = (u64::from(source) << 32 | u64::from(ports)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let line = LINE.get((hash >> (64 - LINES.ilog2())) as u32);
+        let Some((line, count)) = line.zip(COUNT.get_ptr_mut(0)) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: this CPU's own value.
+        unsafe { *count = (*count).wrapping_add(line[0]) };
+        floor::<24, 40>(&ctx)
+    }
+
+    /// The floor, and before it the connection's entry in the kernel's own table that forgets whom it has not seen
+    /// for longest (`BPF_MAP_TYPE_LRU_HASH`, Linux' `kernel/bpf/hashtab.c`), which is made where there is none.
+    #[xdp]
+    pub(crate) fn lru_v4(ctx: XdpContext) -> u32 {
+        let Some(connection) = connection(&ctx) else { return xdp_action::XDP_ABORTED };
+        // SAFETY: nothing is done with the value but to look at it once.
+        let known = unsafe { LRU.get(&connection) }.copied();
+        if known.is_none() && LRU.insert(&connection, &1, 0).is_err() {
+            return xdp_action::XDP_ABORTED;
+        }
+        if known.unwrap_or(1) == 1 { floor::<24, 40>(&ctx) } else { xdp_action::XDP_ABORTED }
+    }
+
+    /// Both addresses, both ports, and a zero for the protocol.
+    #[inline(always)]
+    fn connection(ctx: &XdpContext) -> Option<[u32; 4]> {
+        let halves = words(ctx, WORDS)?.cast::<u16>();
+        let word = |at: usize| {
+            // SAFETY: even constants below the length that was checked.
+            unsafe { u32::from(*halves.add(at / 2)) | u32::from(*halves.add(at / 2 + 1)) << 16 }
+        };
+        Some([word(bench::V4_ADDRESS), word(bench::V4_ADDRESS + 4), word(bench::V4_PORTS), 0])
     }
 
     /// Writes the first twelve bytes and those in between, in words as wide as their places allow.

@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, MapData, ProgramArray},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::bench::{self, Ends, LISTED, Order, WORDS};
+use lb_common::bench::{self, Ends, LINES, LISTED, Order, REMEMBERED, WORDS};
 use lb_userspace::dataplane::kernel::GENERATOR;
 use tests::packets::{Spec, flag};
 
@@ -72,8 +72,17 @@ pub(crate) struct Generator {
 
 impl Generator {
     pub(crate) fn new() -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(GENERATOR).context("the generator does not load")?;
-        for name in ["generate", "generate_listed", "empty", "floor_v4", "floor_v6"] {
+        Self::load(&mut EbpfLoader::new())
+    }
+
+    /// With tables for what the program is compared with.
+    pub(crate) fn with_rivals() -> Result<Self> {
+        Self::load(EbpfLoader::new().map_max_entries("LINE", LINES).map_max_entries("LRU", REMEMBERED))
+    }
+
+    fn load(loader: &mut EbpfLoader<'_>) -> Result<Self> {
+        let mut ebpf = loader.load(GENERATOR).context("the generator does not load")?;
+        for name in ["generate", "generate_listed", "empty", "floor_v4", "floor_v6", "line_v4", "lru_v4"] {
             xdp(&mut ebpf, name)?.load().with_context(|| format!("{name} does not load"))?;
         }
         let next = ebpf.take_map("NEXT").context("no map NEXT")?.try_into()?;
@@ -126,8 +135,13 @@ impl Generator {
 
     /// Frames go to the floor of a family from now on.
     pub(crate) fn lead_to_floor(&mut self, v6: bool) -> Result<()> {
-        let floor = xdp(&mut self.ebpf, if v6 { "floor_v6" } else { "floor_v4" })?.fd()?.try_clone()?;
-        Ok(self.next.set(0, &floor, 0)?)
+        self.lead_to_own(if v6 { "floor_v6" } else { "floor_v4" })
+    }
+
+    /// Frames go to another of its own programs from now on.
+    pub(crate) fn lead_to_own(&mut self, name: &str) -> Result<()> {
+        let program = xdp(&mut self.ebpf, name)?.fd()?.try_clone()?;
+        Ok(self.next.set(0, &program, 0)?)
     }
 
     /// Runs the generator and what it leads to on so many packets: nanoseconds each.

@@ -3,7 +3,9 @@
 //! A generator program writes each frame anew and tail-calls what is measured, all inside
 //! `BPF_PROG_TEST_RUN`, so no driver and no network is in the figure. Beside the program stand two others:
 //! `empty` sends back what it got, and the floor writes as many bytes as translation does without looking
-//! at anything. What the program costs is what it takes above the floor of its family.
+//! at anything. What the program costs is what it takes above the floor of its family. Two more are the floor with one
+//! look into a table before it: one cache line of a large one, and the kernel's own LRU table, which other balancers
+//! keep connections in.
 //!
 //! Every figure is of packets that were all forwarded, of as many distinct flows as it says, and a sample
 //! of them is checked byte by byte; else the benchmark fails.
@@ -15,7 +17,7 @@ mod scene;
 use anyhow::{Context as _, Result, ensure};
 use benches::{Spread, write_report};
 use clap::Parser;
-use lb_common::bench::LISTED;
+use lb_common::bench::{LISTED, REMEMBERED};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -63,6 +65,17 @@ fn main() -> Result<()> {
         report.floor(v6, floor);
     }
     report.print_head();
+    for (program, name) in RIVALS {
+        for flows in FLOWS.into_iter().filter(|&f| f <= arguments.flows && f <= u64::from(REMEMBERED) / 2) {
+            if name.contains(&arguments.only) {
+                report.add(rival(&arguments, program, name, flows)?);
+            }
+        }
+        let name = format!("{name}-new");
+        if name.contains(&arguments.only) {
+            report.add(rival(&arguments, program, &name, 0)?);
+        }
+    }
     for kind in Kind::ALL {
         for (mode, name) in KNOWN {
             let name = format!("{}-{kind}-{name}", prefix(mode));
@@ -127,6 +140,21 @@ const NEW: [(Mode, &str, New); 9] = [
     (Mode::Nat, "flood", New::Syns),
     (Mode::Nat, "ack-flood", New::Acks),
 ];
+
+/// What the program is compared with: programs of the generator's.
+const RIVALS: [(&str, &str); 2] = [("line_v4", "line-v4-tcp"), ("lru_v4", "lru-v4-tcp")];
+
+/// Packets at random of so many flows, which it has seen; or of a new one each time, with a table that is full.
+fn rival(arguments: &Arguments, program: &str, name: &str, flows: u64) -> Result<Case> {
+    let mut generator = Generator::with_rivals()?;
+    let kind = Kind { v6: false, udp: false };
+    generator.lead_to_own(program)?;
+    generator.order(kind, flows, true, false)?;
+    generator.run(if flows > 0 { u32::try_from(flows)? } else { REMEMBERED + REMEMBERED / 8 })?;
+    generator.order(kind, flows, false, false)?;
+    let times = measure(arguments.runs, || generator.run(arguments.packets))?;
+    Ok(Case::new(name.to_owned(), kind.v6, flows, arguments.runs, times))
+}
 
 fn prefix(mode: Mode) -> &'static str {
     if mode == Mode::Nat { "nat" } else { "dsr" }
