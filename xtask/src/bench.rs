@@ -66,9 +66,10 @@ pub fn database(arguments: &[String]) -> Result<()> {
     in_namespaces("database", arguments)
 }
 
-/// Builds a benchmark that makes a lab for release, and runs it.
+/// Builds a benchmark that makes a lab for release, and `lb` beside it, and runs it.
 fn in_namespaces(name: &str, arguments: &[String]) -> Result<()> {
-    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace", "--bins"];
+    let release = ["build", "--release", "--package", "benches", "--package", "lb-userspace"];
+    let release = release.into_iter().chain(["--bin", name, "--bin", "lb"]);
     if !crate::cargo().args(release).status()?.success() {
         bail!("the benchmark {name} did not build");
     }

@@ -99,7 +99,7 @@ impl Generator {
         self.write_order(kind, flows, in_order)
     }
 
-    /// From now on: packets like these, which differ in what [`Ends`] has, at random.
+    /// From now on: packets like these, which differ in what [`Ends`] has, one after the other.
     pub(crate) fn list(&mut self, kind: Kind, frames: impl Iterator<Item = Vec<u8>>) -> Result<()> {
         let mut listed = 0;
         for mut frame in frames {
@@ -110,7 +110,7 @@ impl Generator {
             listed += 1;
         }
         self.program = "generate_listed";
-        self.write_order(kind, listed.into(), false)
+        self.write_order(kind, listed.into(), true)
     }
 
     fn write_order(&mut self, kind: Kind, flows: u64, in_order: bool) -> Result<()> {

@@ -160,12 +160,12 @@ async fn attend<S>(
         let (peer, port) = (peer.ip(), peer.port());
         Visit { worker, called, peer, port, tls, believes, certificate, tunnel: Mutex::default() }
     };
-    let patience = service.order.desk.timeouts.header;
+    let timeouts = service.order.desk.timeouts;
     match &service.tls {
-        None => converse(visit(false, None), stream, Spoken::Unsaid, patience).await,
+        None => converse(visit(false, None), stream, Spoken::Unsaid, timeouts).await,
         Some(config) => {
             let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
-            match tokio::time::timeout(patience, handshake).await {
+            match tokio::time::timeout(timeouts.header, handshake).await {
                 Ok(Ok(stream)) => {
                     let session = stream.get_ref().1;
                     let is_http2 = session.alpn_protocol() == Some(tls::H2);
@@ -173,7 +173,7 @@ async fn attend<S>(
                     let shown = session.peer_certificates().and_then(|shown| shown.first());
                     let certificate = shown.and_then(|shown| Certificate::of(shown));
                     let certificate = certificate.map(|shown| (shown, service.clients.clone()));
-                    converse(visit(true, certificate), stream, spoken, patience).await;
+                    converse(visit(true, certificate), stream, spoken, timeouts).await;
                 }
                 Ok(Err(_)) => worker.figures.refused("tls"),
                 Err(_) => worker.figures.refused("tls_slow"),
@@ -416,7 +416,7 @@ impl Visit {
             case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
             return Ok((Response::from_parts(parts, nothing()), mark));
         }
-        let body = Watched::download(body, timeouts.body, hold, pool.is_limited(), upload);
+        let body = Watched::download(body, timeouts.body, hold, case.is_http2, upload);
         Ok((Response::from_parts(parts, body.boxed_unsync()), mark))
     }
 

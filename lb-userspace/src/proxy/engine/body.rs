@@ -103,17 +103,20 @@ enum Source {
     Client(Incoming),
     /// A backend, which is busy with it until it has ended.
     Backend(Incoming, #[expect(dead_code, reason = "counted by being there")] Hold),
-    /// A backend that has only so many requests: what its client does not take ends, see [`Guard`].
+    /// A backend whose answer goes to a client by HTTP/2: what that one does not take ends, see [`Guard`].
     Guarded(Arc<Guard>, AbortHandle),
 }
 
-/// An answer of a backend that has only so many requests. Whoever does not read would hold a place with it for as long as
-/// they like, since nobody asks a body for more that nobody takes.
+/// An answer to a client by HTTP/2, which says for each how much it takes. One that takes nothing would hold the backend's
+/// connection, and a place where there are only so many, for as long as it likes, since nobody asks a body for more that
+/// nobody takes. (A connection of HTTP/1.1 notices by itself that what it has written is not read.)
 #[derive(Debug)]
 struct Guard {
     answer: Mutex<Option<(Incoming, Hold)>>,
     /// Counts how often more was asked for.
     asked: AtomicU64,
+    /// What was asked for last has not come: it is not the client who is waited for.
+    waits: AtomicBool,
 }
 
 impl Guard {
@@ -128,7 +131,7 @@ impl Guard {
             tokio::time::sleep(patience).await;
             let Some(guard) = guard.upgrade() else { return };
             let asked = guard.asked.load(Ordering::Relaxed);
-            if asked == before {
+            if asked == before && !guard.waits.load(Ordering::Relaxed) {
                 guard.answer().take();
                 return;
             }
@@ -147,7 +150,11 @@ impl Source {
             Self::Guarded(guard, _) => {
                 guard.asked.fetch_add(1, Ordering::Relaxed);
                 match guard.answer().as_mut() {
-                    Some((body, _)) => more(body),
+                    Some((body, _)) => {
+                        let frame = more(body);
+                        guard.waits.store(frame.is_pending(), Ordering::Relaxed);
+                        frame
+                    }
                     None => Poll::Ready(Some(Err(Cut::Stalled.into()))),
                 }
             }
@@ -181,18 +188,21 @@ impl Watched {
         Self::new(Source::Client(inner), patience, upload, true)
     }
 
-    /// A backend's, in answer to an upload; `is_limited`: the backend has only so many requests.
+    /// A backend's, in answer to an upload; `by_stream`: to a client by HTTP/2.
     pub(super) fn download(
         inner: Incoming,
         patience: Duration,
         hold: Hold,
-        is_limited: bool,
+        by_stream: bool,
         upload: Arc<Upload>,
     ) -> Self {
         upload.answered.store(true, Ordering::Relaxed);
-        let source = if is_limited {
-            let guard =
-                Arc::new(Guard { answer: Mutex::new(Some((inner, hold))), asked: AtomicU64::default() });
+        let source = if by_stream {
+            let guard = Arc::new(Guard {
+                answer: Mutex::new(Some((inner, hold))),
+                asked: AtomicU64::default(),
+                waits: AtomicBool::default(),
+            });
             let watching = tokio::spawn(Guard::watch(Arc::downgrade(&guard), patience));
             Source::Guarded(guard, watching.abort_handle())
         } else {

@@ -1,11 +1,13 @@
 //! A client's connection: which HTTP it speaks, what it may ask for at once, and when it has to end.
 //!
-//! HTTP/1.1 has its limits from hyper. Of HTTP/2 hyper bounds what one connection can make us remember (streams,
+//! Whoever does not read what is written to them loses the connection. HTTP/1.1 has its other limits from hyper. Of HTTP/2 hyper bounds what one connection can make us remember (streams,
 //! headers, resets that nobody has looked at, frames that wait); when a connection has rested for too long, and
 //! when it begins requests only to give them up, is seen here.
 
 use std::{
     convert::Infallible,
+    error::Error,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,10 +23,11 @@ use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Visit, body::Body};
-use crate::proxy::worker::Worker;
+use crate::{model::desk::DeskTimeouts, proxy::worker::Worker};
 
 /// Most that a request's line and headers may take.
 const HEAD_LIMIT: usize = 64 << 10;
@@ -63,11 +66,15 @@ pub(super) enum Spoken {
     Unsaid,
 }
 
-/// Serves a connection to its end; `patience` is for a request's headers, and between requests.
-pub(super) async fn converse<S>(visit: Visit, stream: S, spoken: Spoken, patience: Duration)
+/// Serves a connection to its end.
+pub(super) async fn converse<S>(visit: Visit, stream: S, spoken: Spoken, timeouts: DeskTimeouts)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let patience = timeouts.header;
+    // Whoever does not read what is written to them for so long is not waited for.
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(timeouts.body));
     let worker = Arc::clone(&visit.worker);
     let (visit, pulse) = (Arc::new(visit), Arc::new(Pulse::new(spoken)));
     let answer = service_fn({
@@ -79,7 +86,7 @@ where
         }
     });
     let builder = builder(spoken, patience);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Box::pin(stream)), answer);
     tokio::pin!(connection);
     // By itself, since here it would be asked for with every byte that comes.
     let (tell, mut told) = oneshot::channel();
@@ -90,7 +97,10 @@ where
         biased;
         // Without it, nobody would ever tell.
         end = &mut told => end.unwrap_or(End::Leave),
-        _ = connection.as_mut() => {
+        ended = connection.as_mut() => {
+            if ended.is_err_and(|error| is_unread(error.as_ref())) {
+                worker.figures.refused("unread");
+            }
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(tunnel) = tunnel {
                 tunnel.carry(&worker).await;
@@ -117,6 +127,13 @@ where
             }
         }
     }
+}
+
+/// Whether a connection has ended because nobody read what was written.
+fn is_unread(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Tells when a connection has to end, and how.
