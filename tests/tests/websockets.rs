@@ -316,6 +316,21 @@ fn a_websocket_that_rests_ends() -> Result<()> {
     Ok(())
 }
 
+/// Who does not read for a while has it all in the end: how long a websocket may rest is its own.
+#[test]
+fn a_client_that_pauses_keeps_its_websocket() -> Result<()> {
+    let echo = Echo::start()?;
+    let desk = Desk::start(SERVICE, &[("web", vec![backend(echo.address)])], &[])?;
+    let mut socket = call(desk.addresses[0], "/")?;
+    // More than the kernel keeps for who does not read, and for longer than a body may rest.
+    let said = Message::Binary(Bytes::from(vec![0xA5; 15 << 20]));
+    socket.send(said.clone())?;
+    std::thread::sleep(Duration::from_secs(4));
+    let heard = socket.read()?;
+    ensure!(heard == said, "another message, of {} bytes", heard.len());
+    says_again(&mut socket, &Message::text("good day"))
+}
+
 /// A desk that another takes over from lets websockets go on as long as it may, and then ends.
 #[test]
 fn a_desk_that_ends_lets_websockets_go_on_for_a_while() -> Result<()> {

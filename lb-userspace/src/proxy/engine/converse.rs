@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     error::Error,
     io,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -66,6 +67,9 @@ pub(super) enum Spoken {
     Unsaid,
 }
 
+/// A client's connection, as hyper has it.
+pub(super) type Client<S> = TokioIo<Pin<Box<TimeoutStream<S>>>>;
+
 /// Serves a connection to its end.
 pub(super) async fn converse<S>(visit: Visit, stream: S, spoken: Spoken, timeouts: DeskTimeouts)
 where
@@ -75,6 +79,7 @@ where
     // Whoever does not read what is written to them for so long is not waited for.
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(timeouts.body));
+    let stream: Client<S> = TokioIo::new(Box::pin(stream));
     let worker = Arc::clone(&visit.worker);
     let (visit, pulse) = (Arc::new(visit), Arc::new(Pulse::new(spoken)));
     let answer = service_fn({
@@ -86,7 +91,7 @@ where
         }
     });
     let builder = builder(spoken, patience);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Box::pin(stream)), answer);
+    let connection = builder.serve_connection_with_upgrades(stream, answer);
     tokio::pin!(connection);
     // By itself, since here it would be asked for with every byte that comes.
     let (tell, mut told) = oneshot::channel();
@@ -103,7 +108,7 @@ where
             }
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(tunnel) = tunnel {
-                tunnel.carry(&worker).await;
+                tunnel.carry::<S>(&worker).await;
             }
             return;
         }

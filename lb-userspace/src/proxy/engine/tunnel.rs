@@ -10,12 +10,13 @@ use std::{
 };
 
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     time::Instant,
 };
 
+use super::converse::Client;
 use crate::proxy::{access::Line, pools::Ticket, worker::Worker};
 
 /// What is read at once. Most messages are far shorter, and each websocket has two of it.
@@ -37,14 +38,25 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Hands on until it ends.
-    pub(super) async fn carry(self, worker: &Worker) {
+    /// Hands on until it ends; `S` is what the client's connection came by.
+    pub(super) async fn carry<S>(self, worker: &Worker)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
         let Self { client, backend, ticket, patience, line } = self;
         let sides = async {
             // An error: one of them has gone before it became one.
             let (client, backend) =
                 tokio::try_join!(client, backend).map_err(|error| io::Error::other(error.to_string()))?;
-            Ok((TokioIo::new(client), TokioIo::new(backend)))
+            let Ok(parts) = auto::upgrade::downcast::<Client<S>>(client) else {
+                return Err(io::Error::other("the client's connection is not what was served"));
+            };
+            let mut client = parts.io.into_inner();
+            // From now on it is `patience` that counts: of who pauses, the other side may be heard for hours.
+            client.as_mut().set_write_timeout_pinned(None);
+            let (from, to) = tokio::io::split(client);
+            let client = tokio::io::join(io::Cursor::new(parts.read_buf).chain(from), to);
+            Ok((client, TokioIo::new(backend)))
         };
         let open = worker.figures.websocket();
         let bytes = hand_on(sides, &ticket, patience, worker, ["websocket_idle", "websocket_cut"]).await;
