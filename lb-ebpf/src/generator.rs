@@ -30,6 +30,9 @@ mod bpf {
     static LINE: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
     #[map]
     static LRU: LruHashMap<[u32; 4], u64> = LruHashMap::with_max_entries(1, 0);
+    /// What was not as it is for most: connections that were not in that table, and those that could not be put there.
+    #[map]
+    static ODD: Array<[u64; 2]> = Array::with_max_entries(1, 0);
 
     /// The frame as words of eight bytes, if it has so many.
     #[inline(always)]
@@ -186,8 +189,14 @@ mod bpf {
         let Some(connection) = connection(&ctx) else { return xdp_action::XDP_ABORTED };
         // SAFETY: nothing is done with the value but to look at it once.
         let known = unsafe { LRU.get(&connection) }.copied();
-        if known.is_none() && LRU.insert(&connection, &1, 0).is_err() {
-            return xdp_action::XDP_ABORTED;
+        if known.is_none() {
+            let is_refused = LRU.insert(&connection, &1, 0).is_err();
+            let Some(odd) = ODD.get_ptr_mut(0) else { return xdp_action::XDP_ABORTED };
+            // SAFETY: one CPU measures.
+            unsafe {
+                (*odd)[0] += 1;
+                (*odd)[1] += u64::from(is_refused);
+            }
         }
         if known.unwrap_or(1) == 1 { floor::<24, 40>(&ctx) } else { xdp_action::XDP_ABORTED }
     }

@@ -37,6 +37,24 @@ impl Silent {
         Ok(Self { client, server })
     }
 
+    /// The client says something: whether it is reset, and the server does not hear it.
+    ///
+    /// # Errors
+    /// When neither comes about, or both.
+    pub fn is_cut(mut self) -> Result<bool> {
+        self.client.write_all(b"!")?;
+        self.server.set_read_timeout(Some(Duration::from_millis(500)))?;
+        match self.server.read(&mut [0]) {
+            Ok(1) => return Ok(false),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            other => bail!("the server has heard {other:?}"),
+        }
+        match self.client.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+            other => bail!("the server has heard nothing, and the client {other:?}"),
+        }
+    }
+
     /// Waits until both sides have been reset.
     ///
     /// # Errors

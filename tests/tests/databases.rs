@@ -280,6 +280,9 @@ fn who_is_asked_by_tls_shows_the_right_certificate_and_hears_a_password_from_the
         })
     };
     failures(&stage, ["", "certificate", "TLS"])?;
+    stage.until("a primary", |stage| {
+        Ok(stage.json(&["pool", "show", "accounts"])?["cluster"]["primary"] == "10.2.0.10:5432")
+    })?;
     let pool = stage.json(&["pool", "show", "accounts"])?;
     let roles = [0, 1, 2].map(|number| pool["cluster"]["servers"][number]["role"].as_str());
     assert_eq!(roles, [Some("primary"), None, None], "{pool}");

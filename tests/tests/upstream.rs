@@ -375,7 +375,9 @@ fn one_side_of_a_call_may_be_silent() -> Result<()> {
         sender.send_data(Bytes::from(format!("{} bytes", heard.len())), true)?;
         Ok(())
     })?;
-    let desk = hasty(&server)?;
+    let hasty = SERVICE.replace("body = \"5s\"", "body = \"1s\"");
+    let settings = Settings { speech: H2C, ..Settings::default() };
+    let desk = Desk::with(settings, &hasty, &[("web", vec![backend(server.address)])], &[])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let stream = TcpStream::connect(desk.addresses[0]).await?;
@@ -404,56 +406,6 @@ fn one_side_of_a_call_may_be_silent() -> Result<()> {
         drop(kept_open);
         anyhow::Ok(())
     })
-}
-
-/// A desk that lets a body rest for a second.
-fn hasty(server: &Multiplex) -> Result<Desk> {
-    let service = SERVICE.replace("body = \"5s\"", "body = \"1s\"");
-    let settings = Settings { speech: H2C, ..Settings::default() };
-    Desk::with(settings, &service, &[("web", vec![backend(server.address)])], &[])
-}
-
-/// Who does not read loses the answer, and the server is rid of it, by whatever protocol it was asked for.
-#[test]
-fn who_does_not_read_loses_the_answer() -> Result<()> {
-    let (tell, told) = std::sync::mpsc::channel();
-    let server = Multiplex::start(None, 100, move |mut it: Exchange| {
-        let tell = tell.clone();
-        async move {
-            let mut sender = it.respond.send_response(Response::new(()), false)?;
-            // For as long as somebody takes it.
-            let ended = loop {
-                sender.reserve_capacity(64 << 10);
-                match std::future::poll_fn(|context| sender.poll_capacity(context)).await {
-                    Some(Ok(room)) => sender.send_data(Bytes::from(vec![1; room]), false)?,
-                    other => break format!("{other:?}"),
-                }
-            };
-            tell.send(ended)?;
-            Ok(())
-        }
-    })?;
-    let desk = hasty(&server)?;
-    let mut reader = Speaker::to(desk.addresses[0])?;
-    reader.say(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")?;
-    let by_lines = told.recv_timeout(Duration::from_secs(20)).context("the server still has it")?;
-    desk.report(|report| report.refused.get("unread") == Some(&1))?;
-    drop(reader);
-
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let held = runtime.block_on(async {
-        let stream = TcpStream::connect(desk.addresses[0]).await?;
-        let (mut client, connection) = h2::client::handshake(stream).await?;
-        tokio::spawn(connection);
-        client = client.ready().await?;
-        let (answer, _) = client.send_request(Request::get("http://shop.example/large").body(())?, true)?;
-        // Its window is never opened again.
-        anyhow::Ok((answer.await?, client))
-    })?;
-    let by_streams = told.recv_timeout(Duration::from_secs(20)).context("the server still has it")?;
-    println!("the server has heard {by_lines} and {by_streams}");
-    drop(held);
-    Ok(())
 }
 
 /// Who does not read holds up nobody else of the same connection.

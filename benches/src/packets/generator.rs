@@ -65,6 +65,7 @@ pub(crate) struct Generator {
     next: ProgramArray<MapData>,
     order: Array<MapData, [u64; WORDS + 2]>,
     list: Array<MapData, [u64; 2]>,
+    odd: Array<MapData, [u64; 2]>,
     /// The program that generates: of frames by number, or of those listed.
     program: &'static str,
     frame: Vec<u8>,
@@ -88,7 +89,8 @@ impl Generator {
         let next = ebpf.take_map("NEXT").context("no map NEXT")?.try_into()?;
         let order = ebpf.take_map("ORDER").context("no map ORDER")?.try_into()?;
         let list = ebpf.take_map("LIST").context("no map LIST")?.try_into()?;
-        Ok(Self { ebpf, next, order, list, program: "generate", frame: vec![0; 8 * WORDS] })
+        let odd = ebpf.take_map("ODD").context("no map ODD")?.try_into()?;
+        Ok(Self { ebpf, next, order, list, odd, program: "generate", frame: vec![0; 8 * WORDS] })
     }
 
     /// From now on: packets of so many flows (zero: of a new one each time), one after the other or at random;
@@ -152,6 +154,11 @@ impl Generator {
     /// The same, of packets that are dropped.
     pub(crate) fn run_dropped(&mut self, packets: u32) -> Result<f64> {
         self.run_program(self.program, packets, XDP_DROP)
+    }
+
+    /// Connections that the kernel's table has been told of so far, and how many of them it did not take.
+    pub(crate) fn told(&self) -> Result<[u64; 2]> {
+        Ok(self.odd.get(&0, 0)?)
     }
 
     /// Runs the program that does nothing.

@@ -7,7 +7,7 @@
 //! look into a table before it: one cache line of a large one, and the kernel's own LRU table, which other balancers
 //! keep connections in.
 //!
-//! Every figure is of packets that were all forwarded, of as many distinct flows as it says, and a sample
+//! Every figure of the program is of packets that were all forwarded, of as many distinct flows as it says, and a sample
 //! of them is checked byte by byte; else the benchmark fails.
 
 mod generator;
@@ -143,7 +143,8 @@ const NEW: [(Mode, &str, New); 9] = [
 ];
 
 /// What the program is compared with: programs of the generator's.
-const RIVALS: [(&str, &str); 2] = [("line_v4", "line-v4-tcp"), ("lru_v4", "lru-v4-tcp")];
+const RIVALS: [(&str, &str); 2] = [("line_v4", "line-v4-tcp"), (LRU, "lru-v4-tcp")];
+const LRU: &str = "lru_v4";
 
 /// Packets at random of so many flows, which it has seen; or of a new one each time, with a table that is full.
 fn rival(arguments: &Arguments, program: &str, name: &str, flows: u64) -> Result<Case> {
@@ -153,7 +154,19 @@ fn rival(arguments: &Arguments, program: &str, name: &str, flows: u64) -> Result
     generator.order(kind, flows, true, false)?;
     generator.run(if flows > 0 { u32::try_from(flows)? } else { REMEMBERED + REMEMBERED / 8 })?;
     generator.order(kind, flows, false, false)?;
+    let [before, _] = generator.told()?;
     let times = measure(arguments.runs, || generator.run(arguments.packets))?;
+    let [after, refused] = generator.told()?;
+    let new = if program == LRU && flows == 0 {
+        (arguments.runs.max(1) as u64 + 1) * u64::from(arguments.packets)
+    } else {
+        0
+    };
+    ensure!(
+        refused == 0 && after - before == new,
+        "{name}: {refused} refused, {} new, not {new}",
+        after - before
+    );
     Ok(Case::new(name.to_owned(), kind.v6, flows, arguments.runs, times))
 }
 

@@ -25,6 +25,7 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use proxy_header::{ParseConfig, io::ProxiedStream};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
     net::TcpStream,
@@ -34,7 +35,7 @@ use tokio_rustls::TlsAcceptor;
 pub use self::connections::Connections;
 use self::{
     body::{Body, Upload, Watched, nothing},
-    converse::{Pulse, Spoken, converse},
+    converse::{Pulse, Spoken, Way, converse},
     inquiry::Inquiry,
     passthrough::{Hello, pass},
     tunnel::Tunnel,
@@ -78,11 +79,17 @@ struct Visit {
     tunnel: Mutex<Option<Tunnel>>,
 }
 
+/// What the kernel takes for a client before it has been sent.
+const UNSENT: u32 = 128 << 10;
+
 /// Serves a connection to its end.
 pub(super) async fn serve(worker: Arc<Worker>, called: SocketAddr, stream: TcpStream, peer: SocketAddr) {
     let Some(service) = worker.shared.state.load().service(called) else { return };
     // Answers are written whole: nothing is gained by waiting for more.
     _ = stream.set_nodelay(true);
+    // Who reads slowly is seen to read: Linux wakes a writer when half of it has been sent, otherwise when a third of all that
+    // it keeps is free, which may be megabytes.
+    _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
     if !service.order.desk.proxy_protocol || !service.is_proxy(peer.ip()) {
         return receive(worker, &service, called, stream, (peer, true)).await;
     }
@@ -187,6 +194,8 @@ struct Case {
     id: String,
     /// There is no connection of its own that could be closed after it.
     is_http2: bool,
+    /// That it is under way.
+    way: Arc<Way>,
     form: Form,
     /// The route that it takes, as its condition is written; empty: none.
     route: Arc<str>,
@@ -222,6 +231,7 @@ impl Visit {
             origin,
             tls,
             is_http2: parts.version == Version::HTTP_2,
+            way: errand.way(),
             tunnel: None,
             id,
         };
@@ -416,7 +426,15 @@ impl Visit {
             case.tunnel = Some(Tunnel { client, backend, ticket, patience: timeouts.websocket, line: None });
             return Ok((Response::from_parts(parts, nothing()), mark));
         }
-        let body = Watched::download(body, timeouts.body, hold, case.is_http2, upload);
+        // Of HTTP/2 a client says how much it takes of each, which may be nothing.
+        let unread = case.is_http2.then(|| {
+            let (worker, way) = (Arc::clone(&self.worker), Arc::clone(&case.way));
+            move || {
+                worker.figures.refused("unread");
+                way.end();
+            }
+        });
+        let body = Watched::download(body, timeouts.body, hold, unread, upload);
         Ok((Response::from_parts(parts, body.boxed_unsync()), mark))
     }
 

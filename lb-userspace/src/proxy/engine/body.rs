@@ -112,20 +112,64 @@ enum Source {
 /// nobody takes. (A connection of HTTP/1.1 notices by itself that what it has written is not read.)
 #[derive(Debug)]
 struct Guard {
-    answer: Mutex<Option<(Incoming, Hold)>>,
+    answer: Mutex<Option<Answer>>,
     /// Counts how often more was asked for.
     asked: AtomicU64,
     /// What was asked for last has not come: it is not the client who is waited for.
     waits: AtomicBool,
 }
 
+/// What is left of an answer. It is given out in pieces, so that who reads slowly is seen to read.
+#[derive(Debug)]
+struct Answer {
+    body: Incoming,
+    #[expect(dead_code, reason = "counted by being there")]
+    hold: Hold,
+    /// What has come and is not given out yet.
+    rest: Bytes,
+}
+
+/// A frame of HTTP/2, unless both sides have agreed on larger ones (RFC 9113 section 4.2).
+const PIECE: usize = 16 << 10;
+
+impl Answer {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other.map(|frame| frame.map_err(Into::into))),
+            };
+            match frame.into_data() {
+                Ok(data) => self.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (rest, more) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(more.lower() + rest);
+        if let Some(upper) = more.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
 impl Guard {
-    fn answer(&self) -> MutexGuard<'_, Option<(Incoming, Hold)>> {
+    fn answer(&self) -> MutexGuard<'_, Option<Answer>> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of an answer that nobody has asked for more of for so long.
-    async fn watch(guard: Weak<Self>, patience: Duration) {
+    /// Lets go of an answer that nobody has asked for more of for so long, and says so.
+    async fn watch(guard: Weak<Self>, patience: Duration, unread: impl FnOnce()) {
         let mut before = 0;
         loop {
             tokio::time::sleep(patience).await;
@@ -133,7 +177,7 @@ impl Guard {
             let asked = guard.asked.load(Ordering::Relaxed);
             if asked == before && !guard.waits.load(Ordering::Relaxed) {
                 guard.answer().take();
-                return;
+                return unread();
             }
             before = asked;
         }
@@ -142,16 +186,15 @@ impl Guard {
 
 impl Source {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let mut more = |body: &mut Incoming| {
-            Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-        };
         match self {
-            Self::Client(body) | Self::Backend(body, _) => more(body),
+            Self::Client(body) | Self::Backend(body, _) => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
             Self::Guarded(guard, _) => {
                 guard.asked.fetch_add(1, Ordering::Relaxed);
                 match guard.answer().as_mut() {
-                    Some((body, _)) => {
-                        let frame = more(body);
+                    Some(answer) => {
+                        let frame = answer.poll(context);
                         guard.waits.store(frame.is_pending(), Ordering::Relaxed);
                         frame
                     }
@@ -161,10 +204,17 @@ impl Source {
         }
     }
 
-    fn of<T>(&self, ask: impl FnOnce(&Incoming) -> T, gone: T) -> T {
+    fn is_end_stream(&self) -> bool {
         match self {
-            Self::Client(body) | Self::Backend(body, _) => ask(body),
-            Self::Guarded(guard, _) => guard.answer().as_ref().map_or(gone, |(body, _)| ask(body)),
+            Self::Client(body) | Self::Backend(body, _) => body.is_end_stream(),
+            Self::Guarded(guard, _) => guard.answer().as_ref().is_some_and(Answer::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Client(body) | Self::Backend(body, _) => body.size_hint(),
+            Self::Guarded(guard, _) => guard.answer().as_ref().map(Answer::size_hint).unwrap_or_default(),
         }
     }
 }
@@ -188,22 +238,22 @@ impl Watched {
         Self::new(Source::Client(inner), patience, upload, true)
     }
 
-    /// A backend's, in answer to an upload; `by_stream`: to a client by HTTP/2.
+    /// A backend's, in answer to an upload; `unread`: to a client by HTTP/2, and this is called if it does not take it.
     pub(super) fn download(
         inner: Incoming,
         patience: Duration,
         hold: Hold,
-        by_stream: bool,
+        unread: Option<impl FnOnce() + Send + 'static>,
         upload: Arc<Upload>,
     ) -> Self {
         upload.answered.store(true, Ordering::Relaxed);
-        let source = if by_stream {
+        let source = if let Some(unread) = unread.filter(|_| !inner.is_end_stream()) {
             let guard = Arc::new(Guard {
-                answer: Mutex::new(Some((inner, hold))),
+                answer: Mutex::new(Some(Answer { body: inner, hold, rest: Bytes::new() })),
                 asked: AtomicU64::default(),
                 waits: AtomicBool::default(),
             });
-            let watching = tokio::spawn(Guard::watch(Arc::downgrade(&guard), patience));
+            let watching = tokio::spawn(Guard::watch(Arc::downgrade(&guard), patience, unread));
             Source::Guarded(guard, watching.abort_handle())
         } else {
             Source::Backend(inner, hold)
@@ -288,11 +338,11 @@ impl HttpBody for Watched {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.source.of(Incoming::is_end_stream, false)
+        self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.source.of(Incoming::size_hint, SizeHint::default())
+        self.source.size_hint()
     }
 }
 

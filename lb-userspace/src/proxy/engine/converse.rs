@@ -1,15 +1,18 @@
 //! A client's connection: which HTTP it speaks, what it may ask for at once, and when it has to end.
 //!
-//! Whoever does not read what is written to them loses the connection. HTTP/1.1 has its other limits from hyper. Of HTTP/2 hyper bounds what one connection can make us remember (streams,
-//! headers, resets that nobody has looked at, frames that wait); when a connection has rested for too long, and
-//! when it begins requests only to give them up, is seen here.
+//! Whoever does not read what is written to them loses the connection. HTTP/1.1 has its other limits from hyper. Of
+//! HTTP/2 hyper bounds what one connection can make us remember (streams,
+//! headers, resets that nobody has looked at, frames that wait); when a connection has rested for too long, and when it begins requests only to give them up, is seen here.
 
 use std::{
     convert::Infallible,
     error::Error,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -134,11 +137,11 @@ where
     }
 }
 
-/// Whether a connection has ended because nobody read what was written.
+/// Whether a connection has ended because nobody read what was written: not a time-out of the kernel's, which has a number.
 fn is_unread(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source())
         .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::TimedOut)
+        .any(|error| error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none())
 }
 
 /// Tells when a connection has to end, and how.
@@ -237,7 +240,8 @@ impl Pulse {
         beat.version = if version == Version::HTTP_2 { Spoken::Http2 } else { Spoken::Http1 };
         beat.under_way += 1;
         beat.begun += 1;
-        Errand { pulse: Arc::clone(self), is_done: false }
+        let way = Way { pulse: Arc::clone(self), is_over: AtomicBool::new(false) };
+        Errand { way: Arc::new(way), is_done: false }
     }
 
     /// Comes back when the connection has to end.
@@ -269,11 +273,34 @@ impl Pulse {
 
 /// A request, until its answer has ended or is given up.
 pub(super) struct Errand {
-    pulse: Arc<Pulse>,
+    way: Arc<Way>,
     is_done: bool,
 }
 
+/// That a request is under way.
+pub(super) struct Way {
+    pulse: Arc<Pulse>,
+    is_over: AtomicBool,
+}
+
+impl Way {
+    /// The request is not under way any more, though its answer may be there still: nobody reads it, and a connection that
+    /// has nothing else to do rests.
+    pub(super) fn end(&self) {
+        if !self.is_over.swap(true, Ordering::Relaxed) {
+            let mut beat = self.pulse.beat();
+            beat.under_way -= 1;
+            beat.since = Instant::now();
+        }
+    }
+}
+
 impl Errand {
+    /// Its being under way.
+    pub(super) fn way(&self) -> Arc<Way> {
+        Arc::clone(&self.way)
+    }
+
     /// Its answer has ended, well or not.
     pub(super) fn done(mut self) {
         self.is_done = true;
@@ -282,13 +309,12 @@ impl Errand {
 
 impl Drop for Errand {
     fn drop(&mut self) {
-        let mut beat = self.pulse.beat();
-        beat.under_way -= 1;
-        beat.since = Instant::now();
+        self.way.end();
         if !self.is_done {
+            let mut beat = self.way.pulse.beat();
             beat.given_up += 1;
             if beat.version == Spoken::Http2 && beat.given_up > GIVEN_UP && beat.given_up * 2 > beat.begun {
-                self.pulse.enough.notify_one();
+                self.way.pulse.enough.notify_one();
             }
         }
     }
