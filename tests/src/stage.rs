@@ -98,10 +98,7 @@ impl Stage {
     /// When it ends, or does not answer in time.
     pub fn start_with(&mut self, arguments: &[&str]) -> Result<()> {
         let command = self.daemon_command(arguments)?;
-        match self.answers_or_ends(command)? {
-            None => Ok(()),
-            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
-        }
+        self.answers(command)
     }
 
     /// Starts the daemon with more in its environment.
@@ -111,10 +108,7 @@ impl Stage {
     pub fn start_where(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         let mut command = self.daemon_command(&[])?;
         command.envs(environment.iter().copied());
-        match self.answers_or_ends(command)? {
-            None => Ok(()),
-            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
-        }
+        self.answers(command)
     }
 
     /// Starts a daemon that passes so many points between two changes of the tables and dies at the next, as
@@ -132,12 +126,38 @@ impl Stage {
         }
     }
 
+    /// The document changes under a daemon that dies so many points after its start ([`Self::start_mortal`]), if there
+    /// are so many. Nobody runs afterwards; says whether it died, or had nothing to do any more.
+    ///
+    /// # Errors
+    /// When neither comes about.
+    pub fn dies_in(&mut self, points: u64, document: &str) -> Result<bool> {
+        drop(self.daemon.take());
+        let answers = self.start_mortal(points)?;
+        self.write(document)?;
+        let mut daemon = self.daemon.take().context("a daemon")?;
+        let mut died = !answers;
+        self.until("the change, or its end", |stage| {
+            died = daemon.child().try_wait()?.is_some();
+            Ok(died || stage.nothing_to_do().unwrap_or(false))
+        })?;
+        Ok(died)
+    }
+
     fn daemon_command(&self, arguments: &[&str]) -> Result<Command> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;
         let mut command = self.lab.balancer.command(lb());
         command.args(["run", "--config"]).arg(self.document()).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
+    }
+
+    /// Starts it and waits until it answers.
+    fn answers(&mut self, command: Command) -> Result<()> {
+        match self.answers_or_ends(command)? {
+            None => Ok(()),
+            Some(status) => bail!("lb run ended with {status}:\n{}", self.log()),
+        }
     }
 
     /// Starts it and waits until it answers; or how it has ended before that.

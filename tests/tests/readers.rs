@@ -10,22 +10,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use lb_userspace::model::desk::Speech;
 use tests::{
-    desk::{Deed, Desk, Recorder, Settings, backend},
+    desk::{Deed, Desk, HASTY, Recorder, Settings, backend},
     multiplex::{Exchange, Multiplex},
     requests::Speaker,
 };
 use tokio::net::TcpStream;
-
-/// A body may rest for a second.
-const SERVICE: &str = r#"
-[services.shop]
-listen = "203.0.113.10:80/tcp"
-pool = "web"
-timeouts = { header = "2s", connect = "2s", response = "5s", body = "1s" }
-[[services.shop.routes]]
-path = "/admin"
-respond = 403
-"#;
 
 /// For an eighth of a megabyte, with who reads slowly.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -52,7 +41,7 @@ fn who_does_not_read_loses_the_answer() -> Result<()> {
     })?;
     let speech = Speech { http2: true, tls: None, proxy: None };
     let settings = Settings { speech, ..Settings::default() };
-    let desk = Desk::with(settings, SERVICE, &[("web", vec![backend(server.address)])], &[])?;
+    let desk = Desk::with(settings, HASTY, &[("web", vec![backend(server.address)])], &[])?;
     let mut reader = Speaker::to(desk.addresses[0])?;
     reader.say(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")?;
     let by_lines = told.recv_timeout(Duration::from_secs(20)).context("the server still has it")?;
@@ -88,7 +77,7 @@ fn who_reads_slowly_is_waited_for() -> Result<()> {
         [format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").into_bytes(), vec![1; LENGTH]]
             .concat();
     let server = Recorder::start(move |_| Deed::Say(large.clone()))?;
-    let desk = Desk::with(Settings::default(), SERVICE, &[("web", vec![backend(server.address)])], &[])?;
+    let desk = Desk::with(Settings::default(), HASTY, &[("web", vec![backend(server.address)])], &[])?;
     let address = desk.addresses[0];
     let by_lines = std::thread::spawn(move || -> Result<usize> {
         let mut stream = std::net::TcpStream::connect(address)?;

@@ -108,17 +108,7 @@ impl Scene {
     /// The document changes under a daemon that dies so many points later, if there are so many; then another
     /// starts. Says whether the first died.
     fn dies_in(&mut self, points: u64, document: &str) -> Result<bool> {
-        drop(self.stage.daemon.take());
-        let answers = self.stage.start_mortal(points)?;
-        self.stage.write(document)?;
-        let mut daemon = self.stage.daemon.take().context("a daemon")?;
-        let mut died = !answers;
-        self.stage.until("the change, or its end", |stage| {
-            died = daemon.child().try_wait()?.is_some();
-            Ok(died || stage.nothing_to_do().unwrap_or(false))
-        })?;
-        // Nobody is there now, or nobody who would do more.
-        drop(daemon);
+        let died = self.stage.dies_in(points, document)?;
         self.all_talk()?;
         self.stage.start()?;
         ensure!(self.stage.nothing_to_do()?, "after {points}: {}", self.stage.diagnosis());

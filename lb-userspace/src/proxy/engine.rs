@@ -10,7 +10,6 @@ mod tunnel;
 mod upstream;
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -27,7 +26,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use proxy_header::{ParseConfig, io::ProxiedStream};
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 use tokio_rustls::TlsAcceptor;
@@ -38,7 +37,7 @@ use self::{
     converse::{Pulse, Spoken, Way, converse},
     inquiry::Inquiry,
     passthrough::{Hello, pass},
-    tunnel::Tunnel,
+    tunnel::{Tunnel, begun_with},
     upstream::Behalf,
 };
 use super::{
@@ -145,8 +144,7 @@ async fn receive<S>(
         }
         None if service.tls.is_none() => worker.figures.refused("unknown_name"),
         None => {
-            let (from, to) = tokio::io::split(stream);
-            let again = tokio::io::join(io::Cursor::new(hello.said).chain(from), to);
+            let again = begun_with(hello.said, stream);
             attend(worker, service, called, again, (peer, believes)).await;
         }
     }

@@ -1,8 +1,9 @@
 //! A client's connection: which HTTP it speaks, what it may ask for at once, and when it has to end.
 //!
 //! Whoever does not read what is written to them loses the connection. HTTP/1.1 has its other limits from hyper. Of
-//! HTTP/2 hyper bounds what one connection can make us remember (streams,
-//! headers, resets that nobody has looked at, frames that wait); when a connection has rested for too long, and when it begins requests only to give them up, is seen here.
+//! HTTP/2 hyper bounds what one connection can make us remember (streams, headers, resets that nobody has looked at,
+//! frames that wait); when a connection has rested for too long, and when it begins requests only to give them up, is
+//! seen here.
 
 use std::{
     convert::Infallible,

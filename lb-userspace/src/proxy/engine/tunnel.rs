@@ -41,7 +41,7 @@ impl Tunnel {
     /// Hands on until it ends; `S` is what the client's connection came by.
     pub(super) async fn carry<S>(self, worker: &Worker)
     where
-        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let Self { client, backend, ticket, patience, line } = self;
         let sides = async {
@@ -54,9 +54,7 @@ impl Tunnel {
             let mut client = parts.io.into_inner();
             // From now on it is `patience` that counts: of who pauses, the other side may be heard for hours.
             client.as_mut().set_write_timeout_pinned(None);
-            let (from, to) = tokio::io::split(client);
-            let client = tokio::io::join(io::Cursor::new(parts.read_buf).chain(from), to);
-            Ok((client, TokioIo::new(backend)))
+            Ok((begun_with(parts.read_buf, client), TokioIo::new(backend)))
         };
         let open = worker.figures.websocket();
         let bytes = hand_on(sides, &ticket, patience, worker, ["websocket_idle", "websocket_cut"]).await;
@@ -65,6 +63,18 @@ impl Tunnel {
             worker.shared.log.write(line, began, bytes);
         }
     }
+}
+
+/// A connection of which so much has been read already, as if it had not.
+pub(super) fn begun_with<S>(
+    said: impl AsRef<[u8]> + Unpin + Send + 'static,
+    stream: S,
+) -> impl AsyncRead + AsyncWrite + Send + Unpin + 'static
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (from, to) = tokio::io::split(stream);
+    tokio::io::join(io::Cursor::new(said).chain(from), to)
 }
 
 /// Hands on between two sides, once they are there, until one ends it, nothing has come for so long, or the backend or the desk
