@@ -143,17 +143,13 @@ fn a_daemon_killed_in_the_middle_of_a_failover_is_followed_by_one_that_finishes_
             Ok(stage.json(&["pool", "show", "accounts"])?["cluster"]["primary"].is_null())
         })?;
         stage.daemon.take().expect("it runs").kill()?;
-        servers[1].promote()?;
-        servers[2].stop()?;
-        let address = servers[1].address();
-        servers[2].follow(address);
-        servers[2].start()?;
+        let (new, _) = postgres::fail_over(servers)?;
         // Last, or the replica would have taken from it what the new primary does not have.
         servers[0].start()?;
         // The old primary runs and thinks that it is the primary; the daemon that starts knows it as such.
         stage.start()?;
         bank.pays(1, PATIENCE)?;
-        Ok(1)
+        Ok(new)
     })
 }
 
