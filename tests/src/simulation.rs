@@ -90,7 +90,7 @@ enum Event {
     Acknowledge(u32),
     /// A client says something.
     Speak(u32),
-    /// What a client sends last.
+    /// What a client sends after its FIN.
     Last(u32),
     /// Another connection between the same ends.
     Again(u32),
@@ -187,7 +187,9 @@ impl Play {
                     fleet.servers[it.server].connections += 1;
                     self.outcome.established += 1;
                     let (acknowledges, speaks) = it.begin_to_speak(&self.scenario, self.now);
-                    self.at(acknowledges, Event::Acknowledge(connection));
+                    if !self.scenario.datagrams {
+                        self.at(acknowledges, Event::Acknowledge(connection));
+                    }
                     self.at(speaks, Event::Speak(connection));
                 }
             }
@@ -199,7 +201,7 @@ impl Play {
             Event::Last(connection) => {
                 let sequence = self.clients[connection as usize].sequence();
                 self.send(connection, Tcp::ACK, sequence, balancer, fleet);
-                self.over(connection, fleet);
+                self.last(connection, fleet);
             }
             Event::Again(connection) => {
                 if self.outcome.begun < self.connections {
@@ -250,7 +252,7 @@ impl Play {
             self.living -= 1;
             return;
         };
-        let packet = Packet { client: it.client, sequence: it.first_sequence, flags: Tcp::SYN };
+        let packet = self.scenario.packet(it.client, it.first_sequence, Tcp::SYN);
         // Drawn in any case, so that what comes later does not hang on where this one goes.
         let answer = it.answer(&self.scenario);
         self.outcome.packets += 1;
@@ -281,6 +283,7 @@ impl Play {
                     if flags & Tcp::RST != 0 {
                         self.over(connection, fleet);
                     } else {
+                        self.clients[connection as usize].ends = self.now + end.hears;
                         let rest = self.clients[connection as usize].last();
                         self.at(self.now + rest, Event::Last(connection));
                     }
@@ -307,7 +310,7 @@ impl Play {
         if it.phase != Phase::Open {
             return;
         }
-        let packet = Packet { client: it.client, sequence, flags };
+        let packet = self.scenario.packet(it.client, sequence, flags);
         self.outcome.packets += 1;
         let server = balancer.forward(&packet, self.now);
         let it = &self.clients[connection as usize];
@@ -323,6 +326,17 @@ impl Play {
                 );
                 self.outcome.examples.push(example);
             }
+            self.over(connection, fleet);
+        }
+    }
+
+    /// After a packet that may have been the last one.
+    fn last(&mut self, connection: u32, fleet: &mut Fleet) {
+        let it = &mut self.clients[connection as usize];
+        if it.phase == Phase::Open && self.now < it.ends {
+            let rest = it.last();
+            self.at(self.now + rest, Event::Last(connection));
+        } else {
             self.over(connection, fleet);
         }
     }
@@ -349,7 +363,7 @@ impl Play {
             Some(met) if aimed => met.client,
             _ => nobody,
         };
-        balancer.forward(&Packet { client, sequence, flags: Tcp::SYN }, self.now);
+        balancer.forward(&self.scenario.packet(client, sequence, Tcp::SYN), self.now);
     }
 }
 

@@ -74,8 +74,12 @@ fn allowed(scenario: &Scenario, connections: u64) -> u64 {
 #[test]
 fn a_rule_left_out_is_noticed() {
     let seed = Random::seed(1);
-    for fault in Fault::ALL {
-        let (scenario, connections) = where_it_shows(fault);
+    let of_connections = Fault::ALL.map(|fault| (fault, where_it_shows(fault)));
+    let of_datagrams = (
+        Fault::SettlesEarly,
+        (Scenario { datagrams: true, half_idle: 30, ..Scenario::new("datagrams", Changes::Mixed) }, 15_000),
+    );
+    for (fault, (scenario, connections)) in of_connections.into_iter().chain([of_datagrams]) {
         let [(without, lobby), (with, _)] =
             [Some(fault), None].map(|fault| run_lobby(&scenario, fault, seed, connections));
         println!(
@@ -96,6 +100,7 @@ fn where_it_shows(fault: Fault) -> (Scenario, u64) {
         Fault::DeathForgets => (Scenario::new("blip", Changes::Blip), 15_000),
         Fault::SequenceIgnored => (Scenario { flood: 800, half_idle: 30, records: 1 << 15, ..mixed }, 15_000),
         Fault::OldRecordsCount => (Scenario { crashes: 50, reuse: 95, longest: 80, ..mixed }, 60_000),
+        Fault::EndForgets => (Scenario { half_closed: 80, ..mixed }, 15_000),
         Fault::SettlesEarly => (Scenario { half_idle: 30, ..mixed }, 15_000),
     }
 }

@@ -29,21 +29,28 @@ pub struct Connection {
     pub server: usize,
     /// The server's life at that time.
     pub life: u32,
-    /// When it has nothing more to say.
+    /// When it has nothing more to say, and then: when it has heard everything.
     pub ends: u64,
     /// Bytes sent.
     sent: u32,
     /// It has sent the last of them.
     ending: bool,
+    /// It has said so, and goes on taking in what its server sends.
+    half_closed: bool,
     /// Shortest and longest silence.
     silence: [u64; 2],
     random: Random,
 }
 
+/// For how long a client that has said its last word may hear nothing: less than `timeouts.closed`.
+const LONGEST_PAUSE: u64 = 9 * SECOND;
+
 /// How a connection ends.
 pub struct End {
-    /// What the client sends; `None`: it crashed.
+    /// What the client sends; `None`: it crashed, or there is no way to say so.
     pub flags: Option<u8>,
+    /// For how long it takes in what its server sends still.
+    pub hears: u64,
     /// After how long another one begins between the same ends.
     pub again: Option<u64>,
 }
@@ -61,6 +68,7 @@ impl Connection {
             ends: 0,
             sent: 0,
             ending: false,
+            half_closed: false,
             silence: [0; 2],
             random,
         }
@@ -86,7 +94,9 @@ impl Connection {
             (1 + self.random.below(20), [50, 2_000])
         };
         self.ends = now + life * SECOND;
-        self.silence = silence.map(|milliseconds| milliseconds * MILLISECOND);
+        // Associations of UDP are looked after for half as long.
+        let unit = if scenario.datagrams { MILLISECOND / 2 } else { MILLISECOND };
+        self.silence = silence.map(|milliseconds| milliseconds * unit);
         // Now and then data overtake it.
         let overtaken = self.random.percent(5);
         let (acknowledges, speaks) = if overtaken { (4, 1) } else { (0, 1 + self.random.below(200)) };
@@ -116,7 +126,7 @@ impl Connection {
     pub fn end(&mut self, scenario: &Scenario) -> End {
         self.ending = true;
         let how = self.random.below(100);
-        let flags = if how < scenario.crashes {
+        let flags = if scenario.datagrams || how < scenario.crashes {
             None
         } else if how < scenario.crashes + 7 {
             Some(Tcp::RST)
@@ -126,11 +136,23 @@ impl Connection {
         let again = if flags.is_none() { 50 } else { scenario.reuse };
         let soon = self.random.percent(60);
         let after = if soon { 1 + self.random.below(30) } else { 30 + self.random.below(210) };
-        End { flags, again: self.random.percent(again).then_some(after * SECOND) }
+        let again = self.random.percent(again).then_some(after * SECOND);
+        self.half_closed = self.random.percent(scenario.half_closed) && flags.is_some();
+        if !self.half_closed {
+            return End { flags, hears: 0, again };
+        }
+        let hears = (5 + self.random.below(120)) * SECOND;
+        // Not before the one before is over.
+        End {
+            flags: Some(Tcp::FIN | Tcp::ACK),
+            hears,
+            again: again.map(|after| after + hears + LONGEST_PAUSE),
+        }
     }
 
-    /// How long after its FIN it sends its last packet.
+    /// How long after its FIN, or after another packet since, it sends the next, which may be its last.
     pub fn last(&mut self) -> u64 {
-        (20 + self.random.below(180)) * MILLISECOND
+        let longest = if self.half_closed { LONGEST_PAUSE / MILLISECOND } else { 200 };
+        (20 + self.random.below(longest - 20)) * MILLISECOND
     }
 }

@@ -2,7 +2,7 @@
 //! would not notice their loss.
 
 use lb_common::{
-    abi::{Record, Tick},
+    abi::{Record, State, Tick},
     wire::l4::Tcp,
 };
 
@@ -24,19 +24,22 @@ pub enum Fault {
     SequenceIgnored,
     /// Records from before the slot was last settled count.
     OldRecordsCount,
+    /// Whoever has said the last word is forgotten.
+    EndForgets,
     /// Slots fade and settle long before silent connections have spoken.
     SettlesEarly,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Evicts,
         Self::ForgetsLosses,
         Self::SynChoosesAnew,
         Self::DeathForgets,
         Self::SequenceIgnored,
         Self::OldRecordsCount,
+        Self::EndForgets,
         Self::SettlesEarly,
     ];
 
@@ -48,9 +51,12 @@ impl Fault {
                 spot.way(random.below(8) as usize).key.set(Record::EMPTY);
             }
             (Self::SynChoosesAnew, Some(way)) if packet.is_syn() => way.key.set(Record::EMPTY),
+            (Self::EndForgets, Some(way)) if Record(way.value.get()).state() == State::Closed => {
+                way.key.set(Record::EMPTY);
+            }
             (Self::SequenceIgnored, Some(way)) if packet.flags & Tcp::SYN == 0 => {
                 let record = Record(way.value.get());
-                if record.state() == lb_common::abi::State::HalfOpen {
+                if record.state() == State::HalfOpen {
                     let expected = packet.sequence.wrapping_sub(1);
                     way.value.set(record.0 & u64::from(u32::MAX) | u64::from(expected) << 32);
                 }

@@ -42,6 +42,8 @@ const LIMITS: Limits =
     Limits { flows: 16, services: 4, backends: 24, ring_pages: 24, side_pages: 24, rules: 16 };
 /// For how long silent connections are looked after.
 const ESTABLISHED: Duration = Duration::from_secs(60);
+/// The same for associations of UDP.
+const DATAGRAMS: Duration = Duration::from_secs(30);
 /// A daemon looks at its tables no more often than this.
 const LOOKS_EVERY: u64 = SECOND / 2;
 
@@ -60,6 +62,7 @@ pub struct Lobby {
     /// Until when there is no daemon.
     down_until: u64,
     restarts: bool,
+    protocol: Protocol,
     track: Track,
     fault: Option<Fault>,
     random: Random,
@@ -101,6 +104,7 @@ impl Lobby {
             planned: (Tick(0), BTreeSet::new()),
             down_until: 0,
             restarts: scenario.restarts,
+            protocol: if scenario.datagrams { Protocol::Udp } else { Protocol::Tcp },
             track: if scenario.always { Track::Always } else { Track::Changes },
             fault,
             random: Random::new(seed ^ 0xdae),
@@ -154,12 +158,14 @@ impl Lobby {
     fn document(&self, fleet: &Fleet) -> (Config, Verdicts) {
         let mut idle = Idle {
             established: ESTABLISHED,
+            udp: DATAGRAMS,
             half_open: Duration::from_secs(20),
             closed: Duration::from_secs(10),
             ..Idle::default()
         };
         if self.fault == Some(Fault::SettlesEarly) {
-            idle.established = Duration::from_secs(6);
+            idle.established = ESTABLISHED / 10;
+            idle.udp = DATAGRAMS / 10;
         }
         let settings = Settings {
             limits: LIMITS,
@@ -171,7 +177,7 @@ impl Lobby {
         };
         let service = Service {
             role: None,
-            listen: Listen { address: VIP.into(), port: Some(PORT), protocol: Protocol::Tcp },
+            listen: Listen { address: VIP.into(), port: Some(PORT), protocol: self.protocol },
             pool: "web".to_owned(),
             scheduler: Scheduler::Maglev,
             forward: Forward::Dsr,
@@ -234,6 +240,7 @@ impl Lobby {
             (Some(Fault::SettlesEarly), Op::SetGlobals(globals)) => {
                 let mut globals = globals.clone();
                 globals.idle.established = ESTABLISHED;
+                globals.idle.udp = DATAGRAMS;
                 Op::SetGlobals(globals)
             }
             _ => op.clone(),
@@ -255,7 +262,8 @@ impl Lobby {
                 write();
                 for (slot, before) in moving {
                     let side = &self.side(*first_side, slot).clone();
-                    self.watch.fade(before, side, ticks_in(ESTABLISHED), self.planned.0);
+                    let quiet = if self.protocol == Protocol::Udp { DATAGRAMS } else { ESTABLISHED };
+                    self.watch.fade(before, side, ticks_in(quiet), self.planned.0);
                 }
             }
             _ => {

@@ -1,8 +1,8 @@
-//! Packets of clients: IPv4, TCP, 54 bytes.
+//! Packets of clients: IPv4, TCP or UDP without a word in it.
 
 use std::{hash::Hasher as _, sync::LazyLock};
 
-use lb_common::wire::l4::Tcp;
+use lb_common::{abi, wire::l4::Tcp};
 use siphasher::sip::SipHasher13;
 
 use crate::world::VIP;
@@ -25,12 +25,18 @@ pub struct Packet {
     pub sequence: u32,
     /// TCP's control bits.
     pub flags: u8,
+    /// It is a datagram, without number and bits.
+    pub datagram: bool,
 }
 
 impl Packet {
     /// Whether it asks for a new connection.
     pub fn is_syn(&self) -> bool {
         self.flags == Tcp::SYN
+    }
+
+    fn protocol(&self) -> u8 {
+        if self.datagram { abi::UDP } else { abi::TCP }
     }
 
     /// The hash of its connection, by another implementation than the program's: sums of products with
@@ -54,7 +60,7 @@ impl Packet {
             });
             (sum >> 32) as u32
         };
-        let both = u64::from(sum(0, 6 << 32)) << 32 | u64::from(sum(1, 0));
+        let both = u64::from(sum(0, u128::from(self.protocol()) << 32)) << 32 | u64::from(sum(1, 0));
         let stirred = [first, second].into_iter().fold(both, |hash, multiplier| {
             let product = u128::from(hash ^ (hash >> 32)) * u128::from(multiplier);
             product as u64
@@ -67,11 +73,16 @@ impl Packet {
     pub fn write(&self, frame: &mut Vec<u8>) {
         frame.clear();
         frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00]);
-        frame.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+        let length = if self.datagram { 28 } else { 40 };
+        frame.extend([0x45, 0, 0, length, 0, 0, 0x40, 0, 64, self.protocol(), 0, 0]);
         frame.extend(self.client.0.to_be_bytes());
         frame.extend(VIP.octets());
         frame.extend(self.client.1.to_be_bytes());
         frame.extend(PORT.to_be_bytes());
+        if self.datagram {
+            frame.extend([0, 8, 0, 0]);
+            return;
+        }
         frame.extend(self.sequence.to_be_bytes());
         frame.extend([0, 0, 0, 0, 0x50, self.flags, 0x20, 0, 0, 0, 0, 0]);
     }

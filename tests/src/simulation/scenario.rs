@@ -2,7 +2,11 @@
 
 use lb_userspace::{dataplane::FlowsOf, health::Verdict};
 
-use super::{SECOND, fleet::Fleet};
+use super::{
+    SECOND,
+    fleet::Fleet,
+    packet::{Client, Packet},
+};
 use crate::random::Random;
 
 /// What changes.
@@ -52,6 +56,10 @@ pub struct Scenario {
     pub crashes: u64,
     /// Percent of ends that are followed by another connection between the same ends.
     pub reuse: u64,
+    /// Percent of connections whose client says its last word long before its server, and hears that out.
+    pub half_closed: u64,
+    /// UDP, of a service that is sticky.
+    pub datagrams: bool,
     /// Percent of SYNs whose answer is so late that the SYN is sent again first.
     pub late: u64,
 }
@@ -71,13 +79,25 @@ impl Scenario {
             longest: 300,
             crashes: 8,
             reuse: 10,
+            half_closed: 5,
+            datagrams: false,
             late: 3,
         }
     }
 }
 
+impl Scenario {
+    /// A packet of its clients.
+    pub const fn packet(&self, client: Client, sequence: u32, flags: u8) -> Packet {
+        match self.datagrams {
+            true => Packet { client, sequence: 0, flags: 0, datagram: true },
+            false => Packet { client, sequence, flags, datagram: false },
+        }
+    }
+}
+
 /// The scenarios that are compared.
-pub const ALL: [Scenario; 15] = [
+pub const ALL: [Scenario; 18] = [
     Scenario::new("add, drain, weight", Changes::Mixed),
     Scenario::new("A to B to A, by way of C too", Changes::Back),
     Scenario::new("weights step by step", Changes::Slowly),
@@ -93,6 +113,9 @@ pub const ALL: [Scenario; 15] = [
     Scenario { records: 0, ..Scenario::new("no records", Changes::Mixed) },
     Scenario { crashes: 40, reuse: 50, ..Scenario::new("ports used again, crashes", Changes::Mixed) },
     Scenario { half_idle: 50, idle: 30, records: 8192, ..Scenario::new("half-idle clients", Changes::Mixed) },
+    Scenario { half_closed: 80, ..Scenario::new("half-closed connections", Changes::Mixed) },
+    Scenario { datagrams: true, ..Scenario::new("sticky UDP", Changes::Mixed) },
+    Scenario { datagrams: true, restarts: true, ..Scenario::new("sticky UDP, restarts", Changes::Back) },
 ];
 
 /// What was begun and is to be ended.
