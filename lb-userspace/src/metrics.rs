@@ -216,7 +216,11 @@ struct Histograms(Vec<Latencies>);
 impl EncodeMetric for Histograms {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> std::fmt::Result {
         for its in &self.0 {
-            let labels = vec![("service", its.service.clone()), ("route", its.route.clone())];
+            let labels = vec![
+                ("service", its.service.clone()),
+                ("route", its.route.clone()),
+                ("pool", its.pool.clone()),
+            ];
             let mut buckets = its.up_to_seconds.clone();
             buckets.push((f64::INFINITY, its.longer));
             let count = buckets.iter().map(|(_, count)| count).sum();
@@ -240,12 +244,13 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         let labels = vec![
             ("service", answers.service.clone()),
             ("route", answers.route.clone()),
+            ("pool", answers.pool.clone()),
             ("status", answers.status.clone()),
         ];
         requests.get_or_create(&labels).inc_by(answers.count);
     }
-    registry.register("desk_requests", "Requests answered, by route and class of status", requests);
-    let help = "How long answers took to begin, by route";
+    registry.register("desk_requests", "Requests answered, by route, its pool and class of status", requests);
+    let help = "How long answers took to begin, by route and its pool";
     registry.register_with_unit("desk_answer", help, Unit::Seconds, Histograms(desk.latencies.clone()));
     let by_reason = |counts: &BTreeMap<String, u64>| {
         let counters = Counters::default();
@@ -361,8 +366,8 @@ mod tests {
                 "records": [{{"name": "record_adopted", "times": 8}}]}},
             "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "passed": 5, "connections": 12,
                 "refused": {{"firewall": 3}}, "retries": 4, "troubles": {{"slow": 5}}, "lines_lost": 6,
-                "answers": [{{"service": "front", "route": "*/*", "status": "2xx", "count": 10}}],
-                "latencies": [{{"service": "front", "route": "*/*", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
+                "answers": [{{"service": "front", "route": "*/*", "pool": "web", "status": "2xx", "count": 10}}],
+                "latencies": [{{"service": "front", "route": "*/*", "pool": "web", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
                 "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}],
                 "ejections": [{{"pool": "web", "backend": "10.0.0.11:80", "count": 3}}]}}
         }}"#
@@ -395,12 +400,12 @@ mod tests {
             "lobby_backend_probe_latency_seconds{pool=\"web\",backend=\"10.0.0.11:80\"} 0.0025",
             "lobby_backend_traffic_bytes_total{pool=\"web\",backend=\"10.0.0.11:80\",direction=\"out\"} 44",
             "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
-            "lobby_desk_requests_total{service=\"front\",route=\"*/*\",status=\"2xx\"} 10",
+            "lobby_desk_requests_total{service=\"front\",route=\"*/*\",pool=\"web\",status=\"2xx\"} 10",
             "lobby_desk_denied_total{service=\"front\",route=\"*/*\",status=\"401\",reason=\"no_credentials\"} 8",
-            "lobby_desk_answer_seconds_bucket{le=\"0.5\",service=\"front\",route=\"*/*\"} 3",
-            "lobby_desk_answer_seconds_bucket{le=\"+Inf\",service=\"front\",route=\"*/*\"} 4",
-            "lobby_desk_answer_seconds_count{service=\"front\",route=\"*/*\"} 4",
-            "lobby_desk_answer_seconds_sum{service=\"front\",route=\"*/*\"} 12.5",
+            "lobby_desk_answer_seconds_bucket{le=\"0.5\",service=\"front\",route=\"*/*\",pool=\"web\"} 3",
+            "lobby_desk_answer_seconds_bucket{le=\"+Inf\",service=\"front\",route=\"*/*\",pool=\"web\"} 4",
+            "lobby_desk_answer_seconds_count{service=\"front\",route=\"*/*\",pool=\"web\"} 4",
+            "lobby_desk_answer_seconds_sum{service=\"front\",route=\"*/*\",pool=\"web\"} 12.5",
             "lobby_desk_ejections_total{pool=\"web\",backend=\"10.0.0.11:80\"} 3",
             "lobby_desk_troubles_total{reason=\"slow\"} 5",
             "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",

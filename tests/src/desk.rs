@@ -222,6 +222,8 @@ pub struct Got {
     pub head: String,
     /// The body, without the marks of chunks.
     pub body: String,
+    /// What comes after chunks, line by line.
+    pub trailers: String,
 }
 
 impl Got {
@@ -253,6 +255,8 @@ pub struct Recorder {
     /// Where it listens.
     pub address: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,
+    /// What has come beyond the last whole request of connections that have ended.
+    torn: Arc<Mutex<Vec<String>>>,
 }
 
 /// A service with little patience, and a path that it refuses.
@@ -280,18 +284,24 @@ impl Recorder {
         let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0))?;
         let address = listener.local_addr()?;
         let got = Arc::new(Mutex::new(Vec::new()));
-        let (list, deed) = (Arc::clone(&got), Arc::new(deed));
+        let torn = Arc::new(Mutex::new(Vec::new()));
+        let (list, rests, deed) = (Arc::clone(&got), Arc::clone(&torn), Arc::new(deed));
         std::thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
-                let (list, deed) = (Arc::clone(&list), Arc::clone(&deed));
+                let (list, rests, deed) = (Arc::clone(&list), Arc::clone(&rests), Arc::clone(&deed));
                 std::thread::spawn(move || {
+                    let mut rest = Vec::new();
                     // The desk may close whenever it likes.
-                    _ = record(&stream, connection, &list, deed.as_ref());
+                    _ = record(&stream, connection, &list, deed.as_ref(), &mut rest);
+                    if !rest.is_empty() {
+                        let rest = String::from_utf8_lossy(&rest).into_owned();
+                        rests.lock().unwrap_or_else(PoisonError::into_inner).push(rest);
+                    }
                 });
             }
         });
-        Ok(Self { address, got })
+        Ok(Self { address, got, torn })
     }
 
     /// What it has got.
@@ -302,6 +312,11 @@ impl Recorder {
     /// The same, and forgets it.
     pub fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Every byte that has come beyond whole requests, by connections that have ended; and forgets it.
+    pub fn take_torn(&self) -> Vec<String> {
+        std::mem::take(&mut self.torn.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Lines and bodies of what it has got, which it forgets; and whether they are these.
@@ -316,8 +331,8 @@ fn record(
     connection: usize,
     list: &Mutex<Vec<Got>>,
     deed: &dyn Fn(&Got) -> Deed,
+    left: &mut Vec<u8>,
 ) -> std::io::Result<()> {
-    let mut left = Vec::new();
     let (mut reader, mut writer) = (stream, stream);
     let mut more = |left: &mut Vec<u8>| {
         let mut buffer = [0; 16 << 10];
@@ -328,40 +343,53 @@ fn record(
     let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
     loop {
         let end = loop {
-            match find(&left, b"\r\n\r\n") {
+            match find(left, b"\r\n\r\n") {
                 Some(end) => break end + 4,
-                None => more(&mut left)?,
+                None => more(left)?,
             }
         };
-        let head = String::from_utf8_lossy(&left.drain(..end).collect::<Vec<u8>>()).into_owned();
-        let mut got = Got { connection, head, body: String::new() };
-        let mut body = Vec::new();
+        let head = String::from_utf8_lossy(&left[..end]).into_owned();
+        let mut got = Got { connection, head, body: String::new(), trailers: String::new() };
+        // How far the request goes; it is taken off when it is whole.
+        let (mut body, mut at) = (Vec::new(), end);
         let length = got.header("content-length").first().and_then(|length| length.parse::<usize>().ok());
         if let Some(length) = length {
-            while left.len() < length {
-                more(&mut left)?;
+            while left.len() < at + length {
+                more(left)?;
             }
-            body = left.drain(..length).collect();
+            body.extend_from_slice(&left[at..at + length]);
+            at += length;
         } else if !got.header("transfer-encoding").is_empty() {
             loop {
                 let line = loop {
-                    match find(&left, b"\r\n") {
+                    match find(&left[at..], b"\r\n") {
                         Some(end) => break end,
-                        None => more(&mut left)?,
+                        None => more(left)?,
                     }
                 };
-                let size = usize::from_str_radix(String::from_utf8_lossy(&left[..line]).trim(), 16);
+                let size = usize::from_str_radix(String::from_utf8_lossy(&left[at..at + line]).trim(), 16);
                 let size = size.map_err(std::io::Error::other)?;
-                while left.len() < line + 2 + size + 2 {
-                    more(&mut left)?;
-                }
-                body.extend_from_slice(&left[line + 2..line + 2 + size]);
-                left.drain(..line + 2 + size + 2);
+                at += line + 2;
                 if size == 0 {
+                    // RFC 9112 section 7.1.2: trailers, and an empty line.
+                    let trailers = loop {
+                        match find(&left[at - 2..], b"\r\n\r\n") {
+                            Some(end) => break end,
+                            None => more(left)?,
+                        }
+                    };
+                    got.trailers = String::from_utf8_lossy(&left[at..at + trailers]).into_owned();
+                    at += trailers + 2;
                     break;
                 }
+                while left.len() < at + size + 2 {
+                    more(left)?;
+                }
+                body.extend_from_slice(&left[at..at + size]);
+                at += size + 2;
             }
         }
+        left.drain(..at);
         got.body = String::from_utf8_lossy(&body).into_owned();
         list.lock().unwrap_or_else(PoisonError::into_inner).push(got.clone());
         match deed(&got) {

@@ -27,5 +27,6 @@ pub mod simulation;
 pub mod stage;
 pub mod tap;
 pub mod tokens;
+pub mod vector;
 pub mod vlan;
 pub mod world;

@@ -22,7 +22,8 @@
 //! | fading | other | none | the slot's | |
 //!
 //! The default is *before* while moving, and the slot's own backend while fading. A record is valid if it
-//! was seen since the slot was last settled, and its backend is not gone. A loss is remembered with its
+//! was seen since the slot was last settled, and its backend is not gone; while fading, and of UDP, no longer ago
+//! than that quiet time. A loss is remembered with its
 //! time: the slot must go on moving for as long as that connection may live. A SYN that stays with *before*
 //! for want of room is one too, else the slot could fade before the connection's next packet.
 //!
@@ -137,7 +138,7 @@ const FRESH: u32 = Tick::in_ms(3200);
 
 /// A record is marked as seen once in so many ticks, 1.07 s: less often than it is, so that its line is not
 /// written with every packet.
-const SEEN_EVERY: u32 = 16;
+pub const SEEN_EVERY: u32 = 16;
 
 /// How much later than the SYN's own the sequence number of a first packet may be: data that overtook the
 /// handshake's last packet.
@@ -362,11 +363,25 @@ impl<T: Tables> Case<'_, T> {
         if record.is_translated() || record.idle(self.now) > self.now.since(since) {
             return None;
         }
+        // Of UDP nobody says that he begins anew: one who did so while the slot faded is its own backend's.
+        if (self.standing.fading || self.asked.udp) && self.is_past(record) {
+            return None;
+        }
         let backend = self.tables.backend(record.backend())?;
         let gone = Backend::FORGET | if self.asked.udp { Backend::CUT } else { 0 };
         let stays = backend.flags.get() & (Backend::IN_USE | gone) == Backend::IN_USE;
         let its_own = backend.service.get() == self.service && record.is_of(backend.generation.get());
         (stays && its_own).then_some(backend)
+    }
+
+    /// Whether nobody waits for a connection any more that was last seen then. The daemon settles a slot a little
+    /// later than this after the last packet that was sent elsewhere, and may be doing so: whoever began anew
+    /// between these ends would lose its backend with its next packet.
+    #[inline(always)]
+    fn is_past(&self, record: Record) -> bool {
+        let Some(config) = self.tables.config() else { return false };
+        let idle = if self.asked.udp { &config.idle.udp } else { &config.idle.established };
+        record.idle(self.now) >= idle.get().saturating_add(SEEN_EVERY)
     }
 
     /// Whether a backend can be given a new connection.

@@ -124,6 +124,7 @@ impl Desk {
         let answers = report.answers.into_iter().map(|it| view::Answers {
             service: it.service,
             route: it.route,
+            pool: it.pool,
             status: format!("{}xx", it.class),
             count: it.count,
         });
@@ -137,6 +138,7 @@ impl Desk {
         let latencies = report.latencies.into_iter().map(|it| view::Latencies {
             service: it.service,
             route: it.route,
+            pool: it.pool,
             seconds: it.microseconds as f64 / 1e6,
             up_to_seconds: LATENCY_BOUNDS.into_iter().zip(it.counts.iter().copied()).collect(),
             longer: it.counts.get(LATENCY_BOUNDS.len()).copied().unwrap_or(0),

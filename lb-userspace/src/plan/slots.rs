@@ -11,7 +11,10 @@
 //!
 //! A service that tracks always never settles: its slots rest as moving from a backend to itself.
 
-use lb_common::abi::{NO_BACKEND, Slot, Standing, Tick};
+use lb_common::{
+    abi::{NO_BACKEND, Slot, Standing, Tick},
+    datapath::unsettled::SEEN_EVERY,
+};
 
 use crate::dataplane::SideEntry;
 
@@ -29,6 +32,8 @@ pub(super) struct Rules<'a> {
 /// A packet may mark a record as seen a second late, and ticks are read late too: so much longer a slot
 /// fades, in ticks.
 const SLACK: u32 = 20;
+const _: () =
+    assert!(SLACK > SEEN_EVERY, "no packet may be sent elsewhere by a record while its slot settles");
 
 /// What a slot is to be, and what is to be written for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -206,6 +206,15 @@ impl Gate {
         }
     }
 
+    /// Whether anybody may come in from there at all.
+    ///
+    /// # Errors
+    /// When nobody may.
+    pub fn lets_in(&self, source: IpAddr) -> Result<(), Refusal> {
+        let admits = Network::admits(&self.guard.allow, &self.guard.deny, source);
+        if admits { Ok(()) } else { Err(Refusal::Source) }
+    }
+
     /// Whether they may come in, and as whom; who is not asked is nobody.
     ///
     /// # Errors
@@ -216,9 +225,7 @@ impl Gate {
         porter: &Porter,
         messenger: &impl Messenger,
     ) -> Result<Passport, Refusal> {
-        if !Network::admits(&self.guard.allow, &self.guard.deny, caller.source) {
-            return Err(Refusal::Source);
-        }
+        self.lets_in(caller.source)?;
         let mut passport = Passport { tells: Vec::new(), withheld: self.withheld.clone(), user: None };
         if self.ways.is_empty() {
             return Ok(passport);

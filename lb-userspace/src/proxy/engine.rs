@@ -50,7 +50,7 @@ use super::{
     pools::{self, Wish},
     request::{Target, target},
     route::{Asked, Found, passed, sent},
-    state::Service,
+    state::{Called, Service},
     tls::{self, ClientRules},
     voice::{Form, Trouble},
     worker::Worker,
@@ -195,8 +195,8 @@ struct Case {
     /// That it is under way.
     way: Arc<Way>,
     form: Form,
-    /// The route that it takes, as its condition is written; empty: none.
-    route: Arc<str>,
+    /// The route that it takes.
+    called: Called,
     /// For the access log, where the service has one.
     line: Option<Line>,
     /// Where it comes from.
@@ -224,7 +224,7 @@ impl Visit {
         let tls = origin.tls.unwrap_or(self.tls);
         let mut case = Case {
             form: Form::wanted(&parts.headers),
-            route: Arc::default(),
+            called: Called::default(),
             line: None,
             origin,
             tls,
@@ -246,7 +246,7 @@ impl Visit {
             Err(trouble) => {
                 if let Trouble::Refused(_) | Trouble::TooOften(_) = trouble {
                     let (status, reason) = (trouble.words().status, trouble.reason());
-                    self.worker.figures.denied(name, &case.route, status, reason);
+                    self.worker.figures.denied(name, &case.called.route, status, reason);
                 }
                 if let Some(line) = &mut case.line {
                     line.trouble = Some(trouble.reason());
@@ -264,9 +264,9 @@ impl Visit {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status().as_u16();
-        self.worker.figures.answer(name, &case.route, status, began.elapsed());
+        self.worker.figures.answer(name, &case.called, status, began.elapsed());
         let line = case.line.zip(one_in).and_then(|(mut line, one_in)| {
-            case.route.as_ref().clone_into(&mut line.route);
+            case.called.route.as_ref().clone_into(&mut line.route);
             line.status = status;
             line.is_drawn(one_in, &self.worker.chance).then_some((line, began))
         });
@@ -318,7 +318,7 @@ impl Visit {
             Found::NoPath => return Err(Trouble::NoPath),
             Found::NoHost => return Err(Trouble::NoHost),
         };
-        case.route = service.name_of(number);
+        case.called = service.name_of(number);
         let caller = Caller {
             headers: &parts.headers,
             source: case.origin.client,
@@ -398,7 +398,10 @@ impl Visit {
         let upload = Arc::new(Upload::default());
         let body = match body.is_end_stream() {
             true => nothing(),
-            false => Watched::upload(body, timeouts.body, Arc::clone(&upload)).boxed_unsync(),
+            false => {
+                let telling = Arc::clone(service.telling());
+                Watched::upload(body, timeouts.body, telling, Arc::clone(&upload)).boxed_unsync()
+            }
         };
         let sent =
             upstream::send(&self.worker, pool, self.behalf(case, wish), timeouts, (parts, body), &upload);

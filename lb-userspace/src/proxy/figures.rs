@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use super::orders::{Answers, Denied, Ejections, LATENCY_BOUNDS, Latencies, Report};
+use super::{
+    orders::{Answers, Denied, Ejections, LATENCY_BOUNDS, Latencies, Report},
+    state::Called,
+};
 
 /// Counts since the start.
 #[derive(Debug, Default)]
@@ -27,8 +30,8 @@ pub struct Figures {
 struct Named {
     refused: BTreeMap<&'static str, u64>,
     troubles: BTreeMap<&'static str, u64>,
-    /// By service and route: looked up for each request, so without a key to be made.
-    routes: BTreeMap<String, BTreeMap<String, OfRoute>>,
+    /// By service, route and pool: looked up for each request, so without a key to be made.
+    routes: BTreeMap<String, BTreeMap<String, BTreeMap<String, OfRoute>>>,
     denied: BTreeMap<(String, String, u16, &'static str), u64>,
     ejected: BTreeMap<(String, SocketAddr), u64>,
 }
@@ -53,7 +56,10 @@ impl Named {
         }
         for (service, routes) in &other.routes {
             let mine = self.routes.entry(service.clone()).or_default();
-            routes.iter().for_each(|(route, of)| mine.entry(route.clone()).or_default().add(of));
+            for (route, pools) in routes {
+                let mine = mine.entry(route.clone()).or_default();
+                pools.iter().for_each(|(pool, of)| mine.entry(pool.clone()).or_default().add(of));
+            }
         }
         for (key, count) in &other.denied {
             *self.denied.entry(key.clone()).or_default() += count;
@@ -62,6 +68,14 @@ impl Named {
             *self.ejected.entry(key.clone()).or_default() += count;
         }
     }
+}
+
+/// What there is of a name, which is written down only the first time.
+fn entry<'m, V: Default>(map: &'m mut BTreeMap<String, V>, name: &str) -> Option<&'m mut V> {
+    if !map.contains_key(name) {
+        map.insert(name.to_owned(), V::default());
+    }
+    map.get_mut(name)
 }
 
 impl OfRoute {
@@ -142,16 +156,12 @@ impl Figures {
     }
 
     /// A request was answered; the head of its answer took so long.
-    pub fn answer(&self, service: &str, route: &str, status: u16, took: Duration) {
+    pub fn answer(&self, service: &str, called: &Called, status: u16, took: Duration) {
         let mut named = self.named();
-        if !named.routes.contains_key(service) {
-            named.routes.insert(service.to_owned(), BTreeMap::new());
-        }
-        let Some(routes) = named.routes.get_mut(service) else { return };
-        if !routes.contains_key(route) {
-            routes.insert(route.to_owned(), OfRoute::default());
-        }
-        let Some(of) = routes.get_mut(route) else { return };
+        let of = entry(&mut named.routes, service)
+            .and_then(|routes| entry(routes, &called.route))
+            .and_then(|pools| entry(pools, &called.pool));
+        let Some(of) = of else { return };
         if let Some(count) = of.classes.get_mut(usize::from(status / 100)) {
             *count += 1;
         }
@@ -180,21 +190,26 @@ impl Figures {
             counts.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect()
         };
         let routes = || {
-            let of = |(service, routes)| Iterator::zip(std::iter::repeat(service), routes);
-            named.routes.iter().flat_map(of)
+            named.routes.iter().flat_map(|(service, routes)| {
+                routes.iter().flat_map(move |(route, pools)| {
+                    pools.iter().map(move |(pool, of)| (service, route, pool, of))
+                })
+            })
         };
-        let answers = routes().flat_map(|(service, (route, of))| {
+        let answers = routes().flat_map(|(service, route, pool, of)| {
             let given = (0u16..).zip(of.classes).filter(|(_, count)| *count > 0);
             given.map(|(class, count)| Answers {
                 service: service.clone(),
                 route: route.clone(),
+                pool: pool.clone(),
                 class,
                 count,
             })
         });
-        let latencies = routes().map(|(service, (route, of))| Latencies {
+        let latencies = routes().map(|(service, route, pool, of)| Latencies {
             service: service.clone(),
             route: route.clone(),
+            pool: pool.clone(),
             counts: of.latencies.to_vec(),
             microseconds: of.microseconds,
         });
@@ -233,7 +248,8 @@ mod tests {
         let answers =
             [("/a/*", 200, 0), ("/a/*", 204, 1), ("/a/*", 503, 2), ("/a/*", 200, 60_000), ("/b/*", 101, 7)];
         for (figures, (route, status, ms)) in all.iter().cycle().zip(answers) {
-            figures.answer("shop", route, status, Duration::from_millis(ms));
+            let called = Called { route: route.into(), pool: "web".into() };
+            figures.answer("shop", &called, status, Duration::from_millis(ms));
             figures.refused("tls");
             figures.retried();
         }
@@ -241,6 +257,7 @@ mod tests {
         assert_eq!((report.refused.get("tls"), report.retries), (Some(&5), 5));
         let answers = report.answers.iter().map(|it| (it.route.as_str(), it.class, it.count));
         assert_eq!(answers.collect::<Vec<_>>(), [("/a/*", 2, 3), ("/a/*", 5, 1), ("/b/*", 1, 1)]);
+        assert!(report.answers.iter().all(|it| it.pool == "web"));
         let [a, b] = report.latencies.as_slice() else { panic!("{:?}", report.latencies) };
         // A bound is part of what it bounds, as Prometheus has it.
         assert_eq!((a.counts[0], a.counts[1], a.counts[LATENCY_BOUNDS.len()]), (2, 1, 1), "{a:?}");

@@ -114,15 +114,30 @@ pub struct Asker<'a> {
     pub passport: &'a Passport,
 }
 
+/// Whether only the desk says this, be it in some of `others`.
+fn is_ours(name: &str, others: &[HeaderName]) -> bool {
+    let name = dashed(name);
+    OURS.contains(&name.as_ref())
+        || name == FORWARDED_FOR.as_str()
+        || others.iter().any(|other| dashed(other.as_str()) == name)
+}
+
+/// What of a client's trailers goes on: a server that takes them for headers (RFC 9110 section 6.5.1) must not find there
+/// what they could not say in headers, nor what says how long messages are, whom they are for, or who asks.
+pub fn trailers(trailers: &mut HeaderMap, telling: &[HeaderName]) {
+    const NEVER: [HeaderName; 3] = [header::HOST, header::AUTHORIZATION, header::COOKIE];
+    let doomed = trailers.keys().filter(|name| {
+        is_of_framing(name.as_str()) || NEVER.contains(name) || is_ours(name.as_str(), telling)
+    });
+    for name in doomed.cloned().collect::<Vec<_>>() {
+        trailers.remove(name);
+    }
+}
+
 /// Says to a backend who asks. A client's own word on it goes no further.
 pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
-    let ours = |name: &str| {
-        let name = dashed(name);
-        OURS.contains(&name.as_ref())
-            || name == FORWARDED_FOR.as_str()
-            || asker.passport.withheld.iter().any(|withheld| dashed(withheld.as_str()) == name)
-    };
-    let doomed: Vec<HeaderName> = headers.keys().filter(|name| ours(name.as_str())).cloned().collect();
+    let ours = |name: &&HeaderName| is_ours(name.as_str(), &asker.passport.withheld);
+    let doomed: Vec<HeaderName> = headers.keys().filter(ours).cloned().collect();
     for name in doomed {
         headers.remove(name);
     }
@@ -264,6 +279,25 @@ mod tests {
         let before: &[IpAddr] = &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         forward(&mut headers, &Asker { before, ..asker });
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 2001:db8::1, 198.51.100.7");
+    }
+
+    #[test]
+    fn nor_in_trailers() {
+        let mut headers = map(&[
+            ("x-sum", "7"),
+            ("x-forwarded-for", "127.0.0.1"),
+            ("x_request_id", "mine"),
+            ("x-user", "root"),
+            ("x_user", "root"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close"),
+            ("host", "other.example"),
+            ("authorization", "Basic eDp5"),
+            ("cookie", "a=1"),
+        ]);
+        trailers(&mut headers, &[HeaderName::from_static("x-user")]);
+        assert_eq!(lines(&headers), ["x-sum: 7"]);
     }
 
     #[test]

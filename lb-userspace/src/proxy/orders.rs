@@ -209,6 +209,9 @@ pub struct Latencies {
     pub service: String,
     /// The route, as its condition is written; empty: none.
     pub route: String,
+    /// The pool that it leads to; empty: the desk answers by itself.
+    #[serde(default)]
+    pub pool: String,
     /// How many, by [`LATENCY_BOUNDS`]; the last: longer.
     pub counts: Vec<u64>,
     /// All of them together.
@@ -237,6 +240,9 @@ pub struct Answers {
     pub service: String,
     /// The route, as its condition is written; empty: none.
     pub route: String,
+    /// The pool that it leads to; empty: the desk answers by itself.
+    #[serde(default)]
+    pub pool: String,
     /// First digit of the status.
     pub class: u16,
     /// How many.
@@ -256,7 +262,8 @@ impl Report {
         }
         for other in &before.answers {
             let same = |mine: &&mut Answers| {
-                (&mine.service, &mine.route, mine.class) == (&other.service, &other.route, other.class)
+                (&mine.service, &mine.route, &mine.pool, mine.class)
+                    == (&other.service, &other.route, &other.pool, other.class)
             };
             match self.answers.iter_mut().find(same) {
                 Some(mine) => mine.count += other.count,
@@ -265,7 +272,9 @@ impl Report {
         }
         self.answers.sort();
         for other in &before.latencies {
-            let same = |mine: &&mut Latencies| (&mine.service, &mine.route) == (&other.service, &other.route);
+            let same = |mine: &&mut Latencies| {
+                (&mine.service, &mine.route, &mine.pool) == (&other.service, &other.route, &other.pool)
+            };
             match self.latencies.iter_mut().find(same) {
                 Some(mine) => {
                     mine.counts.iter_mut().zip(&other.counts).for_each(|(mine, count)| *mine += count);
@@ -423,8 +432,13 @@ mod tests {
 
     #[test]
     fn sums_go_on_after_a_crash() {
-        let answers =
-            |route: &str, count| Answers { service: "s".into(), route: route.into(), class: 2, count };
+        let answers = |route: &str, count| Answers {
+            service: "s".into(),
+            route: route.into(),
+            pool: "p".into(),
+            class: 2,
+            count,
+        };
         let denied = |route: &str, count| Denied {
             service: "s".into(),
             route: route.into(),

@@ -21,7 +21,11 @@ use super::{
     tls::{self, ClientRules},
     voice::Trouble,
 };
-use crate::model::{Network, desk::Route, guard::Way};
+use crate::model::{
+    Network,
+    desk::{Action, Route},
+    guard::Way,
+};
 
 /// What is served.
 #[derive(Default)]
@@ -34,14 +38,33 @@ pub struct State {
     pub pools: Pools,
 }
 
+/// What a route is called in figures and logs.
+#[derive(Clone, Debug, Default)]
+pub struct Called {
+    /// Its condition, as written; empty: no route.
+    pub route: Arc<str>,
+    /// The pool that it leads to; empty: the desk answers by itself.
+    pub pool: Arc<str>,
+}
+
+impl Called {
+    fn of(route: &Route) -> Self {
+        let pool = match &route.action {
+            Action::Forward { pool, .. } => pool.as_str(),
+            Action::Redirect { .. } | Action::Respond { .. } => "",
+        };
+        Self { route: route.condition.to_string().into(), pool: pool.into() }
+    }
+}
+
 /// A service.
 pub struct Service {
     /// As ordered.
     pub order: ServiceOrder,
     /// Its routes.
     pub table: Table,
-    /// What each route is called, by its number: its condition.
-    names: Vec<Arc<str>>,
+    /// What each route is called, by its number.
+    names: Vec<Called>,
     /// What each asks of who comes by it.
     gates: Vec<Gate>,
     /// How often requests may come by each.
@@ -95,7 +118,7 @@ impl State {
                 return None;
             }
             let table = Table::new(&order.desk.routes);
-            let names = order.desk.routes.iter().map(|route| route.condition.to_string().into()).collect();
+            let names = order.desk.routes.iter().map(Called::of).collect();
             let pages = Pages::new(&order.desk.pages, &orders.files);
             let gates =
                 order.desk.routes.iter().map(|route| Gate::new(&route.guard, &orders.files)).collect();
@@ -145,6 +168,8 @@ impl Service {
     ) -> Result<Passport, Trouble> {
         // Each route has its gate; without one nobody would come in.
         let (gate, limits) = self.gates.get(route).zip(self.limits.get(route)).ok_or(Trouble::Closed)?;
+        // Who may not come in takes nothing from those who may.
+        gate.lets_in(caller.source).map_err(Trouble::Refused)?;
         let visitor = Visitor { source: caller.source, headers: caller.headers, user: None };
         limits.take(&visitor, Instant::now()).map_err(Trouble::TooOften)?;
         let mut passport = gate.admit(caller, porter, messenger).await.map_err(Trouble::Refused)?;
@@ -157,12 +182,12 @@ impl Service {
     }
 
     /// What a route is called.
-    pub fn name_of(&self, route: usize) -> Arc<str> {
+    pub fn name_of(&self, route: usize) -> Called {
         self.names.get(route).cloned().unwrap_or_default()
     }
 
     /// Headers by which the desk alone tells who asks.
-    pub fn telling(&self) -> &[HeaderName] {
+    pub fn telling(&self) -> &Arc<[HeaderName]> {
         &self.telling
     }
 

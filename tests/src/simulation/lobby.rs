@@ -62,6 +62,8 @@ pub struct Lobby {
     /// Until when there is no daemon.
     down_until: u64,
     restarts: bool,
+    /// The first plan has been carried out: clients call after that.
+    has_begun: bool,
     protocol: Protocol,
     track: Track,
     fault: Option<Fault>,
@@ -104,6 +106,7 @@ impl Lobby {
             planned: (Tick(0), BTreeSet::new()),
             down_until: 0,
             restarts: scenario.restarts,
+            has_begun: false,
             protocol: if scenario.datagrams { Protocol::Udp } else { Protocol::Tcp },
             track: if scenario.always { Track::Always } else { Track::Changes },
             fault,
@@ -345,7 +348,8 @@ impl Balancer for Lobby {
         } else if self.asked || self.due.is_some_and(|due| tick.has_reached(due)) {
             self.plan(fleet, tick);
         }
-        if self.restarts && self.random.percent(3) {
+        self.has_begun |= self.ops.is_empty() && !self.asked;
+        if self.restarts && self.has_begun && self.random.percent(3) {
             // Whoever comes next knows what the tables say, and nothing else.
             self.kills += 1;
             self.ops.clear();

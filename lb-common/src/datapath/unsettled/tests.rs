@@ -317,6 +317,25 @@ fn a_record_from_before_the_slot_was_settled_does_not_count() {
 }
 
 #[test]
+fn while_a_slot_fades_a_record_means_nothing_after_its_time() {
+    let span = |udp| if udp { ESTABLISHED / 2 } else { ESTABLISHED };
+    for (udp, state, flags) in
+        [(false, State::Established, ACK), (false, State::Established, SYN), (true, State::Datagrams, 0)]
+    {
+        for (age, goes_to) in [(span(udp) + SEEN_EVERY - 1, OTHER), (span(udp) + SEEN_EVERY, OWN)] {
+            let record = Record::open(state, OTHER, 7, LATER);
+            let send = |world: &World, now| if udp { world.datagram(now) } else { world.send(flags, 9, now) };
+            let world = World::fading().knows(record);
+            assert_eq!(send(&world, LATER.after(age)), goes_to, "{state:?}, {flags:#x}, after {age}");
+            // While it moves, it is better than no word of a connection, and UDP has begun anew.
+            let world = World::moving().knows(record);
+            let goes_to = if udp && goes_to == OWN { BEFORE } else { OTHER };
+            assert_eq!(send(&world, LATER.after(age)), goes_to, "{state:?}, {flags:#x}, after {age}");
+        }
+    }
+}
+
+#[test]
 fn a_record_from_when_the_service_translated_does_not_count() {
     // Of the same backend, and seen for ever, were it read as another's.
     let record = Record::translated(OTHER, 7, 0xff, 0xffff).told(State::Established, 0x7f);

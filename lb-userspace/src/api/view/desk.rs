@@ -64,6 +64,9 @@ pub struct Latencies {
     pub service: String,
     /// The route; empty where none was taken.
     pub route: String,
+    /// The pool that it leads to; empty where the desk answers by itself.
+    #[serde(default)]
+    pub pool: String,
     /// All of them together.
     pub seconds: f64,
     /// How many took up to so many seconds, and more than the bound before.
@@ -94,6 +97,9 @@ pub struct Answers {
     pub service: String,
     /// The route; empty where none was taken.
     pub route: String,
+    /// The pool that it leads to; empty where the desk answers by itself.
+    #[serde(default)]
+    pub pool: String,
     /// "2xx" and so on.
     pub status: String,
     /// How many.

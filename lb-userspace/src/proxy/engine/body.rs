@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderName;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -21,7 +22,7 @@ use tokio::{
 };
 
 use super::connections::Share;
-use crate::proxy::{pools::Ticket, request::BODY_LIMIT, voice::Trouble};
+use crate::proxy::{headers, pools::Ticket, request::BODY_LIMIT, voice::Trouble};
 
 /// No body.
 pub(super) fn nothing() -> Body {
@@ -47,6 +48,8 @@ pub(super) struct Hold {
 pub(super) struct Upload {
     /// Counts the parts of it that have come.
     progress: AtomicU64,
+    /// More of it is wanted, and does not come.
+    awaited: AtomicBool,
     fault: AtomicU8,
     /// The answer to it has begun.
     answered: AtomicBool,
@@ -60,6 +63,11 @@ impl Upload {
     /// How many parts have come.
     pub(super) fn progress(&self) -> u64 {
         self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Whether its client is waited for, rather than who gets it.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Relaxed)
     }
 
     /// Why it did not come to its end.
@@ -92,7 +100,8 @@ pub(super) struct Watched {
     waiting: bool,
     left: u64,
     upload: Arc<Upload>,
-    is_upload: bool,
+    /// A client's: the headers by which the desk alone tells who asks.
+    telling: Option<Arc<[HeaderName]>>,
     /// What had come of the upload when it was last looked at.
     seen: u64,
 }
@@ -228,14 +237,23 @@ impl Drop for Source {
 }
 
 impl Watched {
-    fn new(source: Source, patience: Duration, upload: Arc<Upload>, is_upload: bool) -> Self {
-        let left = if is_upload { BODY_LIMIT } else { u64::MAX };
-        Self { source, patience, rest: None, waiting: false, left, upload, is_upload, seen: 0 }
+    fn new(source: Source, patience: Duration, upload: Arc<Upload>) -> Self {
+        Self { source, patience, rest: None, waiting: false, left: u64::MAX, upload, telling: None, seen: 0 }
     }
 
-    /// A client's.
-    pub(super) fn upload(inner: Incoming, patience: Duration, upload: Arc<Upload>) -> Self {
-        Self::new(Source::Client(inner), patience, upload, true)
+    fn is_upload(&self) -> bool {
+        self.telling.is_some()
+    }
+
+    /// A client's; `telling`: headers by which the desk alone tells who asks.
+    pub(super) fn upload(
+        inner: Incoming,
+        patience: Duration,
+        telling: Arc<[HeaderName]>,
+        upload: Arc<Upload>,
+    ) -> Self {
+        let body = Self::new(Source::Client(inner), patience, upload);
+        Self { left: BODY_LIMIT, telling: Some(telling), ..body }
     }
 
     /// A backend's, in answer to an upload; `unread`: to a client by HTTP/2, and this is called if it does not take it.
@@ -258,7 +276,7 @@ impl Watched {
         } else {
             Source::Backend(inner, hold)
         };
-        Self::new(source, patience, upload, false)
+        Self::new(source, patience, upload)
     }
 
     fn rest_anew(&mut self) {
@@ -270,7 +288,8 @@ impl Watched {
     }
 
     fn fault(&self, fault: u8) {
-        if self.is_upload {
+        if self.is_upload() {
+            self.upload.awaited.store(false, Ordering::Relaxed);
             self.upload.fault.store(fault, Ordering::Relaxed);
         }
     }
@@ -278,7 +297,7 @@ impl Watched {
     /// Whether the exchange goes on though nothing has come in this direction: of a call that streams both ways one side
     /// may be silent for long.
     fn goes_on(&mut self) -> bool {
-        if self.is_upload {
+        if self.is_upload() {
             // Once there is an answer, its clock counts for both.
             return self.upload.answered.load(Ordering::Relaxed);
         }
@@ -295,7 +314,11 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let Poll::Ready(frame) = self.source.poll(context) else {
+        let polled = self.source.poll(context);
+        if self.is_upload() {
+            self.upload.awaited.store(polled.is_pending(), Ordering::Relaxed);
+        }
+        let Poll::Ready(frame) = polled else {
             if !self.waiting {
                 self.waiting = true;
                 self.seen = self.upload.progress();
@@ -315,11 +338,14 @@ impl HttpBody for Watched {
         };
         self.waiting = false;
         let Some(frame) = frame else { return Poll::Ready(None) };
-        if self.is_upload {
+        if self.is_upload() {
             self.upload.progress.fetch_add(1, Ordering::Relaxed);
         }
         match frame {
-            Ok(frame) => {
+            Ok(mut frame) => {
+                if let (Some(telling), Some(trailers)) = (&self.telling, frame.trailers_mut()) {
+                    headers::trailers(trailers, telling);
+                }
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.left.checked_sub(length) {
                     Some(left) => self.left = left,

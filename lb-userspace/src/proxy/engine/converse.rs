@@ -107,8 +107,8 @@ where
         // Without it, nobody would ever tell.
         end = &mut told => end.unwrap_or(End::Leave),
         ended = connection.as_mut() => {
-            if ended.is_err_and(|error| is_unread(error.as_ref())) {
-                worker.figures.refused("unread");
+            if let Some(reason) = ended.err().and_then(|error| why_it_ended(error.as_ref())) {
+                worker.figures.refused(reason);
             }
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(tunnel) = tunnel {
@@ -124,6 +124,7 @@ where
         End::Leave | End::Rested => {
             connection.as_mut().graceful_shutdown();
             if end == End::Rested {
+                worker.figures.refused("rested");
                 let ended = tokio::time::timeout(LAST, connection.as_mut()).await;
                 // A request may have come at the very last moment.
                 if ended.is_ok() || !pulse.is_busy() {
@@ -138,11 +139,24 @@ where
     }
 }
 
-/// Whether a connection has ended because nobody read what was written: not a time-out of the kernel's, which has a number.
-fn is_unread(error: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source())
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none())
+/// Why the desk has ended a connection: its client did not read what was written (not a time-out of the kernel's, which has
+/// a number), or did not send the head of a request that is one, in time and of a size that is taken; such a head is nobody's
+/// request yet, and hyper has answered it.
+fn why_it_ended(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    let causes = || std::iter::successors(Some(error), |&error| error.source());
+    let is_unread =
+        |error: &io::Error| error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
+    if causes().filter_map(|error| error.downcast_ref::<io::Error>()).any(is_unread) {
+        return Some("unread");
+    }
+    let error = causes().find_map(|error| error.downcast_ref::<hyper::Error>())?;
+    if error.is_timeout() {
+        Some("rested")
+    } else if error.is_parse_too_large() {
+        Some("head_too_large")
+    } else {
+        error.is_parse().then_some("head_wrong")
+    }
 }
 
 /// Tells when a connection has to end, and how.
