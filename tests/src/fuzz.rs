@@ -14,6 +14,7 @@ use lb_userspace::{
     },
     proxy::{
         auth::Passport,
+        chain::Origin,
         headers::{self, Asker},
         path,
         route::{Asked, Found, Table, host_name, miss},
@@ -99,7 +100,16 @@ pub fn headers(data: &[u8]) {
         user: None,
     };
     let peer = [198, 51, 100, 7].into();
-    let asker = Asker { peer, before: &[], tls: true, host: "shop.example", id: "7", passport: &passport };
+    let origin = Origin::itself(peer);
+    let asker = Asker {
+        peer,
+        peer_tls: true,
+        origin: &origin,
+        tls: true,
+        host: "shop.example",
+        id: "7",
+        passport: &passport,
+    };
     headers::forward(&mut all, &asker);
 
     let named = before.get_all("connection").iter().filter_map(|value| value.to_str().ok());

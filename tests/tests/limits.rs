@@ -35,6 +35,11 @@ path = "/all"
 pool = "web"
 limits = {{ rate = "4/h", by = "route" }}
 [[services.shop.routes]]
+path = "/near"
+pool = "web"
+allow = [ "127.2.0.9" ]
+limits = {{ rate = "2/h", by = "route" }}
+[[services.shop.routes]]
 path = "/user"
 pool = "web"
 auth = {{ key = {{ keys = "{keys}" }} }}
@@ -74,6 +79,14 @@ impl Scene {
     fn statuses(&self, number: usize, source: u8, path: &str, headers: &str) -> Result<Vec<u16>> {
         (0..number).map(|_| Ok(self.ask(source, path, headers)?.status)).collect()
     }
+}
+
+#[test]
+fn who_may_not_come_in_takes_nothing_from_those_who_may() -> Result<()> {
+    let scene = Scene::new()?;
+    assert_eq!(scene.statuses(6, 1, "/near", "")?, [403; 6]);
+    assert_eq!(scene.statuses(3, 9, "/near", "")?, [200, 200, 429]);
+    Ok(())
 }
 
 #[test]

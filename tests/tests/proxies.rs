@@ -56,12 +56,20 @@ fn status(desk: &Desk, from: IpAddr, path: &str, headers: &str) -> Result<u16> {
 #[test]
 fn who_asks_is_believed_of_proxies_alone() -> Result<()> {
     let (desk, recorder) = scene("", &[])?;
-    let chain = "X-Forwarded-For: 6.6.6.6, 10.1.2.3, 127.3.9.9\r\nX-Forwarded-Proto: https\r\n";
+    let chain = "X-Forwarded-For: 6.6.6.6, 10.1.2.3, 127.3.9.9\r\nX-Forwarded-Proto: https\r\n\
+                 X-Forwarded-Host: shop.example\r\nX-Request-Id: it-is-7\r\n";
     for (from, forwarded, proto, inside) in
         [(PROXY, "10.1.2.3, 127.3.9.9, 127.3.0.1", "https", 200), (STRANGER, "127.4.0.1", "http", 403)]
     {
-        assert_eq!(status(&desk, from, "/x", chain)?, 200);
+        let answer = ask(&desk, from, b"", "/x", chain)?.context("an answer")?;
+        assert_eq!(answer.status, 200);
         let got = recorder.take();
+        let host = if from == PROXY { "shop.example" } else { "a" };
+        assert_eq!((got[0].header("x-forwarded-host"), got[0].header("host")), (vec![host], vec!["a"]));
+        let number = got[0].header("x-request-id");
+        assert_eq!(number == ["it-is-7"], from == PROXY, "{number:?}");
+        assert_eq!(answer.header("x-request-id"), number.first().copied());
+        assert_eq!(got[0].header("forwarded"), Vec::<&str>::new());
         assert_eq!(got[0].header("x-forwarded-for"), [forwarded]);
         assert_eq!(got[0].header("x-forwarded-proto"), [proto]);
         let line: serde_json::Value = serde_json::from_str(&desk.line()?)?;
@@ -88,6 +96,29 @@ fn who_asks_is_believed_of_proxies_alone() -> Result<()> {
     let strangers: Result<Vec<_>> =
         [1, 2, 3].iter().map(|&n| status(&desk, STRANGER, "/few", &client(n))).collect();
     assert_eq!(strangers?, [200, 200, 429]);
+    Ok(())
+}
+
+#[test]
+fn proxies_that_speak_by_forwarded_are_heard_and_continued() -> Result<()> {
+    let (desk, recorder) = scene("proxy_header = \"forwarded\"", &[])?;
+    let said =
+        "Forwarded: for=6.6.6.6, for=10.1.2.3;host=shop.example;proto=https\r\nX-Forwarded-For: 10.9.9.9\r\n";
+    for (from, forwarded, host, proto) in [
+        (
+            PROXY,
+            "for=10.1.2.3;host=shop.example;proto=https, for=127.3.0.1;host=\"a\";proto=http",
+            "shop.example",
+            "https",
+        ),
+        (STRANGER, "for=127.4.0.1;host=\"a\";proto=http", "a", "http"),
+    ] {
+        assert_eq!(status(&desk, from, "/x", said)?, 200);
+        let got = recorder.take();
+        assert_eq!(got[0].header("forwarded"), [forwarded]);
+        assert_eq!(got[0].header("x-forwarded-host"), [host]);
+        assert_eq!(got[0].header("x-forwarded-proto"), [proto]);
+    }
     Ok(())
 }
 

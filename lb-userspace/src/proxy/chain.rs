@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 
-use super::headers::{FORWARDED_FOR, FORWARDED_PROTO};
+use super::{
+    headers::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, REQUEST_ID, only},
+    route::host_name,
+};
 use crate::model::{Network, desk::ProxyHeader};
 
 /// Most proxies in a chain.
@@ -23,18 +26,25 @@ pub struct Origin {
     pub tls: Option<bool>,
     /// The chain from them to whoever called, without the latter; empty: they called themselves.
     pub before: Vec<IpAddr>,
+    /// The host that they asked for, where a proxy says so.
+    pub host: Option<String>,
+    /// The request's number, where a proxy has given it one.
+    pub id: Option<String>,
+    /// Where proxies speak by `Forwarded`: what they say of this chain, element by element.
+    pub elements: Option<Vec<String>>,
 }
 
 impl Origin {
     /// Who called asks.
     pub fn itself(peer: IpAddr) -> Self {
-        Self { client: peer, tls: None, before: Vec::new() }
+        Self { client: peer, tls: None, before: Vec::new(), host: None, id: None, elements: None }
     }
 }
 
 /// Where a request comes from, by `peer`, who called, and the header that its proxies write.
 pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyHeader) -> Origin {
     let mut origin = Origin::itself(peer);
+    origin.elements = (by == ProxyHeader::Forwarded).then(Vec::new);
     if !Network::any(proxies, peer) {
         return origin;
     }
@@ -43,30 +53,57 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
         ProxyHeader::Forwarded => header::FORWARDED,
     };
     for element in from_the_last(headers, &name).take(MOST) {
+        let Some(element) = element else { break };
         let address = match by {
-            ProxyHeader::ForwardedFor => element.and_then(address),
-            ProxyHeader::Forwarded => element.and_then(|element| address(parameter(element, "for")?)),
+            ProxyHeader::ForwardedFor => address(element),
+            ProxyHeader::Forwarded => parameter(element, "for").and_then(address),
         };
         // What is no address was not written by a proxy of ours, or hides who it was.
         let Some(address) = address else { break };
         origin.client = address;
         origin.before.insert(0, address);
+        if let Some(elements) = &mut origin.elements {
+            elements.insert(0, element.to_owned());
+        }
         if !Network::any(proxies, address) {
             break;
         }
     }
-    // The one who called is the last to say how it was asked.
-    let protocol = match by {
-        ProxyHeader::ForwardedFor => from_the_last(headers, &FORWARDED_PROTO).next().flatten(),
+    // The one who called is the last to say how it was asked, and for whom.
+    let last = |name| from_the_last(headers, name).next().flatten();
+    let (protocol, host) = match by {
+        ProxyHeader::ForwardedFor => (last(&FORWARDED_PROTO), last(&FORWARDED_HOST)),
         ProxyHeader::Forwarded => {
-            from_the_last(headers, &name).next().flatten().and_then(|element| parameter(element, "proto"))
+            let said = |key| last(&name).and_then(|element| parameter(element, key));
+            (said("proto"), said("host"))
         }
     };
+    origin.host = host.filter(|host| host_name(host).is_some()).map(str::to_owned);
+    origin.id = only(headers, &REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(|id| is_number(id))
+        .map(str::to_owned);
     origin.tls = protocol.and_then(|protocol| {
         let is = |word: &str| protocol.eq_ignore_ascii_case(word);
         if is("https") { Some(true) } else { is("http").then_some(false) }
     });
     origin
+}
+
+/// Whether it can be a request's number: something that is no more than that, in a log and elsewhere.
+fn is_number(id: &str) -> bool {
+    let is_of_it = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=128).contains(&id.len()) && id.bytes().all(is_of_it)
+}
+
+/// What the desk says by `Forwarded` (RFC 7239) of who called, after what proxies have said before.
+pub fn forwarded(before: &[String], peer: IpAddr, host: &str, tls: bool) -> String {
+    let peer = match peer.to_canonical() {
+        IpAddr::V4(peer) => peer.to_string(),
+        IpAddr::V6(peer) => format!("\"[{peer}]\""),
+    };
+    let own = format!("for={peer};host=\"{host}\";proto={}", if tls { "https" } else { "http" });
+    before.iter().map(String::as_str).chain([own.as_str()]).collect::<Vec<_>>().join(", ")
 }
 
 /// The elements of a list in all lines of a header, the last first; `None`: one that cannot be read.
@@ -120,7 +157,7 @@ mod tests {
     }
 
     fn found(client: &str, tls: Option<bool>, before: &[&str]) -> Origin {
-        Origin { client: ip(client), tls, before: before.iter().map(|text| ip(text)).collect() }
+        Origin { tls, before: before.iter().map(|text| ip(text)).collect(), ..Origin::itself(ip(client)) }
     }
 
     #[test]
@@ -180,10 +217,55 @@ mod tests {
 
     #[test]
     fn forwarded_is_believed_where_proxies_write_that() {
-        let of = |headers: &[(&'static str, &[u8])]| by(ProxyHeader::Forwarded, "10.9.0.1", headers);
+        let of = |headers: &[(&'static str, &[u8])]| {
+            let origin = by(ProxyHeader::Forwarded, "10.9.0.1", headers);
+            assert_eq!(origin.elements.as_ref().map(Vec::len), Some(origin.before.len()));
+            Origin { elements: None, ..origin }
+        };
         let both = b"for=6.6.6.6;proto=http, For=\"[2001:db8::7]:4711\";Proto=HTTPS;by=10.9.0.1";
         assert_eq!(of(&[("forwarded", both)]), found("2001:db8::7", Some(true), &["2001:db8::7"]));
         assert_eq!(of(&[("forwarded", b"for=_hidden")]), found("10.9.0.1", None, &[]));
         assert_eq!(of(&[("x-forwarded-for", b"10.1.2.3")]), found("10.9.0.1", None, &[]));
+    }
+
+    #[test]
+    fn a_proxy_says_for_which_host_and_by_which_number() {
+        let headers: [(_, &[u8]); 3] = [
+            ("x-forwarded-host", b"evil.example, Shop.example:8443"),
+            ("x-forwarded-for", b"198.51.100.7"),
+            ("x-request-id", b"7f-3_a.b"),
+        ];
+        let origin = of("10.9.0.1", &headers);
+        assert_eq!(origin.host.as_deref(), Some("Shop.example:8443"));
+        assert_eq!((origin.id.as_deref(), origin.elements), (Some("7f-3_a.b"), None));
+        assert_eq!(of("203.0.113.5", &headers), Origin::itself(ip("203.0.113.5")), "a stranger");
+        for odd in [&b"a/b"[..], b"u@a", b"\xff", b"a b"] {
+            assert_eq!(of("10.9.0.1", &[("x-forwarded-host", odd)]).host, None, "{odd:?}");
+        }
+        let long = b"1".repeat(129);
+        for odd in [&b"a b"[..], b"", b"a\tb", b"\xff", b"{}", &long] {
+            assert_eq!(of("10.9.0.1", &[("x-request-id", odd)]).id, None, "{odd:?}");
+        }
+        let twice: [(_, &[u8]); 2] = [("x-request-id", b"1"), ("x-request-id", b"2")];
+        assert_eq!(of("10.9.0.1", &twice).id, None);
+    }
+
+    #[test]
+    fn who_speaks_by_forwarded_is_answered_for_likewise() {
+        let said =
+            b"for=6.6.6.6;proto=http, for=198.51.100.7;host=shop.example;proto=https, for=10.9.1.1;secret=_x";
+        let origin = by(ProxyHeader::Forwarded, "10.9.0.1", &[("forwarded", said)]);
+        assert_eq!((origin.host, origin.tls), (None, None), "the last says neither");
+        let elements = origin.elements.unwrap();
+        assert_eq!(
+            forwarded(&elements, ip("::ffff:10.9.0.1"), "a:80", false),
+            "for=198.51.100.7;host=shop.example;proto=https, for=10.9.1.1;secret=_x, for=10.9.0.1;host=\"a:80\";proto=http"
+        );
+        assert_eq!(
+            forwarded(&[], ip("2001:db8::7"), "a", true),
+            "for=\"[2001:db8::7]\";host=\"a\";proto=https"
+        );
+        let stranger = by(ProxyHeader::Forwarded, "203.0.113.5", &[("forwarded", said)]);
+        assert_eq!(stranger.elements, Some(Vec::new()));
     }
 }

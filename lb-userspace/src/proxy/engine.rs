@@ -211,7 +211,6 @@ impl Visit {
     async fn answer(&self, request: Request<Incoming>, pulse: &Arc<Pulse>) -> Response<Body> {
         let began = Instant::now();
         let errand = pulse.begin(request.version());
-        let id = format!("{:016x}", self.worker.chance.next());
         let (parts, body) = request.into_parts();
         let service = self.worker.shared.state.load().service(self.called);
         let origin = match &service {
@@ -222,6 +221,8 @@ impl Visit {
             _ => Origin::itself(self.peer),
         };
         let tls = origin.tls.unwrap_or(self.tls);
+        // A number that a proxy of ours has given is one by which others know the request already.
+        let id = origin.id.clone().unwrap_or_else(|| format!("{:016x}", self.worker.chance.next()));
         let mut case = Case {
             form: Form::wanted(&parts.headers),
             called: Called::default(),
@@ -376,8 +377,16 @@ impl Visit {
 
     /// Who asks, as a backend is told.
     fn asker<'a>(&self, target: &'a Target, case: &'a Case, passport: &'a Passport) -> Asker<'a> {
-        let Case { origin: Origin { before, .. }, tls, id, .. } = case;
-        Asker { peer: self.peer, before, tls: *tls, host: &target.authority, id, passport }
+        let Case { origin, tls, id, .. } = case;
+        Asker {
+            peer: self.peer,
+            peer_tls: self.tls,
+            origin,
+            tls: *tls,
+            host: &target.authority,
+            id,
+            passport,
+        }
     }
 
     /// Has a backend answer; gives its mark too.

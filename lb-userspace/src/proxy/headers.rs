@@ -7,7 +7,10 @@ use http::{
     header::{self, AsHeaderName},
 };
 
-use super::auth::Passport;
+use super::{
+    auth::Passport,
+    chain::{self, Origin},
+};
 use crate::model::desk::HeaderEdits;
 
 /// RFC 9110 section 7.6.1: of one connection alone.
@@ -19,8 +22,8 @@ const OURS: [&str; 5] = ["x-forwarded-proto", "x-forwarded-host", "x-request-id"
 
 pub(super) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Whether a header says where messages begin and end, or is of one connection: not to be edited.
 pub fn is_of_framing(name: &str) -> bool {
@@ -102,8 +105,10 @@ pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 pub struct Asker<'a> {
     /// Who called: the client, or the last of the proxies before the desk.
     pub peer: IpAddr,
-    /// The chain before them, as far as it is believed.
-    pub before: &'a [IpAddr],
+    /// Whether that was over TLS.
+    pub peer_tls: bool,
+    /// What is believed of the chain before them, and how the client asked.
+    pub origin: &'a Origin,
     /// The client asked over TLS.
     pub tls: bool,
     /// The host as the client wrote it.
@@ -141,11 +146,16 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     for name in doomed {
         headers.remove(name);
     }
-    let chain = asker.before.iter().chain([&asker.peer]).map(|address| address.to_canonical().to_string());
+    let origin = asker.origin;
+    let chain = origin.before.iter().chain([&asker.peer]).map(|address| address.to_canonical().to_string());
     let chain = chain.collect::<Vec<_>>().join(", ");
     set(headers, FORWARDED_FOR, &chain);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if asker.tls { "https" } else { "http" }));
-    set(headers, FORWARDED_HOST, asker.host);
+    set(headers, FORWARDED_HOST, origin.host.as_deref().unwrap_or(asker.host));
+    if let Some(elements) = &origin.elements {
+        let said = chain::forwarded(elements, asker.peer, asker.host, asker.peer_tls);
+        set(headers, header::FORWARDED, &said);
+    }
     number(headers, asker.id);
     for (name, value) in &asker.passport.tells {
         headers.insert(name, value.clone());
@@ -262,8 +272,9 @@ mod tests {
             user: None,
         };
         let passport = &passport;
-        let before: &[IpAddr] = &[];
-        let asker = Asker { peer, before, tls: true, host: "shop.example:8443", id: "7", passport };
+        let origin = &Origin::itself(peer);
+        let asker =
+            Asker { peer, peer_tls: true, origin, tls: true, host: "shop.example:8443", id: "7", passport };
         forward(&mut headers, &asker);
         assert_eq!(
             lines(&headers),
@@ -276,9 +287,15 @@ mod tests {
             ]
         );
         // What proxies say of it, who are believed, is another matter.
-        let before: &[IpAddr] = &["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        forward(&mut headers, &Asker { before, ..asker });
+        let before = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let host = Some("shop.example".to_owned());
+        let elements = Some(vec!["for=192.0.2.1".to_owned()]);
+        let origin = &Origin { before, host, elements, ..origin.clone() };
+        forward(&mut headers, &Asker { origin, ..asker });
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 2001:db8::1, 198.51.100.7");
+        assert_eq!(headers["x-forwarded-host"], "shop.example");
+        let said = "for=192.0.2.1, for=198.51.100.7;host=\"shop.example:8443\";proto=https";
+        assert_eq!(headers["forwarded"], said);
     }
 
     #[test]
