@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use tests::{
     document::{backend_v4, backend_v6},
-    requests::Crowd,
+    requests::{Crowd, Speaker},
     stage::Stage,
 };
 use xtask::lab::{self, LabOptions};
@@ -257,6 +257,40 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
     assert!(account.bad.len() <= 4 && account.bad.iter().all(cut), "{:?}\n{}", account.bad, stage.log());
     assert_ne!(first, second);
     Ok(())
+}
+
+/// What is forwarded goes past the desk: it does not notice whether there is one.
+#[test]
+fn what_is_forwarded_does_not_notice_the_desks_death() -> Result<()> {
+    if !lab::possible("what_is_forwarded_does_not_notice_the_desks_death") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 2, ..LabOptions::default() };
+    let forwarded = format!("[services.past]\nlisten = \"{FRONT}:81/tcp\"\npool = \"web\"\n");
+    let mut stage = Stage::without_daemon(options, &format!("{}{forwarded}", document(options, "", HELLO)))?;
+    (0..options.backends).try_for_each(|backend| stage.nginx(backend))?;
+    stage.start()?;
+    let past = SocketAddr::new(FRONT, 81);
+    let mut pid = desk(&stage, None)?;
+    let ask = |speaker: &mut Speaker| -> Result<()> {
+        speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
+        let answer = speaker.hear()?.context("an answer")?;
+        ensure!(answer.status == 200 && answer.header("x-request-id").is_none(), "{answer:?}");
+        Ok(())
+    };
+    let mut kept: Vec<_> =
+        (0..20).map(|_| Speaker::connect(&stage.lab.client, past)).collect::<Result<_>>()?;
+    kept.iter_mut().try_for_each(ask)?;
+    let crowd = Crowd::start(&stage.lab.client, past, "/", 4);
+    for _ in 0..3 {
+        signal(pid, nix::sys::signal::Signal::SIGKILL)?;
+        crowd.wait_for(50)?;
+        kept.iter_mut().try_for_each(ask)?;
+        pid = desk(&stage, Some(pid))?;
+    }
+    let account = crowd.finish()?;
+    assert!(account.bad.is_empty(), "{:?}\n{}", account.bad, stage.log());
+    kept.iter_mut().try_for_each(ask)
 }
 
 /// A desk that hangs without ending is ended and replaced.

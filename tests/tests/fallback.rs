@@ -93,6 +93,14 @@ fn the_desk_stands_in_for_servers_and_no_connection_breaks() -> Result<()> {
         for vip in Stage::VIPS {
             stage.until("the server answers", |stage| Ok(!is_by_desk(&call(stage, vip)?)))?;
         }
+        let mut with_server = Vec::new();
+        for vip in Stage::VIPS {
+            for _ in 0..10 {
+                let mut speaker = Speaker::connect(&stage.lab.client, to(vip))?;
+                ensure!(!is_by_desk(&ask(&mut speaker)?), "{mode} {vip}: the desk");
+                with_server.push(speaker);
+            }
+        }
         for speaker in &mut kept {
             let answer = ask(speaker)?;
             ensure!(
@@ -100,9 +108,17 @@ fn the_desk_stands_in_for_servers_and_no_connection_breaks() -> Result<()> {
                 "{mode}: {answer:?}"
             );
         }
-        // And closed again: who was with a server has lost it, who was with the desk hears it from there.
+        // And closed again: who was with a server stays with it, as long as that answers; who was with the desk hears it from
+        // there.
         stage.fit(1, false)?;
         both(&["unhealthy", "unhealthy"], &stage)?;
+        for vip in Stage::VIPS {
+            stage.until("the desk answers", |stage| Ok(is_by_desk(&call(stage, vip)?)))?;
+        }
+        for speaker in &mut with_server {
+            let answer = ask(speaker)?;
+            ensure!(answer.status == 200 && !is_by_desk(&answer), "{mode}: {answer:?}");
+        }
         for speaker in &mut kept {
             let answer = ask(speaker)?;
             ensure!(answer.status == 503 && is_by_desk(&answer), "{mode}: {answer:?}");
