@@ -196,7 +196,7 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
             let found: Vec<view::Explanation> = client.send(hyper::Method::POST, path, &frames).await?;
             answer(cli, &found, || show::explanations(&found))
         }
-        Command::Explain { client: from, called, flags, .. } => {
+        Command::Explain { client: from, called, flags, sequence, .. } => {
             let (Some(from), Some((called, port))) = (from, called.and_then(|it| Some((it, it.port?))))
             else {
                 let why = "name the port that is called: lb explain 198.51.100.7:40000 203.0.113.10:80/tcp";
@@ -207,6 +207,7 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
                 called: std::net::SocketAddr::new(called.address, port).to_string(),
                 protocol: called.protocol.to_string(),
                 flags: flags.clone(),
+                sequence: *sequence,
             };
             let path = "/v1/explanations";
             let found: view::Explanation = client.send(hyper::Method::POST, path, &question).await?;

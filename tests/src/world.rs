@@ -23,7 +23,7 @@ use lb_userspace::{
 
 use crate::packets::{Spec, flag};
 
-/// MAC address of every backend's next hop.
+/// MAC address that backends' packets come from. Theirs as next hops are their own, see [`backend_mac`].
 pub const BACKEND_MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 /// Our MAC address towards backends.
 pub const BACK_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
@@ -112,8 +112,22 @@ pub fn backend_v6(last: u16) -> IpAddr {
 }
 
 /// The way to a backend.
-pub fn next_hop(interface: u32) -> NextHop {
-    NextHop { interface, own_mac: BACK_MAC, mac: BACKEND_MAC }
+pub fn next_hop(interface: u32, backend: IpAddr) -> NextHop {
+    NextHop { interface, own_mac: BACK_MAC, mac: backend_mac(backend) }
+}
+
+/// MAC address of a backend's next hop, by which packets tell whose they are.
+pub fn backend_mac(backend: IpAddr) -> [u8; 6] {
+    let last = match backend {
+        IpAddr::V4(address) => address.octets()[3],
+        IpAddr::V6(address) => address.octets()[15],
+    };
+    [2, 0, 0, 0, 8, last]
+}
+
+/// Whether it is that of some backend's next hop.
+pub fn is_backend_mac(mac: [u8; 6]) -> bool {
+    mac[..5] == [2, 0, 0, 0, 8]
 }
 
 /// What of the tables may be changed while packets come.
@@ -198,7 +212,8 @@ pub fn fill(plane: &mut impl Dataplane) -> Result<World, DataplaneError> {
         builder.service(listen(vip, port::LOCAL, Protocol::Tcp), &[local])?;
         let unreachable = BackendEntry { next_hop: None, ..three[0].clone() };
         builder.service(listen(vip, port::UNREACHABLE, Protocol::Tcp), &[unreachable])?;
-        let elsewhere = BackendEntry { next_hop: Some(next_hop(OTHER_INTERFACE)), ..three[0].clone() };
+        let hop = three[0].address.map(|address| next_hop(OTHER_INTERFACE, address));
+        let elsewhere = BackendEntry { next_hop: hop, ..three[0].clone() };
         builder.service(listen(vip, port::ELSEWHERE, Protocol::Tcp), &[elsewhere])?;
         let broken = builder.service(listen(vip, port::BROKEN, Protocol::Tcp), &[])?;
         builder.plane.apply(&Op::SwitchRing {
@@ -356,7 +371,7 @@ fn remote(address: IpAddr, port: Option<u16>) -> BackendEntry {
         address: Some(address),
         port,
         generation: 1,
-        next_hop: Some(next_hop(INGRESS)),
+        next_hop: Some(next_hop(INGRESS, address)),
         sources,
         flows: FlowsOf::Keep,
         dead: false,

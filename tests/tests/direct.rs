@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -119,6 +119,89 @@ fn servers_that_have_the_vip_answer_by_themselves() -> Result<()> {
             assert!(backend["traffic"]["packets_in"].as_u64() > Some(0), "{backend}");
             assert_eq!(backend["traffic"]["packets_out"].as_u64(), Some(0), "{backend}");
         }
+    }
+    Ok(())
+}
+
+/// Answers each datagram with its number, at the service's address, as a server that has it does.
+fn names_itself(stage: &Stage, backend: usize) -> Result<()> {
+    for vip in Stage::VIPS {
+        let mut bound = None;
+        stage.until("an address of its own", |stage| {
+            // The kernel may still be making sure that nobody else has it.
+            bound = stage.lab.backends[backend].run(|| UdpSocket::bind(SocketAddr::new(vip, PORT)))?.ok();
+            Ok(bound.is_some())
+        })?;
+        let socket = bound.context("a socket")?;
+        std::thread::spawn(move || {
+            let mut datagram = [0; 64];
+            while let Ok((_, client)) = socket.recv_from(&mut datagram) {
+                // Whoever asked may be gone.
+                _ = socket.send_to(&[u8::try_from(backend).unwrap_or(u8::MAX)], client);
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Of UDP each datagram goes by what it is; where the service is sticky, a client stays with its server.
+#[test]
+fn datagrams_stay_where_the_service_says_so() -> Result<()> {
+    if !lab::possible("datagrams_stay_where_the_service_says_so") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 4, two_interfaces: true, ..LabOptions::default() };
+    for sticky in [true, false] {
+        let mut stage = Stage::without_daemon(options, "")?;
+        for backend in 0..4 {
+            stage.hold_vips(backend)?;
+            names_itself(&stage, backend)?;
+        }
+        let document = |stage: &Stage, backends: &[usize]| {
+            let text = document(stage, backends, if sticky { "sticky = true" } else { "" });
+            text.replace("/tcp", "/udp").replace("established", "udp")
+        };
+        stage.write(&document(&stage, &[0, 1]))?;
+        stage.start()?;
+        let call = |n: usize| -> Result<UdpSocket> {
+            let vip = Stage::VIPS[n % 2];
+            let any: IpAddr = if vip.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+            let socket = stage.lab.client.run(|| UdpSocket::bind((any, 0)))??;
+            socket.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
+            socket.connect(SocketAddr::new(vip, PORT))?;
+            Ok(socket)
+        };
+        // A datagram may be lost while neighbours are looked for.
+        let ask = |socket: &UdpSocket| -> Result<u8> {
+            let mut answer = [0];
+            for _ in 0..10 {
+                socket.send(b"who?")?;
+                if socket.recv(&mut answer).is_ok() {
+                    return Ok(answer[0]);
+                }
+            }
+            anyhow::bail!("no answer")
+        };
+        let clients: Vec<_> = (0..60).map(call).collect::<Result<_>>()?;
+        let servers: Vec<u8> = clients.iter().map(ask).collect::<Result<_>>()?;
+        assert_eq!(servers.iter().copied().collect::<BTreeSet<_>>(), [0, 1].into());
+        stage.write(&document(&stage, &[0, 1, 2, 3]))?;
+        stage.until("the document is in force", |stage| {
+            Ok(stage.json(&["backend", "list"])?.as_array().is_some_and(|list| list.len() == 8))
+        })?;
+        let now: Vec<u8> = clients.iter().map(ask).collect::<Result<_>>()?;
+        let moved = now.iter().zip(&servers).filter(|(now, before)| now != before).count();
+        assert_eq!(moved == 0, sticky, "{moved} of {} clients, sticky: {sticky}", clients.len());
+        stage.until("new clients go to all four", |_| {
+            clients.iter().try_for_each(|client| ask(client).map(drop))?;
+            let all: BTreeSet<u8> = (0..40).map(|n| ask(&call(n)?)).collect::<Result<_>>()?;
+            Ok(all.len() == 4)
+        })?;
+        if sticky {
+            let now: Vec<u8> = clients.iter().map(ask).collect::<Result<_>>()?;
+            assert_eq!(now, servers, "when all has settled");
+        }
+        stage.checksums_were_right()?;
     }
     Ok(())
 }

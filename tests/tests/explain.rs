@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use lb_common::verdict::Verdict;
 use lb_userspace::{
     api::view::Question,
     daemon::explain::{Names, explain, frame},
@@ -51,7 +52,7 @@ fn an_explanation_names_the_verdict_that_the_program_gives() {
         service: &|index| format!("service {index}"),
         interface: &|index| format!("interface {index}"),
     };
-    let (mut seen, mut asked) = (BTreeSet::new(), 0);
+    let (mut seen, mut backends, mut asked) = (BTreeSet::new(), BTreeSet::new(), 0);
     let nobodys = IpAddr::from([192, 0, 2, 1]);
     let vips = [VIP.into(), VIP_ALL_PORTS.into(), VIP_SHARED.into(), VIP_V6.into(), nobodys];
     let clients = |vip: IpAddr| {
@@ -75,14 +76,21 @@ fn an_explanation_names_the_verdict_that_the_program_gives() {
                     called: called.to_string(),
                     protocol: protocol.into(),
                     flags: flags.into(),
+                    sequence: spec.numbers.0,
                 };
                 // First what it would be; then it is, and the tables go on with it.
                 let before = both.kernel.copy().expect("tables can be read");
                 before.budget.set(both.host.budget.get());
                 let asked_for = frame(&question).expect("a question");
                 let said = explain(&before, &names, &asked_for, INGRESS, steady_tick());
-                let (is, _) = both.decide(&spec.build());
+                let (is, out) = both.decide(&spec.build());
                 assert_eq!(said.verdict, is.name(), "{question:?}: {:?}", said.steps);
+                if let Verdict::ToBackend { .. } = is {
+                    let mac = out[..6].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+                    let outcome = said.steps.last().map(|step| step.detail.as_str()).unwrap_or_default();
+                    assert!(outcome.contains(&mac), "{question:?}: {mac}, {:?}", said.steps);
+                    backends.insert(mac);
+                }
                 assert!(said.steps.last().is_some_and(|step| step.what == "outcome"), "{:?}", said.steps);
                 seen.insert(said.verdict);
                 asked += 1;
@@ -90,5 +98,5 @@ fn an_explanation_names_the_verdict_that_the_program_gives() {
         }
     }
     println!("{asked} packets, {} verdicts: {seen:?}", seen.len());
-    assert!(seen.len() >= 10, "{seen:?}");
+    assert!(seen.len() >= 10 && backends.len() >= 6, "{seen:?} {backends:?}");
 }

@@ -71,6 +71,17 @@ fn allowed(scenario: &Scenario, connections: u64) -> u64 {
     }
 }
 
+/// What is found can be found again, by whoever looks into it.
+#[test]
+fn a_run_is_played_again_by_its_seed() {
+    let scenario = Scenario { restarts: true, ..Scenario::new("again", Changes::Everything) };
+    let of = |seed| run_lobby(&scenario, None, seed, 2000);
+    let [(one, lobby), (same, again), (other, _)] =
+        [Random::seed(1), Random::seed(1), Random::seed(1) + 1].map(of);
+    assert_eq!((&one, lobby.plans, lobby.kills), (&same, again.plans, again.kills));
+    assert_ne!(one, other);
+}
+
 #[test]
 fn a_rule_left_out_is_noticed() {
     let seed = Random::seed(1);
@@ -86,8 +97,21 @@ fn a_rule_left_out_is_noticed() {
             "{fault:?}: {} broken, {:?}; with the rule {}",
             without.broken, lobby.watch.violations, with.broken
         );
+        for must in never(fault) {
+            assert!(lobby.watch.violations.contains_key(must), "seed {seed}: {fault:?}: {must} goes unseen");
+        }
         let red = without.broken > 2 * with.broken + 2;
         assert!(red, "seed {seed}: {fault:?} goes unnoticed: {without:?}");
+    }
+}
+
+/// What whoever watches must see of it.
+fn never(fault: Fault) -> &'static [&'static str] {
+    match fault {
+        Fault::Evicts => &["a record within its time was taken away"],
+        Fault::EndForgets => &["a record was removed by no SYN"],
+        Fault::ForgetsLosses | Fault::SettlesEarly => &["a slot faded soon after a loss"],
+        _ => &[],
     }
 }
 

@@ -383,6 +383,9 @@ pub struct Question {
     pub protocol: String,
     /// Of TCP: "syn", "ack", "fin" or "rst".
     pub flags: String,
+    /// Of TCP: its sequence number.
+    #[serde(default)]
+    pub sequence: u32,
 }
 
 /// Packets that somebody asks about, one after the other.

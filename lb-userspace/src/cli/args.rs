@@ -140,6 +140,9 @@ pub(super) enum Command {
         /// Of TCP: a connection's first packet, one in its middle, or its end
         #[arg(long, value_parser = ["syn", "ack", "fin", "rst"], default_value = "syn", conflicts_with = "pcap")]
         flags: String,
+        /// Of TCP: its sequence number, by which the packet after a SYN is known
+        #[arg(long, value_name = "NUMBER", default_value_t = 0, conflicts_with = "pcap")]
+        sequence: u32,
         /// Packets of this capture file instead
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         pcap: Option<PathBuf>,

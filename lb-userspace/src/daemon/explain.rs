@@ -82,6 +82,7 @@ pub fn frame(question: &Question) -> Result<Vec<u8>, String> {
     let (number, mut transport) = match question.protocol.as_str() {
         "tcp" => {
             let mut header = vec![0; Tcp::LEN];
+            header[4..8].copy_from_slice(&question.sequence.to_be_bytes());
             header[12] = 5 << 4;
             header[13] = flags;
             (TCP, header)
@@ -228,7 +229,9 @@ fn outcome(verdict: Verdict, before: &SliceFrame, after: &SliceFrame, names: &Na
     let sent = |interface| {
         let changed =
             if before.0.get(14..) == after.0.get(14..) { "unchanged but for" } else { "translated, with" };
-        format!("sent out by {}, {changed} its MAC addresses", (names.interface)(interface))
+        let to = after.0.get(..6).unwrap_or_default();
+        let to = to.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+        format!("sent out by {} to {to}, {changed} its MAC addresses", (names.interface)(interface))
     };
     let words = match verdict {
         Verdict::ToBackend { interface } | Verdict::ToClient { interface } => match ends(&after.0) {

@@ -313,12 +313,13 @@ impl Balancer for Lobby {
         let now = Tick::from_ns(now);
         packet.write(&mut self.frame.0);
         let spot = Spot::of(&self.tables, packet);
+        let earlier = spot.as_ref().map(Spot::remember);
+        // What a fault does is the packet's doing, to whoever watches.
         if let (Some(fault), Some(spot)) = (self.fault, &spot)
             && !spot.slot.is_settled()
         {
             fault.strike(packet, spot, now, &mut self.random);
         }
-        let earlier = spot.as_ref().map(Spot::remember);
         let verdict = decide(&mut self.frame, &self.tables, INGRESS, now);
         let server = match verdict {
             Verdict::ToBackend { .. } => Some(usize::from(self.frame.0[5])),
