@@ -392,6 +392,7 @@ mod tests {
             "lobby_records_total{event=\"record_adopted\"} 8",
             "lobby_service_slots{service=\"shop\",state=\"settled\"} 10",
             "lobby_service_slots{service=\"shop\",state=\"moving\"} 2",
+            "lobby_service_slots{service=\"shop\",state=\"fading\"} 1",
             "lobby_service_cut_connections_total{service=\"shop\"} 6",
             "lobby_service_usable_backends{service=\"shop\",pool=\"web\"} 1",
             "lobby_service_packets_total{service=\"shop\",direction=\"in\"} 11",
