@@ -6,6 +6,7 @@ mod connections;
 mod converse;
 mod inquiry;
 mod passthrough;
+mod reply;
 mod tunnel;
 mod upstream;
 
@@ -15,13 +16,12 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
     request::Parts,
 };
 use http_body::Body as _;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use proxy_header::{ParseConfig, io::ProxiedStream};
 use socket2::SockRef;
@@ -37,12 +37,13 @@ use self::{
     converse::{Pulse, Spoken, Way, converse},
     inquiry::Inquiry,
     passthrough::{Hello, pass},
+    reply::{append, insert, plain, redirect, told, without_body},
     tunnel::{Tunnel, begun_with},
     upstream::Behalf,
 };
 use super::{
     access::Line,
-    auth::{Answered, Caller, Passport, Refusal, certificate::Certificate},
+    auth::{Caller, Passport, Refusal, certificate::Certificate},
     chain::{self, Origin},
     headers::{self, Asker},
     limits::network,
@@ -57,7 +58,7 @@ use super::{
 };
 use crate::model::{
     Network,
-    desk::{Action, Desk, Elsewhere, HeaderEdits, Sticky},
+    desk::{Action, Desk, HeaderEdits, Sticky},
 };
 
 /// A client's connection.
@@ -498,28 +499,6 @@ impl Visit {
     }
 }
 
-/// The answer to a HEAD: as long as it would be, and nothing of it (RFC 9110 section 9.3.2). Of HTTP/2 hyper does not see to
-/// that.
-fn without_body(response: Response<Body>) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    if body.is_end_stream() {
-        return Response::from_parts(parts, body);
-    }
-    if let Some(length) = body.size_hint().exact() {
-        parts.headers.entry(header::CONTENT_LENGTH).or_insert(length.into());
-    }
-    Response::from_parts(parts, nothing())
-}
-
-/// The answer of who was asked whether somebody may come in.
-fn told(answered: &Answered) -> Response<Body> {
-    let mut response = plain(answered.status, answered.body.clone());
-    response.headers_mut().clone_from(&answered.headers);
-    // It is for this client, now.
-    response.headers_mut().entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-    response
-}
-
 /// A request as the backend gets it: its path is the one that all was decided by.
 fn outgoing(
     mut parts: Parts,
@@ -552,29 +531,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn redirect(status: u16, to: &Elsewhere, target: &Target) -> Result<Response<Body>, Trouble> {
-    let here = match &target.query {
-        Some(query) => format!("{}?{query}", target.path),
-        None => target.path.clone(),
-    };
-    let location = match to {
-        Elsewhere::Https if target.host.is_empty() => return Err(Trouble::Wrong("it has no Host")),
-        Elsewhere::Https => format!("https://{}{here}", target.host),
-        Elsewhere::Host(host) => format!("{host}{here}"),
-        Elsewhere::Url(url) => url.clone(),
-    };
-    let mut response = plain(status, String::new());
-    insert(&mut response, header::LOCATION, &location);
-    Ok(response)
-}
-
-fn plain(status: u16, text: impl Into<Bytes>) -> Response<Body> {
-    let body = Full::new(text.into()).map_err(|never| match never {});
-    let mut response = Response::new(body.boxed_unsync());
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response
-}
-
 /// To whom a request would rather come.
 fn wish(sticky: Option<&Sticky>, headers: &HeaderMap, client: IpAddr) -> Wish {
     match sticky {
@@ -588,19 +544,5 @@ fn wish(sticky: Option<&Sticky>, headers: &HeaderMap, client: IpAddr) -> Wish {
             let mark = headers::cookie(headers, name).and_then(|mark| u64::from_str_radix(mark, 16).ok());
             mark.map_or(Wish::Anyone, Wish::Marked)
         }
-    }
-}
-
-/// Only what can be a header's value is written, besides what there is of the name.
-fn append(response: &mut Response<Body>, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().append(name, value);
-    }
-}
-
-/// Only what can be a header's value is written; a path that has been normalised can.
-fn insert(response: &mut Response<Body>, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().insert(name, value);
     }
 }
