@@ -1,6 +1,6 @@
 //! Health checks as clients feel them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::Result;
 use tests::{
@@ -210,15 +210,20 @@ fn a_server_that_expects_the_proxy_protocol_is_asked_by_it() -> Result<()> {
              [pools.web]\nbackends = [{{ address = \"10.2.0.10:8080\" }}]\n{pool}\n\
              health = {{ http = \"/\", interval = \"100ms\", rise = 1, fall = 1{check} }}\n\
              [services.shop]\nlisten = \"{VIP}:80/tcp\"\npool = \"web\"\n\
-             [[services.shop.routes]]\npath = \"/hello\"\nrespond = 200\n"
+             [[services.shop.routes]]\npath = \"/hello\"\nrespond = 200\n\
+             [services.shop6]\nlisten = \"[{}]:80/tcp\"\npool = \"web\"\n\
+             [[services.shop6.routes]]\npath = \"/hello\"\nrespond = 200\n",
+            Stage::VIPS[1]
         )
     };
-    let client = stage.lab.client_v4().to_string();
+    let clients = [IpAddr::from(stage.lab.client_v4()), stage.lab.client_v6().into()];
     stage.write(&document("proxy_protocol = \"v1\"", ""))?;
     stage.start()?;
     for (version, port) in [("v1", ""), ("v2", ", port = 8080"), ("v2", ", port = 8081")] {
         stage.until_states("web", &["healthy"])?;
-        assert_eq!(stage.curl(VIP.into(), "/")?, format!("for {client}\n"), "{version}{port}");
+        for (vip, client) in Stage::VIPS.into_iter().zip(clients) {
+            assert_eq!(stage.curl(vip, "/")?, format!("for {client}\n"), "{version}{port}");
+        }
         // Who is asked without it, or on a port where it is not expected with it, does not answer.
         stage.write(&document("", ""))?;
         stage.until_states("web", &["unhealthy"])?;

@@ -59,11 +59,13 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
             backend_v4(options, 0)
         )
     };
-    let by = |path: &str, ca: &str| {
+    let refreshed = |path: &str, ca: &str, refresh: &str| {
         document(&format!(
-            "auth = {{ jwt = {{ jwks_url = {{ url = \"https://{address}{path}\", ca = \"{ca}\", refresh = \"15s\" }}, audience = \"shop\" }} }}"
+            "auth = {{ jwt = {{ jwks_url = {{ url = \"https://{address}{path}\", ca = \"{ca}\", refresh = \"{refresh}\" }}, audience = \"shop\" }} }}"
         ))
     };
+    // Nothing but what is asked for by a token, at first.
+    let by = |path: &str, ca: &str| refreshed(path, ca, "1h");
     let mut stage = Stage::without_daemon(options, &document(""))?;
     let directory = stage.directory().to_owned();
     let file = |name: &str| directory.join(name);
@@ -114,6 +116,10 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
     std::fs::write(file("keys.json"), key_set("two", SECOND))?;
     stage.until("the new key is known", |stage| Ok(ask(stage, "two", SECOND)? == "200"))?;
     assert_eq!(ask(&stage, "one", FIRST)?, "401", "the old one holds no more");
+
+    // By itself, too, where the document says so.
+    std::fs::write(file("next.toml"), refreshed("/elsewhere", "ca.pem", "15s"))?;
+    stage.lb(&["apply", &file("next.toml").display().to_string()])?;
 
     // What it gives out is nothing, or it is gone: what was there holds, and somebody is told.
     std::fs::write(file("keys.json"), "[]")?;

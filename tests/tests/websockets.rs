@@ -11,12 +11,14 @@ use lb_userspace::proxy::orders::{Pem, Secret};
 use tests::{
     desk::{Deed, Desk, HASTY, Recorder, answer, backend},
     requests::Speaker,
+    stage::Stage,
 };
 use tungstenite::{
     Bytes, Error, HandshakeError, Message, WebSocket,
     client::IntoClientRequest as _,
     handshake::server::{ErrorResponse, Request, Response},
 };
+use xtask::lab::{self, LabOptions};
 
 /// A server that says again what it hears, and refuses who asks for `/closed`.
 struct Echo {
@@ -26,7 +28,10 @@ struct Echo {
 
 impl Echo {
     fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::on(TcpListener::bind("127.0.0.1:0")?)
+    }
+
+    fn on(listener: TcpListener) -> Result<Self> {
         let address = listener.local_addr()?;
         let heads = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&heads);
@@ -87,7 +92,10 @@ respond = 403
 "#;
 
 fn call(to: SocketAddr, path: &str) -> Result<WebSocket<TcpStream>> {
-    let stream = TcpStream::connect(to)?;
+    ask_for_one(TcpStream::connect(to)?, path)
+}
+
+fn ask_for_one(stream: TcpStream, path: &str) -> Result<WebSocket<TcpStream>> {
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut request = format!("ws://shop.example{path}").into_client_request()?;
     request.headers_mut().insert("sec-websocket-protocol", "chat".parse()?);
@@ -337,6 +345,7 @@ fn a_desk_that_ends_lets_websockets_go_on_for_a_while() -> Result<()> {
     let echo = Echo::start()?;
     let desk = Desk::start(SERVICE, &[("web", vec![backend(echo.address)])], &[])?;
     let (mut leaves, mut stays) = (call(desk.addresses[0], "/")?, call(desk.addresses[0], "/")?);
+    let told = Instant::now();
     desk.drain(2_000)?;
     for _ in 0..5 {
         says_again(&mut leaves, &Message::text("still here"))?;
@@ -345,5 +354,54 @@ fn a_desk_that_ends_lets_websockets_go_on_for_a_while() -> Result<()> {
     leaves.close(None)?;
     while leaves.read().is_ok() {}
     until_ended(&mut stays)?;
+    ensure!(told.elapsed() >= Duration::from_millis(1_900), "it ended after {:?}", told.elapsed());
     Ok(())
+}
+
+/// Behind the packet path, over both families; and the desk that another takes over from goes on serving them.
+#[test]
+fn websockets_outlive_a_daemon_and_its_desk() -> Result<()> {
+    if !lab::possible("websockets_outlive_a_daemon_and_its_desk") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 1, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    let servers: [SocketAddr; 2] =
+        [(stage.lab.backend_v4(0), 8080).into(), (stage.lab.backend_v6(0), 8080).into()];
+    let mut document = "interfaces = [\"front\", \"back\"]\n".to_owned();
+    let mut echoes = Vec::new();
+    for ((number, server), vip) in (0..).zip(servers).zip(Stage::VIPS) {
+        let listener = stage.lab.backends[0].run(|| TcpListener::bind(server))??;
+        echoes.push(Echo::on(listener)?);
+        let listen = SocketAddr::new(vip, 80);
+        document += &format!(
+            "[pools.web{number}]\nbackends = [{{ address = \"{server}\" }}]\n\
+             [services.shop{number}]\nlisten = \"{listen}/tcp\"\npool = \"web{number}\"\n\
+             [[services.shop{number}.routes]]\npath = \"/admin\"\nrespond = 403\n"
+        );
+    }
+    stage.write(&document)?;
+    stage.start()?;
+    let mut sockets = Vec::new();
+    for vip in Stage::VIPS {
+        for _ in 0..5 {
+            let stream = stage.lab.client.run(|| TcpStream::connect(SocketAddr::new(vip, 80)))??;
+            sockets.push(ask_for_one(stream, "/room")?);
+        }
+    }
+    let said = Message::Binary(Bytes::from(vec![0xA5; 100_000]));
+    sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
+    let clients = [stage.lab.client_v4().to_string(), stage.lab.client_v6().to_string()];
+    for (echo, client) in echoes.iter().zip(&clients) {
+        let heads = echo.heads();
+        ensure!(
+            heads.len() == 5 && heads.iter().all(|head| head.headers()["x-forwarded-for"] == *client),
+            "{heads:?}"
+        );
+    }
+    stage.daemon.take().context("a daemon")?.kill()?;
+    sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
+    stage.start()?;
+    sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
+    stage.checksums_were_right()
 }

@@ -1,6 +1,6 @@
 //! Requests to backends, tried once more where that is safe.
 
-use std::{error::Error, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, net::SocketAddr, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Method, Request, Response, Uri, Version, header, request::Parts};
 use http_body::Body as _;
@@ -118,7 +118,7 @@ pub(super) async fn send(
             None => return Err(last),
         };
         let request = Request::from_parts(parts.clone(), body_now);
-        match exchange(line, request, timeouts.response, upload).await {
+        match exchange(line, request, timeouts, upload).await {
             Ok((response, Line::Http1(sender))) => {
                 note(worker, pool, &ticket, answers(&response));
                 connections.keep(ticket.address, transport, sender);
@@ -229,7 +229,7 @@ fn is_idempotent(method: &Method) -> bool {
 async fn exchange(
     mut line: Line,
     request: Request<Body>,
-    patience: Duration,
+    timeouts: &DeskTimeouts,
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Line), Failed> {
     let answered = async {
@@ -243,7 +243,7 @@ async fn exchange(
             None => Failed::Broken,
         })
     };
-    let response = in_time(answered, patience, upload).await?;
+    let response = in_time(answered, timeouts, upload).await?;
     Ok((response, line))
 }
 
@@ -255,16 +255,19 @@ fn is_untouched(error: &hyper::Error) -> bool {
 
 async fn in_time(
     answered: impl Future<Output = Result<Response<Incoming>, Failed>>,
-    patience: Duration,
+    timeouts: &DeskTimeouts,
     upload: &Upload,
 ) -> Result<Response<Incoming>, Failed> {
     tokio::pin!(answered);
+    let mut since = Instant::now();
     loop {
         let before = upload.progress();
-        match tokio::time::timeout(patience, answered.as_mut()).await {
+        match tokio::time::timeout(timeouts.response, answered.as_mut()).await {
             Ok(outcome) => return outcome,
-            // What stopped coming from the client says nothing of the server; for that there is another clock.
-            Err(_) if upload.progress() > before || upload.is_awaited() => {}
+            Err(_) if upload.progress() > before => since = Instant::now(),
+            // What stopped coming from the client says nothing of the server. The body has a clock for that, which goes as long
+            // as somebody asks for more of it.
+            Err(_) if upload.is_awaited() && since.elapsed() <= timeouts.body + timeouts.response => {}
             Err(_) => return Err(Failed::Slow),
         }
     }
