@@ -10,7 +10,10 @@ use std::{
         unix::net::UnixStream,
     },
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -257,6 +260,7 @@ pub struct Recorder {
     got: Arc<Mutex<Vec<Got>>>,
     /// What has come beyond the last whole request of connections that have ended.
     torn: Arc<Mutex<Vec<String>>>,
+    open: Arc<AtomicUsize>,
 }
 
 /// A service with little patience, and a path that it refuses.
@@ -286,10 +290,14 @@ impl Recorder {
         let got = Arc::new(Mutex::new(Vec::new()));
         let torn = Arc::new(Mutex::new(Vec::new()));
         let (list, rests, deed) = (Arc::clone(&got), Arc::clone(&torn), Arc::new(deed));
+        let open = Arc::new(AtomicUsize::new(0));
+        let here = Arc::clone(&open);
         std::thread::spawn(move || {
             for (connection, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
                 let (list, rests, deed) = (Arc::clone(&list), Arc::clone(&rests), Arc::clone(&deed));
+                let here = Arc::clone(&here);
+                here.fetch_add(1, SeqCst);
                 std::thread::spawn(move || {
                     let mut rest = Vec::new();
                     // The desk may close whenever it likes.
@@ -298,10 +306,11 @@ impl Recorder {
                         let rest = String::from_utf8_lossy(&rest).into_owned();
                         rests.lock().unwrap_or_else(PoisonError::into_inner).push(rest);
                     }
+                    here.fetch_sub(1, SeqCst);
                 });
             }
         });
-        Ok(Self { address, got, torn })
+        Ok(Self { address, got, torn, open })
     }
 
     /// What it has got.
@@ -312,6 +321,11 @@ impl Recorder {
     /// The same, and forgets it.
     pub fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.got.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether all connections that it had have ended.
+    pub fn is_left(&self) -> bool {
+        self.open.load(SeqCst) == 0
     }
 
     /// Every byte that has come beyond whole requests, by connections that have ended; and forgets it.

@@ -107,6 +107,7 @@ pub fn headers(data: &[u8]) {
         origin: &origin,
         tls: true,
         host: "shop.example",
+        said_host: "shop.example",
         id: "7",
         passport: &passport,
     };

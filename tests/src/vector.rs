@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     desk::{Deed, Desk, HASTY, Recorder, answer, backend},
@@ -85,7 +85,11 @@ pub fn play(vectors: &[Vector<'_>]) -> Result<()> {
     }
     // Connections that were kept end with the desk, and nothing was left in them.
     drop(desk);
-    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    while !recorder.is_left() {
+        ensure!(begun.elapsed() < PATIENCE, "a connection without its desk goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let torn = recorder.take_torn();
     assert!(wrong.is_empty() && torn.is_empty(), "{}\nand at the end {torn:?}", wrong.join("\n"));
     Ok(())

@@ -199,7 +199,7 @@ fn datagrams_stay_where_the_service_says_so() -> Result<()> {
         })?;
         if sticky {
             let now: Vec<u8> = clients.iter().map(ask).collect::<Result<_>>()?;
-            assert_eq!(now, servers, "when all has settled");
+            assert_eq!(now, servers, "while slots fade");
         }
         stage.checksums_were_right()?;
     }

@@ -55,7 +55,7 @@ fn status(desk: &Desk, from: IpAddr, path: &str, headers: &str) -> Result<u16> {
 
 #[test]
 fn who_asks_is_believed_of_proxies_alone() -> Result<()> {
-    let (desk, recorder) = scene("", &[])?;
+    let (desk, recorder) = scene("proxy_host = true\nproxy_request_id = true", &[])?;
     let chain = "X-Forwarded-For: 6.6.6.6, 10.1.2.3, 127.3.9.9\r\nX-Forwarded-Proto: https\r\n\
                  X-Forwarded-Host: shop.example\r\nX-Request-Id: it-is-7\r\n";
     for (from, forwarded, proto, inside) in
@@ -101,7 +101,7 @@ fn who_asks_is_believed_of_proxies_alone() -> Result<()> {
 
 #[test]
 fn proxies_that_speak_by_forwarded_are_heard_and_continued() -> Result<()> {
-    let (desk, recorder) = scene("proxy_header = \"forwarded\"", &[])?;
+    let (desk, recorder) = scene("proxy_header = \"forwarded\"\nproxy_host = true", &[])?;
     let said =
         "Forwarded: for=6.6.6.6, for=10.1.2.3;host=shop.example;proto=https\r\nX-Forwarded-For: 10.9.9.9\r\n";
     for (from, forwarded, host, proto) in [

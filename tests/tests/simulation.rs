@@ -109,7 +109,7 @@ fn a_rule_left_out_is_noticed() {
 fn never(fault: Fault) -> &'static [&'static str] {
     match fault {
         Fault::Evicts => &["a record within its time was taken away"],
-        Fault::EndForgets => &["a record was removed by no SYN"],
+        Fault::EndForgets => &["a record within its time was removed by no SYN"],
         Fault::ForgetsLosses | Fault::SettlesEarly => &["a slot faded soon after a loss"],
         _ => &[],
     }

@@ -4,9 +4,12 @@
 use std::{fs, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_userspace::proxy::orders::{Pem, Secret};
+use lb_userspace::{
+    model::desk::Ejection,
+    proxy::orders::{Pem, Secret},
+};
 use tests::{
-    desk::{Deed, Desk, HASTY, Recorder, answer, backend},
+    desk::{Deed, Desk, HASTY, Recorder, Settings, answer, backend},
     requests::Speaker,
     vector::{
         Fate::{self, Cut, Refused, Seen},
@@ -95,7 +98,9 @@ fn resident(process: u32) -> Result<u64> {
 #[test]
 fn heads_without_an_end_take_no_more_memory_than_they_may() -> Result<()> {
     const CLIENTS: u64 = 200;
-    let desk = Desk::start(HASTY, &[("web", Vec::new())], &[])?;
+    // Long enough for all of them to be there.
+    let patient = HASTY.replace("header = \"2s\"", "header = \"60s\"");
+    let desk = Desk::start(&patient, &[("web", Vec::new())], &[])?;
     let before = resident(desk.id())?;
     let begun = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(60_000));
     let mut clients = Vec::new();
@@ -104,16 +109,20 @@ fn heads_without_an_end_take_no_more_memory_than_they_may() -> Result<()> {
         speaker.say(begun.as_bytes())?;
         clients.push(speaker);
     }
-    // Before the first of them has had its time.
-    thread::sleep(Duration::from_millis(500));
-    let held = resident(desk.id())?.saturating_sub(before);
+    desk.report(|report| report.open == CLIENTS)?;
+    let mut held = 0;
+    for _ in 0..200 {
+        thread::sleep(Duration::from_millis(50));
+        held = resident(desk.id())?.saturating_sub(before);
+        if held > CLIENTS * 55 {
+            break;
+        }
+    }
     println!("{held} kB for {CLIENTS} heads of 60 kB");
     // Twice the largest head each: a buffer grows by doubling.
-    ensure!(held < CLIENTS * 128 + 8192, "{held} kB");
-    for mut speaker in clients {
-        speaker.until_closed()?;
-    }
-    desk.report(|report| report.refused.get("rested") == Some(&CLIENTS))?;
+    ensure!((CLIENTS * 55..CLIENTS * 128 + 8192).contains(&held), "{held} kB");
+    drop(clients);
+    desk.report(|report| report.open == 0)?;
     Ok(())
 }
 
@@ -153,13 +162,13 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
         |name, service, begins, drips, hears, counted| Slow { name, service, begins, drips, hears, counted };
     // [0] plain, [1] by TLS, [2] behind a proxy that says who asks.
     let all: [Slow; 14] = [
-        slow("nothing", 0, b"", b"", None, "rested"),
-        slow("half a line", 0, b"GET /", b"", None, "rested"),
-        slow("a line", 0, b"GET / HTTP/1.1\r\n", b"", None, "rested"),
-        slow("half a header", 0, b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"", None, "rested"),
-        slow("a line in drops", 0, b"GET /", b"x", None, "rested"),
-        slow("a header in drops", 0, b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"y", None, "rested"),
-        slow("headers in drops", 0, b"GET / HTTP/1.1\r\nHost: a\r\n", b"X: 1\r\n", None, "rested"),
+        slow("nothing", 0, b"", b"", None, "head_slow"),
+        slow("half a line", 0, b"GET /", b"", None, "head_slow"),
+        slow("a line", 0, b"GET / HTTP/1.1\r\n", b"", None, "head_slow"),
+        slow("half a header", 0, b"GET / HTTP/1.1\r\nHost: a\r\nX-", b"", None, "head_slow"),
+        slow("a line in drops", 0, b"GET /", b"x", None, "head_slow"),
+        slow("a header in drops", 0, b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"y", None, "head_slow"),
+        slow("headers in drops", 0, b"GET / HTTP/1.1\r\nHost: a\r\n", b"X: 1\r\n", None, "head_slow"),
         slow(
             "a body's beginning",
             0,
@@ -226,13 +235,15 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
 fn in_trailers_a_client_speaks_for_nobody_else_either() -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
     let routes = "[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\n[[services.shop.routes]]\npath = \"/\"\npool = \"web\"\n\
+                  headers = { set = { x-tenant = \"a\" }, remove = [\"x-internal\"] }\n\
                   [[services.shop.routes]]\npath = \"/closed\"\npool = \"web\"\n\
                   auth = { forward = { pool = \"web\", path = \"/auth\" } }\nidentity = { \"X-User\" = \"user\" }\n";
     let desk = Desk::start(routes, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut speaker = Speaker::to(desk.addresses[0])?;
     speaker.say(
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-User, X-Forwarded-For, Host, Content-Length\r\n\r\n\
-          3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-User: root\r\nX-Forwarded-For: 127.0.0.9\r\nHost: b\r\nContent-Length: 9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-User, X-Forwarded-For, Host, Content-Length, X-Tenant, X-Internal\r\n\r\n\
+          3\r\nabc\r\n0\r\nX-Sum: 7\r\nX-User: root\r\nX-Forwarded-For: 127.0.0.9\r\nHost: b\r\nContent-Length: 9\r\n\
+          X-Tenant: b\r\nX-Internal: 1\r\n\r\n",
     )?;
     assert_eq!(speaker.hear()?.context("an answer")?.status, 200);
     let got = recorder.take().pop().context("a request")?;
@@ -242,5 +253,31 @@ fn in_trailers_a_client_speaks_for_nobody_else_either() -> Result<()> {
         "{}",
         got.head
     );
+    Ok(())
+}
+
+/// A server that does not answer is the one that is slow, though its client may have more to say; and is not taken out of use
+/// for that, or anybody could do so.
+#[test]
+fn a_server_that_hangs_is_slow_while_its_client_may_have_more_to_say() -> Result<()> {
+    let recorder = Recorder::start(|_| Deed::Nothing)?;
+    let service = HASTY.replace("body = \"1s\"", "body = \"1h\"");
+    let settings = Settings {
+        ejection: Some(Ejection { after: 1, pause: Duration::from_secs(60) }),
+        ..Settings::default()
+    };
+    let both = vec![backend(recorder.address), backend(recorder.address)];
+    let desk = Desk::with(settings, &service, &[("web", both)], &[])?;
+    let ask = |head: &str| -> Result<u16> {
+        let mut speaker = Speaker::to(desk.addresses[0])?;
+        speaker.say(format!("POST / HTTP/1.1\r\nHost: a\r\n{head}").as_bytes())?;
+        Ok(speaker.hear()?.context("an answer")?.status)
+    };
+    assert_eq!(ask("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")?, 504);
+    let report = desk.report(|report| report.troubles.get("slow") == Some(&1))?;
+    assert_eq!(report.ejections, []);
+    // Whoever has said all waits for the server alone.
+    assert_eq!(ask("Content-Length: 3\r\n\r\nabc")?, 504);
+    desk.report(|report| !report.ejections.is_empty())?;
     Ok(())
 }

@@ -399,7 +399,9 @@ fn websockets_outlive_a_daemon_and_its_desk() -> Result<()> {
             "{heads:?}"
         );
     }
-    stage.daemon.take().context("a daemon")?.kill()?;
+    // Kept: its desk would be killed with it.
+    let mut before = stage.daemon.take().context("a daemon")?;
+    before.kill()?;
     sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
     stage.start()?;
     sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;

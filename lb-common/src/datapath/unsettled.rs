@@ -230,7 +230,16 @@ impl<T: Tables> Case<'_, T> {
             }
             return self.default();
         }
-        if self.standing.fading || self.asked.flags & Tcp::RST != 0 {
+        if self.standing.fading {
+            if let Some(found) = &found
+                && self.is_past(found.record)
+            {
+                // With other time-outs it could count again, for a connection that has gone elsewhere by now.
+                found.remove(self.tables, key);
+            }
+            return self.default();
+        }
+        if self.asked.flags & Tcp::RST != 0 {
             return self.default();
         }
         if self.asked.udp && !self.lives(self.before) {
@@ -380,8 +389,15 @@ impl<T: Tables> Case<'_, T> {
     #[inline(always)]
     fn is_past(&self, record: Record) -> bool {
         let Some(config) = self.tables.config() else { return false };
-        let idle = if self.asked.udp { &config.idle.udp } else { &config.idle.established };
-        record.idle(self.now) >= idle.get().saturating_add(SEEN_EVERY)
+        let idle = if self.asked.udp {
+            config.idle.udp.get()
+        } else if record.state() == State::HalfOpen {
+            // Its short time cannot tell as much as that of an open connection.
+            record.span(&config.idle)
+        } else {
+            config.idle.established.get()
+        };
+        record.idle(self.now) >= idle.saturating_add(SEEN_EVERY)
     }
 
     /// Whether a backend can be given a new connection.

@@ -217,14 +217,18 @@ fn at_desk(
         let all = [("x-forwarded-for", ProxyHeader::ForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
         node.choice(sink, &all)
     });
-    let proxy_protocol = fields.read(sink, "proxy_protocol", |node, sink| {
-        let wanted = node.boolean(sink)?;
-        if wanted && proxies.is_empty() {
-            let remedy = "add proxies = [\"10.9.0.0/16\"]: from anybody else it could say anything";
-            sink.error(&node.span, "proxy_protocol is for proxies, and none is named", remedy);
-        }
-        Some(wanted)
-    });
+    let [proxy_protocol, proxy_host, proxy_request_id] = ["proxy_protocol", "proxy_host", "proxy_request_id"]
+        .map(|key| {
+            let wanted = fields.read(sink, key, |node, sink| {
+                let wanted = node.boolean(sink)?;
+                if wanted && proxies.is_empty() {
+                    let remedy = "add proxies = [\"10.9.0.0/16\"]: from anybody else it could say anything";
+                    sink.error(&node.span, format!("{key} is for proxies, and none is named"), remedy);
+                }
+                Some(wanted)
+            });
+            wanted.unwrap_or(false)
+        });
     of_routes(&mut fields, sink);
     fields.finish(sink);
     let routes = found.into_iter().map(|(route, _)| route).collect();
@@ -248,7 +252,9 @@ fn at_desk(
             access_log,
             proxies,
             proxy_header: proxy_header.unwrap_or_default(),
-            proxy_protocol: proxy_protocol.unwrap_or(false),
+            proxy_host,
+            proxy_request_id,
+            proxy_protocol,
             pages,
         }),
     })

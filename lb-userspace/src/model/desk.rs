@@ -38,6 +38,10 @@ pub struct Desk {
     pub proxies: Vec<Network>,
     /// The header that they say it in.
     pub proxy_header: ProxyHeader,
+    /// They also say for which host a request is, each of them whatever its client has sent.
+    pub proxy_host: bool,
+    /// And give it a number.
+    pub proxy_request_id: bool,
     /// They say so before anything else, by the PROXY protocol.
     pub proxy_protocol: bool,
     /// Pages for what the desk itself has to say.

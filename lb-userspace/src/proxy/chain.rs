@@ -12,7 +12,10 @@ use super::{
     headers::{FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PROTO, REQUEST_ID, only},
     route::host_name,
 };
-use crate::model::{Network, desk::ProxyHeader};
+use crate::model::{
+    Network,
+    desk::{Desk, ProxyHeader},
+};
 
 /// Most proxies in a chain.
 const MOST: usize = 32;
@@ -41,8 +44,9 @@ impl Origin {
     }
 }
 
-/// Where a request comes from, by `peer`, who called, and the header that its proxies write.
-pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyHeader) -> Origin {
+/// Where a request comes from, by `peer`, who called, and what the service's proxies are known to write.
+pub fn origin(peer: IpAddr, headers: &HeaderMap, desk: &Desk) -> Origin {
+    let (proxies, by) = (&desk.proxies, desk.proxy_header);
     let mut origin = Origin::itself(peer);
     origin.elements = (by == ProxyHeader::Forwarded).then(Vec::new);
     if !Network::any(proxies, peer) {
@@ -52,7 +56,8 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
         ProxyHeader::ForwardedFor => FORWARDED_FOR,
         ProxyHeader::Forwarded => header::FORWARDED,
     };
-    for element in from_the_last(headers, &name).take(MOST) {
+    let quotes = by == ProxyHeader::Forwarded;
+    for element in from_the_last(headers, &name, quotes).take(MOST) {
         let Some(element) = element else { break };
         let address = match by {
             ProxyHeader::ForwardedFor => address(element),
@@ -70,7 +75,7 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
         }
     }
     // The one who called is the last to say how it was asked, and for whom.
-    let last = |name| from_the_last(headers, name).next().flatten();
+    let last = |name| from_the_last(headers, name, quotes).next().flatten();
     let (protocol, host) = match by {
         ProxyHeader::ForwardedFor => (last(&FORWARDED_PROTO), last(&FORWARDED_HOST)),
         ProxyHeader::Forwarded => {
@@ -78,11 +83,11 @@ pub fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &[Network], by: ProxyH
             (said("proto"), said("host"))
         }
     };
-    origin.host = host.filter(|host| host_name(host).is_some()).map(str::to_owned);
-    origin.id = only(headers, &REQUEST_ID)
-        .and_then(|id| id.to_str().ok())
-        .filter(|id| is_number(id))
-        .map(str::to_owned);
+    // Not every proxy writes these; one that hands on what its client has sent must not be believed.
+    let host = host.filter(|host| desk.proxy_host && host_name(host).is_some());
+    origin.host = host.map(str::to_owned);
+    let id = only(headers, &REQUEST_ID).filter(|_| desk.proxy_request_id);
+    origin.id = id.and_then(|id| id.to_str().ok()).filter(|id| is_number(id)).map(str::to_owned);
     origin.tls = protocol.and_then(|protocol| {
         let is = |word: &str| protocol.eq_ignore_ascii_case(word);
         if is("https") { Some(true) } else { is("http").then_some(false) }
@@ -106,17 +111,44 @@ pub fn forwarded(before: &[String], peer: IpAddr, host: &str, tls: bool) -> Stri
     before.iter().map(String::as_str).chain([own.as_str()]).collect::<Vec<_>>().join(", ")
 }
 
-/// The elements of a list in all lines of a header, the last first; `None`: one that cannot be read.
+/// The elements of a list in all lines of a header, the last first; `None`: one that cannot be read. With `quotes`, what
+/// stands between quotation marks is of one element, whatever it is.
 fn from_the_last<'h>(
     headers: &'h HeaderMap,
     name: &HeaderName,
+    quotes: bool,
 ) -> impl Iterator<Item = Option<&'h str>> + use<'h> {
     let lines: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
-    lines
-        .into_iter()
-        .rev()
-        .flat_map(|line| line.rsplit(|&byte| byte == b','))
-        .map(|element| std::str::from_utf8(element).ok().map(str::trim))
+    lines.into_iter().rev().flat_map(move |line| pieces(line, b',', quotes)).map(move |element| {
+        let is_whole = !quotes || marks(element).count().is_multiple_of(2);
+        std::str::from_utf8(element).ok().map(str::trim).filter(|_| is_whole)
+    })
+}
+
+/// Where quotation marks are that do not stand for themselves (RFC 9110 section 5.6.4).
+fn marks(text: &[u8]) -> impl Iterator<Item = usize> + use<'_> {
+    (0..text.len()).filter(move |&at| is_mark(text, at))
+}
+
+fn is_mark(text: &[u8], at: usize) -> bool {
+    let slashes = || text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
+    text[at] == b'"' && slashes().is_multiple_of(2)
+}
+
+/// The pieces of a text between separators, the last first: so none is read otherwise for what stands before it, which
+/// anybody may have written. `quotes`: but for separators between quotation marks.
+fn pieces(text: &[u8], separator: u8, quotes: bool) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let mut inside = false;
+        let found = (0..text.len()).rev().find(|&at| {
+            inside ^= quotes && is_mark(text, at);
+            text[at] == separator && !inside
+        });
+        rest = found.map(|at| &text[..at]);
+        Some(found.map_or(text, |at| &text[at + 1..]))
+    })
 }
 
 /// An address, perhaps with a port.
@@ -128,9 +160,12 @@ fn address(text: &str) -> Option<IpAddr> {
 
 /// A parameter of an element of `Forwarded` (RFC 7239 section 4).
 fn parameter<'e>(element: &'e str, name: &str) -> Option<&'e str> {
-    let pairs = element.split(';').filter_map(|pair| pair.split_once('='));
+    let texts = pieces(element.as_bytes(), b';', true).filter_map(|pair| std::str::from_utf8(pair).ok());
+    let pairs = texts.filter_map(|pair| pair.split_once('='));
     let mut named = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name));
-    Some(named.next()?.1.trim().trim_matches('"'))
+    // Twice, it would say two things.
+    let value = named.next().filter(|_| named.next().is_none())?.1;
+    Some(value.trim().trim_matches('"'))
 }
 
 #[cfg(test)]
@@ -148,8 +183,19 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_bytes(value).unwrap());
         }
-        let proxies = ["10.9.0.0/16", "2001:db8:9::/48"].map(|network| network.parse().unwrap());
-        origin(ip(peer), &map, &proxies, which)
+        let proxies = ["10.9.0.0/16", "2001:db8:9::/48"].map(|network| network.parse().unwrap()).into();
+        let desk = Desk {
+            proxies,
+            proxy_header: which,
+            proxy_host: true,
+            proxy_request_id: true,
+            ..Desk::default()
+        };
+        let found = origin(ip(peer), &map, &desk);
+        // What is not known to be a proxy's word is not taken for it.
+        let less = origin(ip(peer), &map, &Desk { proxy_host: false, proxy_request_id: false, ..desk });
+        assert_eq!(less, Origin { host: None, id: None, ..found.clone() });
+        found
     }
 
     fn of(peer: &str, headers: &[(&'static str, &[u8])]) -> Origin {
@@ -248,6 +294,27 @@ mod tests {
         }
         let twice: [(_, &[u8]); 2] = [("x-request-id", b"1"), ("x-request-id", b"2")];
         assert_eq!(of("10.9.0.1", &twice).id, None);
+    }
+
+    #[test]
+    fn what_stands_between_quotation_marks_is_no_other_element() {
+        let of =
+            |said: &'static str| by(ProxyHeader::Forwarded, "10.9.0.1", &[("forwarded", said.as_bytes())]);
+        for said in [
+            "for=198.51.100.7;host=\"a,for=10.9.1.1\";proto=https",
+            "host=\"a,for=10.9.1.1\";for=198.51.100.7;proto=https",
+            "host=\"a;for=10.9.1.1\";for=198.51.100.7;proto=https",
+            "host=\"\\\",for=10.9.1.1\";for=198.51.100.7;proto=https",
+            "for=10.1.1.1;host=\", for=198.51.100.7;proto=https",
+        ] {
+            let found = of(said);
+            assert_eq!((found.client, found.tls), (ip("198.51.100.7"), Some(true)), "{said}");
+        }
+        for unreadable in ["for=198.51.100.7;host=\"a", "for=10.9.1.1;for=198.51.100.7", "for=\"198.51.100.7"]
+        {
+            let found = of(unreadable);
+            assert_eq!((found.client, found.before.len()), (ip("10.9.0.1"), 0), "{unreadable}");
+        }
     }
 
     #[test]

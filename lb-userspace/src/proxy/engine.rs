@@ -58,7 +58,7 @@ use super::{
 };
 use crate::model::{
     Network,
-    desk::{Action, Desk, HeaderEdits, Sticky},
+    desk::{Action, HeaderEdits, Sticky},
 };
 
 /// A client's connection.
@@ -215,10 +215,7 @@ impl Visit {
         let (parts, body) = request.into_parts();
         let service = self.worker.shared.state.load().service(self.called);
         let origin = match &service {
-            Some(service) if self.believes => {
-                let Desk { proxies, proxy_header, .. } = &service.order.desk;
-                chain::origin(self.peer, &parts.headers, proxies, *proxy_header)
-            }
+            Some(service) if self.believes => chain::origin(self.peer, &parts.headers, &service.order.desk),
             _ => Origin::itself(self.peer),
         };
         let tls = origin.tls.unwrap_or(self.tls);
@@ -348,8 +345,12 @@ impl Visit {
                 if becoming.is_some() {
                     headers::become_websocket(&mut parts.headers);
                 }
+                let withheld = match body.is_end_stream() {
+                    true => Vec::new(),
+                    false => headers::withheld(&passport, headers),
+                };
                 let (mut response, mark) =
-                    self.forward(service, (pool, wish), (parts, body), becoming, case).await?;
+                    self.forward(service, (pool, wish), (parts, body, withheld), becoming, case).await?;
                 if let Some(Sticky::Cookie(name)) = sticky
                     && wish != Wish::Marked(mark)
                 {
@@ -379,15 +380,9 @@ impl Visit {
     /// Who asks, as a backend is told.
     fn asker<'a>(&self, target: &'a Target, case: &'a Case, passport: &'a Passport) -> Asker<'a> {
         let Case { origin, tls, id, .. } = case;
-        Asker {
-            peer: self.peer,
-            peer_tls: self.tls,
-            origin,
-            tls: *tls,
-            host: &target.authority,
-            id,
-            passport,
-        }
+        let said_host = origin.host.as_deref().unwrap_or(&target.authority);
+        let (peer_tls, host) = (self.tls, target.authority.as_str());
+        Asker { peer: self.peer, peer_tls, origin, tls: *tls, host, said_host, id, passport }
     }
 
     /// Has a backend answer; gives its mark too.
@@ -395,7 +390,7 @@ impl Visit {
         &self,
         service: &Service,
         (pool, wish): (&str, Wish),
-        (parts, body): (Parts, Incoming),
+        (parts, body, withheld): (Parts, Incoming, Vec<HeaderName>),
         becoming: Option<OnUpgrade>,
         case: &mut Case,
     ) -> Result<(Response<Body>, u64), Trouble> {
@@ -408,10 +403,7 @@ impl Visit {
         let upload = Arc::new(Upload::default());
         let body = match body.is_end_stream() {
             true => nothing(),
-            false => {
-                let telling = Arc::clone(service.telling());
-                Watched::upload(body, timeouts.body, telling, Arc::clone(&upload)).boxed_unsync()
-            }
+            false => Watched::upload(body, timeouts.body, withheld, Arc::clone(&upload)).boxed_unsync(),
         };
         let sent =
             upstream::send(&self.worker, pool, self.behalf(case, wish), timeouts, (parts, body), &upload);

@@ -113,6 +113,8 @@ pub struct Asker<'a> {
     pub tls: bool,
     /// The host as the client wrote it.
     pub host: &'a str,
+    /// The same, where a proxy has said another.
+    pub said_host: &'a str,
     /// The request's number.
     pub id: &'a str,
     /// Who they are.
@@ -128,11 +130,12 @@ fn is_ours(name: &str, others: &[HeaderName]) -> bool {
 }
 
 /// What of a client's trailers goes on: a server that takes them for headers (RFC 9110 section 6.5.1) must not find there
-/// what they could not say in headers, nor what says how long messages are, whom they are for, or who asks.
-pub fn trailers(trailers: &mut HeaderMap, telling: &[HeaderName]) {
+/// what they could not say in headers, nor what says how long messages are, whom they are for, or who asks. `others` are
+/// more names that clients have no say in.
+pub fn trailers(trailers: &mut HeaderMap, others: &[HeaderName]) {
     const NEVER: [HeaderName; 3] = [header::HOST, header::AUTHORIZATION, header::COOKIE];
     let doomed = trailers.keys().filter(|name| {
-        is_of_framing(name.as_str()) || NEVER.contains(name) || is_ours(name.as_str(), telling)
+        is_of_framing(name.as_str()) || NEVER.contains(name) || is_ours(name.as_str(), others)
     });
     for name in doomed.cloned().collect::<Vec<_>>() {
         trailers.remove(name);
@@ -151,7 +154,7 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
     let chain = chain.collect::<Vec<_>>().join(", ");
     set(headers, FORWARDED_FOR, &chain);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if asker.tls { "https" } else { "http" }));
-    set(headers, FORWARDED_HOST, origin.host.as_deref().unwrap_or(asker.host));
+    set(headers, FORWARDED_HOST, asker.said_host);
     if let Some(elements) = &origin.elements {
         let said = chain::forwarded(elements, asker.peer, asker.host, asker.peer_tls);
         set(headers, header::FORWARDED, &said);
@@ -165,6 +168,13 @@ pub fn forward(headers: &mut HeaderMap, asker: &Asker<'_>) {
 /// Some servers take `_` for `-`.
 fn dashed(name: &str) -> Cow<'_, str> {
     if name.contains('_') { name.replace('_', "-").into() } else { name.into() }
+}
+
+/// Names of a request that a client has no say in, by a route with these changes and for somebody with this passport.
+pub fn withheld(passport: &Passport, edits: &HeaderEdits) -> Vec<HeaderName> {
+    let changed = edits.remove.iter().chain(edits.set.keys());
+    let changed = changed.filter_map(|name| HeaderName::try_from(name).ok());
+    passport.withheld.iter().cloned().chain(changed).collect()
 }
 
 /// What a route changes.
@@ -273,8 +283,16 @@ mod tests {
         };
         let passport = &passport;
         let origin = &Origin::itself(peer);
-        let asker =
-            Asker { peer, peer_tls: true, origin, tls: true, host: "shop.example:8443", id: "7", passport };
+        let asker = Asker {
+            peer,
+            peer_tls: true,
+            origin,
+            tls: true,
+            host: "shop.example:8443",
+            said_host: "shop.example:8443",
+            id: "7",
+            passport,
+        };
         forward(&mut headers, &asker);
         assert_eq!(
             lines(&headers),
@@ -288,10 +306,9 @@ mod tests {
         );
         // What proxies say of it, who are believed, is another matter.
         let before = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        let host = Some("shop.example".to_owned());
         let elements = Some(vec!["for=192.0.2.1".to_owned()]);
-        let origin = &Origin { before, host, elements, ..origin.clone() };
-        forward(&mut headers, &Asker { origin, ..asker });
+        let origin = &Origin { before, elements, ..origin.clone() };
+        forward(&mut headers, &Asker { origin, said_host: "shop.example", ..asker });
         assert_eq!(headers["x-forwarded-for"], "192.0.2.1, 2001:db8::1, 198.51.100.7");
         assert_eq!(headers["x-forwarded-host"], "shop.example");
         let said = "for=192.0.2.1, for=198.51.100.7;host=\"shop.example:8443\";proto=https";

@@ -187,7 +187,7 @@ impl Service {
     }
 
     /// Headers by which the desk alone tells who asks.
-    pub fn telling(&self) -> &Arc<[HeaderName]> {
+    pub fn telling(&self) -> &[HeaderName] {
         &self.telling
     }
 

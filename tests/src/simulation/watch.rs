@@ -142,7 +142,8 @@ impl Watch {
                 taken && !spot.is_over(old_key, old_record, now),
             );
             let removed = own && key != old_key;
-            self.never("a record was removed by no SYN", removed && !(packet.is_syn() && standing.fading));
+            let may_be = standing.fading && (packet.is_syn() || spot.is_over(old_key, old_record, now));
+            self.never("a record within its time was removed by no SYN", removed && !may_be);
         }
         let own = earlier.ways.iter().find(|(key, _)| *key == spot.key);
         if packet.is_syn() && !standing.fading && goes_to != Some(earlier.before) {

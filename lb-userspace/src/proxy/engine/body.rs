@@ -100,8 +100,8 @@ pub(super) struct Watched {
     waiting: bool,
     left: u64,
     upload: Arc<Upload>,
-    /// A client's: the headers by which the desk alone tells who asks.
-    telling: Option<Arc<[HeaderName]>>,
+    /// A client's: names that it has no say in.
+    withheld: Option<Vec<HeaderName>>,
     /// What had come of the upload when it was last looked at.
     seen: u64,
 }
@@ -238,22 +238,22 @@ impl Drop for Source {
 
 impl Watched {
     fn new(source: Source, patience: Duration, upload: Arc<Upload>) -> Self {
-        Self { source, patience, rest: None, waiting: false, left: u64::MAX, upload, telling: None, seen: 0 }
+        Self { source, patience, rest: None, waiting: false, left: u64::MAX, upload, withheld: None, seen: 0 }
     }
 
     fn is_upload(&self) -> bool {
-        self.telling.is_some()
+        self.withheld.is_some()
     }
 
-    /// A client's; `telling`: headers by which the desk alone tells who asks.
+    /// A client's, of which trailers with these names go no further.
     pub(super) fn upload(
         inner: Incoming,
         patience: Duration,
-        telling: Arc<[HeaderName]>,
+        withheld: Vec<HeaderName>,
         upload: Arc<Upload>,
     ) -> Self {
         let body = Self::new(Source::Client(inner), patience, upload);
-        Self { left: BODY_LIMIT, telling: Some(telling), ..body }
+        Self { left: BODY_LIMIT, withheld: Some(withheld), ..body }
     }
 
     /// A backend's, in answer to an upload; `unread`: to a client by HTTP/2, and this is called if it does not take it.
@@ -343,8 +343,8 @@ impl HttpBody for Watched {
         }
         match frame {
             Ok(mut frame) => {
-                if let (Some(telling), Some(trailers)) = (&self.telling, frame.trailers_mut()) {
-                    headers::trailers(trailers, telling);
+                if let (Some(withheld), Some(trailers)) = (&self.withheld, frame.trailers_mut()) {
+                    headers::trailers(trailers, withheld);
                 }
                 let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.left.checked_sub(length) {

@@ -59,6 +59,9 @@ const GIVEN_UP: u64 = 100;
 /// What is left of a connection that is to end: to write what is being written.
 const LAST: Duration = Duration::from_secs(1);
 
+/// Why a connection ends on which the head of a first request did not come in time.
+const HEAD_SLOW: &str = "head_slow";
+
 /// Which HTTP a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spoken {
@@ -107,7 +110,7 @@ where
         // Without it, nobody would ever tell.
         end = &mut told => end.unwrap_or(End::Leave),
         ended = connection.as_mut() => {
-            if let Some(reason) = ended.err().and_then(|error| why_it_ended(error.as_ref())) {
+            if let Some(reason) = ended.err().and_then(|error| why_it_ended(error.as_ref(), &pulse)) {
                 worker.figures.refused(reason);
             }
             let tunnel = visit.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -124,7 +127,9 @@ where
         End::Leave | End::Rested => {
             connection.as_mut().graceful_shutdown();
             if end == End::Rested {
-                worker.figures.refused("rested");
+                if !pulse.has_begun() {
+                    worker.figures.refused(HEAD_SLOW);
+                }
                 let ended = tokio::time::timeout(LAST, connection.as_mut()).await;
                 // A request may have come at the very last moment.
                 if ended.is_ok() || !pulse.is_busy() {
@@ -142,7 +147,7 @@ where
 /// Why the desk has ended a connection: its client did not read what was written (not a time-out of the kernel's, which has
 /// a number), or did not send the head of a request that is one, in time and of a size that is taken; such a head is nobody's
 /// request yet, and hyper has answered it.
-fn why_it_ended(error: &(dyn Error + 'static)) -> Option<&'static str> {
+fn why_it_ended(error: &(dyn Error + 'static), pulse: &Pulse) -> Option<&'static str> {
     let causes = || std::iter::successors(Some(error), |&error| error.source());
     let is_unread =
         |error: &io::Error| error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none();
@@ -151,7 +156,8 @@ fn why_it_ended(error: &(dyn Error + 'static)) -> Option<&'static str> {
     }
     let error = causes().find_map(|error| error.downcast_ref::<hyper::Error>())?;
     if error.is_timeout() {
-        Some("rested")
+        // After a request, it is most likely one that rests.
+        (!pulse.has_begun()).then_some(HEAD_SLOW)
     } else if error.is_parse_too_large() {
         Some("head_too_large")
     } else {
@@ -242,6 +248,11 @@ impl Pulse {
 
     fn is_http2(&self) -> bool {
         self.beat().version == Spoken::Http2
+    }
+
+    /// Whether there was a request.
+    fn has_begun(&self) -> bool {
+        self.beat().begun > 0
     }
 
     /// Whether requests are under way.

@@ -12,7 +12,7 @@ use crate::{
     model::desk::HeaderEdits,
     proxy::{
         auth::{Answered, Messenger, Passport},
-        headers,
+        headers::{self, Asker},
         pools::Wish,
         request::Target,
         state::Service,
@@ -60,7 +60,9 @@ impl Messenger for Inquiry<'_> {
         let pool = state.pools.get(pool)?;
         let timeouts = &self.service.order.desk.timeouts;
         let passport = Passport { withheld: self.service.telling().to_vec(), ..Passport::default() };
+        // Whoever decides is told by what the route was found.
         let asker = self.visit.asker(self.target, self.case, &passport);
+        let asker = Asker { said_host: asker.host, ..asker };
         let parts = outgoing(self.request(), path, None, &asker, &self.asked_for()).ok()?;
         let upload = Upload::default();
         let sent = upstream::send(

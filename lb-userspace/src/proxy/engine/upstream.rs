@@ -135,8 +135,8 @@ pub(super) async fn send(
             }
             Err(Failed::Slow) => {
                 let trouble = upload.trouble();
-                // What stopped coming from the client says nothing of the server.
-                if trouble.is_none() {
+                // What stopped coming from the client says nothing of the server, nor does one that may have more to say.
+                if trouble.is_none() && !upload.is_awaited() {
                     note(worker, pool, &ticket, false);
                 }
                 return Err(trouble.unwrap_or(Trouble::Slow));
@@ -232,6 +232,7 @@ async fn exchange(
     timeouts: &DeskTimeouts,
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Line), Failed> {
+    let is_sized = request.body().size_hint().exact().is_some();
     let answered = async {
         let answer = match &mut line {
             Line::Http1(sender) => sender.try_send_request(request).await,
@@ -243,7 +244,7 @@ async fn exchange(
             None => Failed::Broken,
         })
     };
-    let response = in_time(answered, timeouts, upload).await?;
+    let response = in_time(answered, timeouts, is_sized, upload).await?;
     Ok((response, line))
 }
 
@@ -256,6 +257,7 @@ fn is_untouched(error: &hyper::Error) -> bool {
 async fn in_time(
     answered: impl Future<Output = Result<Response<Incoming>, Failed>>,
     timeouts: &DeskTimeouts,
+    is_sized: bool,
     upload: &Upload,
 ) -> Result<Response<Incoming>, Failed> {
     tokio::pin!(answered);
@@ -265,9 +267,12 @@ async fn in_time(
         match tokio::time::timeout(timeouts.response, answered.as_mut()).await {
             Ok(outcome) => return outcome,
             Err(_) if upload.progress() > before => since = Instant::now(),
-            // What stopped coming from the client says nothing of the server. The body has a clock for that, which goes as long
-            // as somebody asks for more of it.
-            Err(_) if upload.is_awaited() && since.elapsed() <= timeouts.body + timeouts.response => {}
+            // Of a body whose length is known the client owes the rest, and there is a clock for that, which goes as long as
+            // somebody asks for more of it. Of another, this may be all, and the server's turn.
+            Err(_)
+                if is_sized
+                    && upload.is_awaited()
+                    && since.elapsed() <= timeouts.body + timeouts.response => {}
             Err(_) => return Err(Failed::Slow),
         }
     }
