@@ -2,7 +2,7 @@
 //! is looked at.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
@@ -33,6 +33,18 @@ pub type Vector<'a> = (&'a str, &'a [u8], Fate);
 /// How long a backend's connection may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Whether something is so before long.
+fn comes_to_be(mut is_so: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while !is_so() {
+        if begun.elapsed() >= PATIENCE {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// Sends each to a desk of a service with little patience, and compares.
 ///
 /// # Errors
@@ -44,9 +56,9 @@ pub fn play(vectors: &[Vector<'_>]) -> Result<()> {
     let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
     let desk = Desk::start(HASTY, &[("web", vec![backend(recorder.address)])], &[])?;
     let mut wrong = Vec::new();
-    let mut names = BTreeMap::new();
+    let mut names = BTreeSet::new();
     for (name, bytes, fate) in vectors {
-        assert_eq!(names.insert(name, ()), None, "{name} is there twice");
+        assert!(names.insert(name), "{name} is there twice");
         let mut speaker = Speaker::to(desk.addresses[0])?;
         // Whoever is refused early may be cut off while still talking.
         _ = speaker.say(bytes);
@@ -64,11 +76,10 @@ pub fn play(vectors: &[Vector<'_>]) -> Result<()> {
         let (mut fits, seen) = recorder.take_just(wanted);
         let mut torn = recorder.take_torn();
         if let Fate::Cut(_, line, body) = fate {
-            let begun = Instant::now();
-            while torn.is_empty() && begun.elapsed() < PATIENCE {
-                std::thread::sleep(Duration::from_millis(5));
-                torn = recorder.take_torn();
-            }
+            comes_to_be(|| {
+                torn.append(&mut recorder.take_torn());
+                !torn.is_empty()
+            });
             let is_so = |torn: &String| {
                 torn.split_once("\r\n\r\n")
                     .is_some_and(|(head, rest)| head.lines().next() == Some(line) && rest == *body)
@@ -85,11 +96,7 @@ pub fn play(vectors: &[Vector<'_>]) -> Result<()> {
     }
     // Connections that were kept end with the desk, and nothing was left in them.
     drop(desk);
-    let begun = Instant::now();
-    while !recorder.is_left() {
-        ensure!(begun.elapsed() < PATIENCE, "a connection without its desk goes on");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ensure!(comes_to_be(|| recorder.is_left()), "a connection without its desk goes on");
     let torn = recorder.take_torn();
     assert!(wrong.is_empty() && torn.is_empty(), "{}\nand at the end {torn:?}", wrong.join("\n"));
     Ok(())

@@ -229,8 +229,8 @@ fn outcome(verdict: Verdict, before: &SliceFrame, after: &SliceFrame, names: &Na
     let sent = |interface| {
         let changed =
             if before.0.get(14..) == after.0.get(14..) { "unchanged but for" } else { "translated, with" };
-        let to = after.0.get(..6).unwrap_or_default();
-        let to = to.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+        // What is sent out has a whole head.
+        let to = super::snapshot::mac(after.0.first_chunk().copied().unwrap_or_default());
         format!("sent out by {} to {to}, {changed} its MAC addresses", (names.interface)(interface))
     };
     let words = match verdict {

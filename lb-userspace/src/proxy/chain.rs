@@ -120,16 +120,13 @@ fn from_the_last<'h>(
 ) -> impl Iterator<Item = Option<&'h str>> + use<'h> {
     let lines: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
     lines.into_iter().rev().flat_map(move |line| pieces(line, b',', quotes)).map(move |element| {
-        let is_whole = !quotes || marks(element).count().is_multiple_of(2);
+        let marks = || (0..element.len()).filter(|&at| is_mark(element, at)).count();
+        let is_whole = !quotes || marks().is_multiple_of(2);
         std::str::from_utf8(element).ok().map(str::trim).filter(|_| is_whole)
     })
 }
 
-/// Where quotation marks are that do not stand for themselves (RFC 9110 section 5.6.4).
-fn marks(text: &[u8]) -> impl Iterator<Item = usize> + use<'_> {
-    (0..text.len()).filter(move |&at| is_mark(text, at))
-}
-
+/// Whether there is a quotation mark that does not stand for itself (RFC 9110 section 5.6.4).
 fn is_mark(text: &[u8], at: usize) -> bool {
     let slashes = || text[..at].iter().rev().take_while(|&&byte| byte == b'\\').count();
     text[at] == b'"' && slashes().is_multiple_of(2)
