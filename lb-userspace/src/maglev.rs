@@ -36,9 +36,10 @@ pub fn size_for(backends: usize) -> u32 {
 
 /// For each slot, the position in `members` of the backend it leads to; empty when nobody has weight.
 ///
-/// `size` must be prime, else some slots may be out of some backends' reach and the ring is not filled
-/// evenly; the document is checked for it.
+/// `size` must be prime, else some slots may be out of some backends' reach, and the last free one may never be
+/// found; the document is checked for it.
 pub fn ring(members: &[Member], size: u32) -> Vec<u32> {
+    debug_assert!(is_prime(size), "{size} slots are out of reach of one another");
     let mut walkers = walkers(members, size);
     if walkers.is_empty() || size < 2 {
         return Vec::new();

@@ -164,6 +164,8 @@ impl Wanted {
     }
 
     fn apply(&self, plane: &mut KernelDataplane) -> Result<()> {
+        // As whoever goes on does.
+        plane.apply(&Op::Settle)?;
         for op in self.plan(plane, &BTreeSet::new())? {
             plane.apply(&op)?;
         }

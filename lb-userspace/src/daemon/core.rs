@@ -120,6 +120,8 @@ pub struct Core<D> {
     refusals: u64,
     /// The last attempt to settle did not succeed.
     unsettled: Option<String>,
+    /// What was applied last was not a whole plan, as far as anybody knows: packets may see what it left.
+    broken_off: bool,
     /// An interface of the document is not attached.
     unattached: Option<String>,
     /// Somebody waits for flows to end; found out whenever tables or health change.
@@ -161,6 +163,7 @@ impl<D: Dataplane> Core<D> {
             reloads: 0,
             refusals: 0,
             unsettled: None,
+            broken_off: true,
             unattached: None,
             wants_census: false,
             due: None,
@@ -423,9 +426,15 @@ impl<D: Dataplane> Core<D> {
             }
             None => plan_again(&desired, self.mirror.held(), &mut self.rings)?,
         };
+        if self.broken_off && !plan.ops.is_empty() {
+            // Pages that it has freed are not written before packets have left them.
+            self.plane.apply(&Op::Settle)?;
+            self.broken_off = false;
+        }
         for op in &plan.ops {
             self.cut.extend(cut::by(op, self.mirror.held()));
             if let Err(error) = self.plane.apply(op).and_then(|()| self.mirror.apply(op)) {
+                self.broken_off = true;
                 // What they hold now is what they say themselves.
                 self.mirror = MemoryDataplane::from_tables(&self.plane.tables()?);
                 return Err(error.into());

@@ -3,7 +3,12 @@
 //! It is strict where the kernel's maps are not: an operation that would leave something half-made is
 //! refused, so whatever runs on it is known to keep the order that packets need.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    ops::Range,
+    sync::Arc,
+};
 
 use lb_common::{
     abi::{NO_BACKEND, PAGE_SLOTS, RingAt, Slot, Standing, Tick, Traffic},
@@ -29,8 +34,7 @@ pub struct MemoryDataplane {
     pages: BTreeMap<u32, (Arc<[Slot]>, u32)>,
     /// What was written to each side page, by slot.
     sides: BTreeMap<u32, BTreeMap<u32, SideEntry>>,
-    /// Whether packets that saw a ring of before may still be there.
-    unsettled: bool,
+    under_way: UnderWay,
     /// The time, for whoever plays the part of the clock.
     pub now: Tick,
     /// Records, for whoever plays the part of the packets.
@@ -41,6 +45,26 @@ pub struct MemoryDataplane {
     pub passed: BTreeMap<u32, Traffic>,
     /// Packets by verdict, for whoever plays the part of the packets.
     pub counted: Vec<u64>,
+}
+
+/// What packets that came before the last change may see yet, though nothing leads there any more. Until somebody
+/// has waited for them ([`Op::Settle`]) nothing is written there.
+#[derive(Clone, Debug, Default)]
+struct UnderWay {
+    /// Rings that were switched away from.
+    rings: Vec<Ring>,
+    /// Rule sets that were switched away from.
+    rule_sets: BTreeSet<u32>,
+    /// Some go by the time-outs of before.
+    time_outs: bool,
+    /// Some find that a slot asks its service's old ring.
+    standings: bool,
+}
+
+impl UnderWay {
+    fn sees_pages(&self, pages: &Range<u32>) -> bool {
+        self.rings.iter().any(|ring| overlap(&ring.pages(), pages))
+    }
 }
 
 impl MemoryDataplane {
@@ -55,7 +79,7 @@ impl MemoryDataplane {
             tables: tables.clone(),
             pages: BTreeMap::new(),
             sides: BTreeMap::new(),
-            unsettled: false,
+            under_way: UnderWay::default(),
             now: Tick(1),
             written: Vec::new(),
             live: Vec::new(),
@@ -92,7 +116,7 @@ impl MemoryDataplane {
     }
 
     /// Whether these pages hold that ring, from its first page on.
-    fn is_whole(&self, ring: &Arc<[Slot]>, mut pages: std::ops::Range<u32>) -> bool {
+    fn is_whole(&self, ring: &Arc<[Slot]>, mut pages: Range<u32>) -> bool {
         let begin = pages.start;
         pages.all(|page| {
             self.pages.get(&page).is_some_and(|(there, n)| Arc::ptr_eq(there, ring) && *n == page - begin)
@@ -124,6 +148,10 @@ impl MemoryDataplane {
         if let Some((slot, _)) = sides.iter().find(|(slot, _)| asked(*slot)) {
             return Err(misfit(format!("the side of slot {slot} at {first_side} is in use")));
         }
+        let mut left = self.under_way.rings.iter().map(Ring::sides);
+        if let Some(sides) = left.find(|sides| overlap(sides, &(first_side..last + 1))) {
+            return Err(misfit(format!("packets that are under way may see sides {sides:?}")));
+        }
         for (slot, side) in sides {
             *self.side(first_side, *slot) = *side;
         }
@@ -140,12 +168,13 @@ impl MemoryDataplane {
         }
         for &(slot, standing) in standings {
             // Who still sees the ring of before would take the slot's own of then for the default.
-            if standing.fading && self.unsettled {
+            if standing.fading && !self.under_way.rings.is_empty() {
                 return Err(misfit(format!(
                     "slot {slot} would fade under packets that see the ring of before"
                 )));
             }
-            self.side(first_side, slot).standing = standing;
+            let former = std::mem::replace(&mut self.side(first_side, slot).standing, standing);
+            self.under_way.standings |= asks_old_ring(former) && !asks_old_ring(standing);
         }
         Ok(())
     }
@@ -205,16 +234,32 @@ impl MemoryDataplane {
         }
         let first_page = if at.slots == 0 { 0 } else { at.first_page };
         let ring = Ring { first_page, first_side: at.first_side, slots };
-        let entry = self.service(service)?;
         if old {
+            if self.is_old_ring_asked(service) {
+                return Err(misfit(format!("the old ring of service {service} may be asked yet")));
+            }
             // Its sides are the ring's in force.
-            entry.old_ring = ring;
+            self.service(service)?.old_ring = ring;
         } else {
-            let switched = !entry.ring.slots.is_empty();
-            entry.ring = ring;
-            self.unsettled |= switched;
+            let former = std::mem::replace(&mut self.service(service)?.ring, ring);
+            self.under_way.rings.extend((!former.slots.is_empty()).then_some(former));
         }
         Ok(())
+    }
+
+    /// Whether a service has an old ring that a slot asks, or did for packets that are under way.
+    fn is_old_ring_asked(&self, service: u32) -> bool {
+        let Some(entry) = self.tables.services.get(&service) else { return false };
+        let asks = |slot: u32, first: u32| {
+            let page = self.sides.get(&(first + slot / PAGE_SLOTS as u32));
+            let side = page.and_then(|page| page.get(&(slot % PAGE_SLOTS as u32)));
+            side.is_some_and(|side| asks_old_ring(side.standing))
+        };
+        let mut slots = (0..).zip(entry.ring.slots.iter()).filter(|(_, slot)| !slot.is_settled());
+        !entry.old_ring.slots.is_empty()
+            && (self.under_way.standings
+                || !self.under_way.rings.is_empty()
+                || slots.any(|(slot, _)| entry.ring.first_side.is_some_and(|first| asks(slot, first))))
     }
 
     fn write_backend(&mut self, index: u32, backend: &BackendEntry) -> Result<(), DataplaneError> {
@@ -245,10 +290,13 @@ impl MemoryDataplane {
     }
 
     fn leads_to(&self, backend: u32) -> bool {
+        let leads = |ring: &Ring| ring.slots.iter().any(|slot| slot.backend() == backend);
+        if self.under_way.rings.iter().any(leads) {
+            return true;
+        }
         // Slots lead to backends of their own service only: `switch_ring`.
         let service = self.tables.backends.get(&backend).map(|entry| entry.service);
         let service = service.and_then(|index| self.tables.services.get(&index));
-        let leads = |ring: &Ring| ring.slots.iter().any(|slot| slot.backend() == backend);
         service.is_some_and(|service| leads(&service.ring) || leads(&service.old_ring))
     }
 
@@ -277,12 +325,14 @@ impl MemoryDataplane {
         if firewall.rule_set.is_some_and(|set| set == 0 || !self.tables.rules.contains_key(&set)) {
             return Err(misfit(format!("rule set {:?} is not written", firewall.rule_set)));
         }
-        self.service(service)?.firewall = firewall;
+        let former = std::mem::replace(&mut self.service(service)?.firewall, firewall);
+        self.under_way.rule_sets.extend(former.rule_set);
         Ok(())
     }
 
     fn rules_in_force(&self, set: u32) -> bool {
-        self.tables.services.values().any(|s| s.firewall.rule_set == Some(set))
+        self.under_way.rule_sets.contains(&set)
+            || self.tables.services.values().any(|s| s.firewall.rule_set == Some(set))
     }
 }
 
@@ -298,11 +348,11 @@ impl Dataplane for MemoryDataplane {
                 let former = tables.globals.replace(globals.clone());
                 if former.is_some_and(|former| cells::steps(&former.idle) != cells::steps(&globals.idle)) {
                     tables.recount = true;
-                    self.unsettled = true;
+                    self.under_way.time_outs = true;
                 }
             }
             Op::CountAnew => {
-                if self.unsettled {
+                if self.under_way.time_outs {
                     return Err(misfit("some packets may still go by the time-outs of before".into()));
                 }
                 tables.recount = false;
@@ -336,10 +386,10 @@ impl Dataplane for MemoryDataplane {
             }
             Op::WritePages { first_page, ref slots } => {
                 let pages = first_page..first_page + pages_for(slots.len());
-                let clashes = |ring: &Ring| {
-                    let taken = ring.pages();
-                    taken.start < pages.end && pages.start < taken.end
-                };
+                if self.under_way.sees_pages(&pages) {
+                    return Err(misfit(format!("packets that are under way may see pages {pages:?}")));
+                }
+                let clashes = |ring: &Ring| overlap(&ring.pages(), &pages);
                 let mut services = tables.services.iter();
                 let taken =
                     services.find(|(_, service)| clashes(&service.ring) || clashes(&service.old_ring));
@@ -397,7 +447,7 @@ impl Dataplane for MemoryDataplane {
                 tables.keys.remove(&listen);
             }
             // Nothing happens at the same time here; but it is noted that somebody waited.
-            Op::Settle => self.unsettled = false,
+            Op::Settle => self.under_way = UnderWay::default(),
         }
         Ok(())
     }
@@ -441,130 +491,17 @@ fn below(index: u32, limit: u32, what: &str) -> Result<(), DataplaneError> {
     if index < limit { Ok(()) } else { Err(misfit(format!("{what} {index} is beyond the last, {limit}"))) }
 }
 
+fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+fn asks_old_ring(standing: Standing) -> bool {
+    !standing.fading && standing.before == Standing::BY_OLD_RING
+}
+
 fn misfit(why: String) -> DataplaneError {
     DataplaneError::Misfit(why)
 }
 
 #[cfg(test)]
-mod tests {
-    use lb_common::abi::Action;
-
-    use super::*;
-    use crate::{
-        dataplane::{FlowsOf, Mode, SourceEntry, SourceRun},
-        model::PortRange,
-    };
-
-    fn listen(text: &str) -> Listen {
-        text.parse().unwrap()
-    }
-
-    fn ring<const N: usize>(backends: [u32; N]) -> Arc<[Slot]> {
-        backends.map(Slot::settled).into()
-    }
-
-    fn at(first_page: u32, slots: u32) -> RingAt {
-        RingAt { slots, first_page, first_side: None }
-    }
-
-    fn backend(service: u32, generation: u32, sources: u32) -> BackendEntry {
-        BackendEntry {
-            service,
-            address: Some([10, 0, 0, 1].into()),
-            port: Some(80),
-            generation,
-            next_hop: None,
-            sources: SourceRun { first: 0, count: sources },
-            flows: FlowsOf::Keep,
-            dead: false,
-        }
-    }
-
-    /// Service 0 with a ring of its backend 0, led to by a key; service 1 for all ports, with its backend 1.
-    fn memory() -> MemoryDataplane {
-        let limits = Limits { flows: 1024, services: 4, backends: 4, ring_pages: 4, side_pages: 4, rules: 4 };
-        let mut memory = MemoryDataplane::new(limits);
-        let source = SourceEntry { address: [10, 9, 0, 1].into(), ports: PortRange::default() };
-        let (first, second) = (listen("203.0.113.10:80/tcp"), listen("203.0.113.11:*/udp"));
-        let rules = [("10.0.0.0/8".parse().unwrap(), Action::Allow)].into();
-        for op in [
-            Op::WriteSource { index: 0, source },
-            Op::WriteService { index: 0, listen: first, mode: Mode::default() },
-            Op::WriteService { index: 1, listen: second, mode: Mode::default() },
-            Op::WriteBackend { index: 0, backend: backend(0, 1, 1) },
-            Op::WriteBackend { index: 1, backend: backend(1, 1, 0) },
-            Op::WritePages { first_page: 0, slots: ring([0, 0, 0]) },
-            Op::SwitchRing { service: 0, ring: at(0, 3) },
-            Op::WriteRules { set: 1, rules },
-            Op::SwitchFirewall { service: 0, firewall: Firewall { rule_set: Some(1), deny_others: true } },
-            Op::SetKey { listen: first, service: 0 },
-            Op::WritePages { first_page: 1, slots: ring([1]) },
-        ] {
-            memory.apply(&op).unwrap_or_else(|why| panic!("{op:?}: {why}"));
-        }
-        memory
-    }
-
-    #[test]
-    fn what_would_be_half_made_is_refused_and_nothing_changes() {
-        let set = Some(2);
-        let vip = VipEntry { any_tcp: Some(1), ..VipEntry::default() };
-        let source = SourceEntry { address: [10, 9, 0, 1].into(), ports: PortRange::default() };
-        for (op, why) in [
-            (Op::SwitchRing { service: 0, ring: at(1, 1) }, "leads to backend 1, not its own"),
-            (Op::SwitchRing { service: 0, ring: at(2, 1) }, "no ring of 1 slots was written"),
-            (Op::SwitchRing { service: 1, ring: at(1, 2) }, "no ring of 2 slots was written"),
-            (Op::SwitchRing { service: 1, ring: at(4, 1) }, "beyond the last"),
-            (Op::SwitchRing { service: 3, ring: at(1, 1) }, "service 3 is not in use"),
-            (Op::WritePages { first_page: 0, slots: ring([0]) }, "in use by service 0"),
-            (Op::WriteSource { index: MAX_SOURCES, source }, "beyond the last"),
-            (Op::RemoveSource { index: 0 }, "still named by a backend"),
-            (Op::WriteBackend { index: 4, backend: backend(0, 1, 0) }, "beyond the last"),
-            (Op::WriteBackend { index: 0, backend: backend(0, 2, 1) }, "reused while slots lead to it"),
-            (Op::WriteBackend { index: 1, backend: backend(0, 1, 0) }, "change under its flows"),
-            (Op::WriteBackend { index: 1, backend: backend(1, 0, 0) }, "has had generation 1 before"),
-            (Op::WriteBackend { index: 2, backend: backend(1, 1, 2) }, "a source that is not written"),
-            (Op::RemoveBackend { index: 0 }, "freed while slots lead to it"),
-            (Op::WriteRules { set: 1, rules: [].into() }, "written already"),
-            (Op::RemoveRules { set: 1 }, "removed while in force"),
-            (
-                Op::SwitchFirewall {
-                    service: 0,
-                    firewall: Firewall { rule_set: set, ..Firewall::default() },
-                },
-                "rule set Some(2) is not written",
-            ),
-            (
-                Op::WriteService { index: 0, listen: listen("203.0.113.12:80/tcp"), mode: Mode::default() },
-                "is in use",
-            ),
-            (Op::RemoveService { index: 0 }, "still led to"),
-            (Op::SetKey { listen: listen("203.0.113.10:81/tcp"), service: 0 }, "listens on"),
-            (Op::SetKey { listen: listen("203.0.113.10:80/tcp"), service: 3 }, "not in use"),
-            (Op::SetKey { listen: listen("203.0.113.11:*/udp"), service: 1 }, "led by its VIP"),
-            (Op::SetVip { address: [203, 0, 113, 11].into(), vip }, "listens on"),
-        ] {
-            let mut memory = memory();
-            let before = memory.held().clone();
-            let refused = memory.apply(&op).expect_err(&format!("{op:?}")).to_string();
-            assert!(refused.contains(why), "{op:?}: {refused}");
-            assert_eq!(*memory.held(), before, "{op:?}");
-        }
-    }
-
-    #[test]
-    fn a_ring_of_several_pages_is_switched_to_as_it_was_written() {
-        let mut memory = memory();
-        let slots: Arc<[Slot]> = std::iter::repeat_n(Slot::settled(1), 2 * PAGE_SLOTS + 1).collect();
-        let size = slots.len() as u32;
-        memory.apply(&Op::WritePages { first_page: 1, slots: Arc::clone(&slots) }).unwrap();
-        memory.apply(&Op::SwitchRing { service: 1, ring: at(1, size) }).unwrap();
-        assert_eq!(memory.held().services[&1].ring, Ring { first_page: 1, first_side: None, slots });
-        // Written over in the middle, it is a ring no more.
-        let mut memory = self::memory();
-        let slots: Arc<[Slot]> = std::iter::repeat_n(Slot::settled(1), 2 * PAGE_SLOTS + 1).collect();
-        memory.apply(&Op::WritePages { first_page: 1, slots }).unwrap();
-        memory.apply(&Op::WritePages { first_page: 2, slots: ring([1]) }).unwrap();
-        assert!(memory.apply(&Op::SwitchRing { service: 1, ring: at(1, size) }).is_err());
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use super::{
     slots::{Rules, Turn, Write},
 };
 use crate::{
-    dataplane::{FlowsOf, Op, Ring, SideEntry, Tables, pages_for, ticks_in},
+    dataplane::{FlowsOf, Op, Ring, ServiceEntry, SideEntry, Tables, pages_for, ticks_in},
     health::Verdict,
     maglev::{self, Member},
     model::{Backend, Scheduler, Track},
@@ -220,20 +220,28 @@ fn changed(
     steps: &mut Steps,
 ) -> Result<Option<Tick>, PlanError> {
     let empty = Ring::empty();
-    // What was translated before is no connection of these slots.
-    let direct = placed.before.filter(|entry| entry.mode.direct);
+    // What was translated before is no connection of these slots; nor is a round of turns a ring of them, which
+    // whoever died while the service was turning to translation has left under the mode of before.
+    let is_own = |entry: &&ServiceEntry| {
+        entry.mode.direct && u32::try_from(entry.ring.slots.len()).is_ok_and(maglev::is_prime)
+    };
+    let direct = placed.before.filter(is_own);
     let now = direct.map_or(&empty, |entry| &entry.ring);
     let nothing = SideEntry::moving(NO_BACKEND, rules.now);
     let side = |slot: usize| sides.and_then(|sides| sides.get(slot)).copied().unwrap_or(nothing);
-    let at_rest = |(number, slot): (usize, &Slot)| {
-        let standing = side(number).standing;
+    let at_rest = |slot: Slot, standing: Standing| {
         slot.is_settled() || (rules.always && !standing.fading && standing.before == slot.backend())
     };
     let begins = now.slots.is_empty();
     // Nobody takes part: the slots stay, for the connections that they have.
     let nobody = || now.slots.iter().map(|_| Slot::settled(NO_BACKEND)).collect();
     let resizes = !begins && !wanted.is_empty() && wanted.len() != now.slots.len();
-    let may_resize = resizes && now.slots.iter().enumerate().all(at_rest);
+    // A ring of yet another size takes the place of the old one, which packets may be asking until a plan has
+    // waited and given it up.
+    let keeps_old = placed.before.is_some_and(|entry| !entry.old_ring.slots.is_empty());
+    let may_resize = resizes
+        && !keeps_old
+        && (0..).zip(now.slots.iter()).all(|(n, slot)| at_rest(*slot, side(n).standing));
     let kept_size;
     let wanted = if wanted.is_empty() {
         kept_size = nobody();
@@ -272,13 +280,14 @@ fn changed(
     };
     write_sides(first_side, &turns, rules.quiet, steps);
     let mut due = turns.iter().fold(None, |due, turn| sooner(due, turn.due));
-    if resizes && !may_resize {
-        // Perhaps all are at rest with this plan.
-        due = due.or(Some(rules.now.after(1)));
+    if resizes && !may_resize && (0..).zip(&turns).all(|(n, turn)| at_rest(turn.slot, turn.standing(side(n))))
+    {
+        // All are at rest with this plan.
+        due = Some(rules.now.after(1));
     }
     if may_resize {
         steps.add(Stage::Sides, Op::SwitchOldRing { service: placed.index, ring: now.at() });
-    } else if placed.before.is_some_and(|entry| !entry.old_ring.slots.is_empty()) {
+    } else if keeps_old {
         let asks = |(number, slot): (usize, &Slot)| {
             let standing = side(number).standing;
             !slot.is_settled() && !standing.fading && standing.before == Standing::BY_OLD_RING

@@ -44,6 +44,20 @@ pub(super) struct Turn {
     pub(super) due: Option<Tick>,
 }
 
+impl Turn {
+    /// How far the slot is once this is written, if no packet speaks against it.
+    pub(super) fn standing(&self, side: SideEntry) -> Standing {
+        match self.write {
+            Write::Nothing => side.standing,
+            Write::Side(side) => side.standing,
+            Write::Before(standing)
+            | Write::After(standing)
+            | Write::End(standing)
+            | Write::Over(standing) => standing,
+        }
+    }
+}
+
 /// What is to be written to a slot's side, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Write {

@@ -11,6 +11,8 @@ use crate::{
     probe::ProbeError,
 };
 
+mod broken;
+
 const DOCUMENT: &str = r#"interfaces = ["eth0"]
 
 [pools.web]
