@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::{
@@ -190,9 +191,36 @@ impl Desk {
         Ok(orders::send(&self.control, &ToDesk::Drain { milliseconds, at_once: false }, &[])?)
     }
 
-    /// Its process id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
+    /// What it has of memory, in KiB.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn memory(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The same, from where on its peak is measured.
+    ///
+    /// # Errors
+    /// When it has ended, or the kernel does not measure.
+    pub fn measure_memory(&self) -> Result<u64> {
+        // "Reset the peak resident set size" (proc_pid_clear_refs(5)).
+        fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5")?;
+        self.memory()
+    }
+
+    /// The most that it has had of memory since then, in KiB: the kernel keeps it, so nothing that comes and goes is missed.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).context("its memory")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 }
 
@@ -280,12 +308,19 @@ pub fn answer(body: &str) -> Vec<u8> {
 }
 
 impl Recorder {
-    /// One that does with each request what `deed` says.
+    /// One on loopback that does with each request what `deed` says.
     ///
     /// # Errors
     /// When it cannot listen.
     pub fn start(deed: impl Fn(&Got) -> Deed + Send + Sync + 'static) -> Result<Self> {
-        let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0))?;
+        Self::on(TcpListener::bind((IpAddr::from(Ipv4Addr::LOCALHOST), 0))?, deed)
+    }
+
+    /// One that takes connections from here.
+    ///
+    /// # Errors
+    /// When it has no address.
+    pub fn on(listener: TcpListener, deed: impl Fn(&Got) -> Deed + Send + Sync + 'static) -> Result<Self> {
         let address = listener.local_addr()?;
         let got = Arc::new(Mutex::new(Vec::new()));
         let torn = Arc::new(Mutex::new(Vec::new()));

@@ -101,6 +101,15 @@ impl Stage {
         self.answers(command)
     }
 
+    /// Starts the daemon of another build, by its program.
+    ///
+    /// # Errors
+    /// When it ends, or does not answer in time.
+    pub fn start_build(&mut self, program: &Path) -> Result<()> {
+        let command = self.run_command(program, &[])?;
+        self.answers(command)
+    }
+
     /// Starts the daemon with more in its environment.
     ///
     /// # Errors
@@ -145,8 +154,12 @@ impl Stage {
     }
 
     fn daemon_command(&self, arguments: &[&str]) -> Result<Command> {
+        self.run_command(&lb(), arguments)
+    }
+
+    fn run_command(&self, program: &Path, arguments: &[&str]) -> Result<Command> {
         let log = fs::File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.lab.balancer.command(lb());
+        let mut command = self.lab.balancer.command(program);
         command.args(["run", "--config"]).arg(self.document()).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
@@ -378,6 +391,61 @@ impl Stage {
     pub fn curl_exit(&self, vip: IpAddr, arguments: &[&str]) -> Result<Option<i32>> {
         let url = format!("http://{}/", SocketAddr::new(vip, 80));
         Ok(self.try_curl(&[arguments, &[&url]].concat())?.status.code())
+    }
+
+    /// What is scraped of the daemon, where its document says `metrics = "127.0.0.1:9100"`.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn metrics(&self) -> Result<String> {
+        let output = run(&self.lab.balancer, Path::new("curl"), &["-sS", "http://127.0.0.1:9100/metrics"])?;
+        ensure!(output.status.success(), "no metrics: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Processes of the desk in the balancer's place.
+    ///
+    /// # Errors
+    /// When there is no daemon to tell that place by.
+    pub fn desks(&self) -> Result<Vec<u32>> {
+        let daemon = self.daemon.as_ref().context("a daemon")?;
+        let ours = fs::read_link(format!("/proc/{}/ns/net", daemon.id()))?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc")? {
+            let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+            // It may be gone by now.
+            let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let here = fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == ours);
+            if here && line.split(|&byte| byte == 0).nth(1) == Some(b"desk-process") {
+                found.push(pid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The one process of the desk, once there is only one, and not `other`.
+    ///
+    /// # Errors
+    /// When it does not come to be.
+    pub fn desk(&self, other: Option<u32>) -> Result<u32> {
+        let mut pid = None;
+        self.until("one desk", |stage| {
+            let found = stage.desks()?;
+            pid = found.first().copied().filter(|pid| found.len() == 1 && Some(*pid) != other);
+            Ok(pid.is_some())
+        })?;
+        pid.context("a desk")
+    }
+
+    /// Packets that had a verdict, since the tables were made.
+    ///
+    /// # Errors
+    /// When nobody answers, or there is no such verdict.
+    pub fn packets(&self, verdict: &str) -> Result<u64> {
+        let counters = self.json(&["counters"])?;
+        let mut verdicts = counters["verdicts"].as_array().context("counters")?.iter();
+        let it = verdicts.find(|it| it["name"] == verdict).context("no such verdict")?;
+        it["packets"].as_u64().context("a number")
     }
 
     /// Both VIPs that the lab's document may use.

@@ -48,14 +48,6 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Packets that the program has passed to this host since it belongs to a local backend.
-fn passed(stage: &Stage) -> Result<u64> {
-    let counters = stage.json(&["counters"])?;
-    let verdicts = counters["verdicts"].as_array().context("a list")?.iter();
-    let passed = verdicts.filter(|verdict| verdict["name"] == "pass_local");
-    passed.map(|verdict| verdict["packets"].as_u64().context("a number")).sum()
-}
-
 #[test]
 fn requests_go_through_the_desk() -> Result<()> {
     if !lab::possible("requests_go_through_the_desk") {
@@ -69,7 +61,7 @@ fn requests_go_through_the_desk() -> Result<()> {
     stage.start()?;
     std::fs::write(stage.directory().join("page"), "a page\n")?;
     for vip in Stage::VIPS {
-        let before = passed(&stage)?;
+        let before = stage.packets("pass_local")?;
         let mut answers: Vec<String> = Vec::new();
         for _ in 0..40 {
             answers.push(stage.curl(vip, "/")?);
@@ -77,41 +69,13 @@ fn requests_go_through_the_desk() -> Result<()> {
         answers.sort();
         answers.dedup();
         assert_eq!(answers, ["backend 1\n", "backend 2\n"], "{vip}");
-        assert!(passed(&stage)? > before, "{vip}: packets do not come by the program");
+        assert!(stage.packets("pass_local")? > before, "{vip}: packets do not come by the program");
         assert_eq!(stage.curl(vip, "/hello/you")?, "good day\n");
         let page = stage.try_curl(&["-H", "Host: shop.example", &url(vip, "/static/page")])?;
         assert_eq!(text(&page), "a page\n");
         ensure!(stage.curl(vip, "/static/page").is_ok_and(|page| page.contains("404")), "another host");
     }
     stage.checksums_were_right()
-}
-
-/// Processes of the desk in the balancer's place.
-fn desks(stage: &Stage) -> Result<Vec<u32>> {
-    let ours =
-        std::fs::read_link(format!("/proc/{}/ns/net", stage.daemon.as_ref().context("a daemon")?.id()))?;
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
-        // It may be gone by now.
-        let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-        let here = std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|net| net == ours);
-        if here && line.split(|&byte| byte == 0).nth(1) == Some(b"desk-process") {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-/// The one process of the desk, once there is only one, and not `other`.
-fn desk(stage: &Stage, other: Option<u32>) -> Result<u32> {
-    let mut pid = None;
-    stage.until("one desk", |stage| {
-        let found = desks(stage)?;
-        pid = found.first().copied().filter(|pid| found.len() == 1 && Some(*pid) != other);
-        Ok(pid.is_some())
-    })?;
-    pid.context("a desk")
 }
 
 fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
@@ -159,7 +123,7 @@ fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     if let Some(daemon) = &mut before {
         daemon.kill()?;
         stage.start()?;
-        stage.until("two desks", |stage| Ok(desks(stage)?.len() == 2))?;
+        stage.until("two desks", |stage| Ok(stage.desks()?.len() == 2))?;
     }
     stage.lb(&["backend", "drain", "web", "10.2.0.10:8080"])?;
     // The daemon counts, and the desk reports, each second.
@@ -181,7 +145,7 @@ fn the_desk_has_no_rights() -> Result<()> {
     }
     let stage = served(LabOptions::default())?;
     stage.curl(FRONT, "/")?;
-    let pid = desk(&stage, None)?;
+    let pid = stage.desk(None)?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let field = |name: &str| -> Vec<String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
@@ -213,14 +177,14 @@ fn no_request_is_lost_when_the_daemon_is_killed() -> Result<()> {
         return Ok(());
     }
     let mut stage = served(LabOptions { backends: 2, ..LabOptions::default() })?;
-    let first = desk(&stage, None)?;
+    let first = stage.desk(None)?;
     let crowd = Crowd::start(&stage.lab.client, SocketAddr::new(FRONT, 80), "/", 6);
     crowd.wait_for(200)?;
     let mut old = stage.daemon.take().context("a daemon")?;
     old.kill()?;
     crowd.wait_for(200)?;
     stage.start()?;
-    let second = desk(&stage, Some(first))?;
+    let second = stage.desk(Some(first))?;
     crowd.wait_for(200)?;
     // And once more in order.
     let mut daemon = stage.daemon.take().context("a daemon")?;
@@ -228,7 +192,7 @@ fn no_request_is_lost_when_the_daemon_is_killed() -> Result<()> {
     ensure!(daemon.wait()?.success());
     crowd.wait_for(200)?;
     stage.start()?;
-    desk(&stage, Some(second))?;
+    stage.desk(Some(second))?;
     crowd.wait_for(200)?;
     let account = crowd.finish()?;
     assert_eq!(account.bad, Vec::<String>::new(), "{}", stage.log());
@@ -245,11 +209,11 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
         return Ok(());
     }
     let stage = served(LabOptions { backends: 2, ..LabOptions::default() })?;
-    let first = desk(&stage, None)?;
+    let first = stage.desk(None)?;
     let crowd = Crowd::start(&stage.lab.client, SocketAddr::new(FRONT, 80), "/", 4);
     crowd.wait_for(100)?;
     signal(first, nix::sys::signal::Signal::SIGKILL)?;
-    let second = desk(&stage, Some(first))?;
+    let second = stage.desk(Some(first))?;
     crowd.wait_for(100)?;
     let account = crowd.finish()?;
     // Those that the desk was talking to at that moment, one for each client at most.
@@ -271,7 +235,7 @@ fn what_is_forwarded_does_not_notice_the_desks_death() -> Result<()> {
     (0..options.backends).try_for_each(|backend| stage.nginx(backend))?;
     stage.start()?;
     let past = SocketAddr::new(FRONT, 81);
-    let mut pid = desk(&stage, None)?;
+    let mut pid = stage.desk(None)?;
     let ask = |speaker: &mut Speaker| -> Result<()> {
         speaker.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
         let answer = speaker.hear()?.context("an answer")?;
@@ -286,7 +250,7 @@ fn what_is_forwarded_does_not_notice_the_desks_death() -> Result<()> {
         signal(pid, nix::sys::signal::Signal::SIGKILL)?;
         crowd.wait_for(50)?;
         kept.iter_mut().try_for_each(ask)?;
-        pid = desk(&stage, Some(pid))?;
+        pid = stage.desk(Some(pid))?;
     }
     let account = crowd.finish()?;
     assert!(account.bad.is_empty(), "{:?}\n{}", account.bad, stage.log());
@@ -300,15 +264,12 @@ fn a_desk_that_hangs_is_replaced() -> Result<()> {
         return Ok(());
     }
     let stage = served(LabOptions::default())?;
-    let first = desk(&stage, None)?;
+    let first = stage.desk(None)?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
     signal(first, nix::sys::signal::Signal::SIGSTOP)?;
-    stage.within(
-        Duration::from_secs(60),
-        "the desk is ended",
-        |stage| Ok(!desks(stage)?.contains(&first)),
-    )?;
-    desk(&stage, Some(first))?;
+    stage
+        .within(Duration::from_secs(60), "the desk is ended", |stage| Ok(!stage.desks()?.contains(&first)))?;
+    stage.desk(Some(first))?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
     ensure!(stage.log().contains("the desk hangs"), "{}", stage.log());
     Ok(())
@@ -322,7 +283,7 @@ fn no_request_is_lost_when_documents_change() -> Result<()> {
     }
     let options = LabOptions { backends: 2, ..LabOptions::default() };
     let stage = served(options)?;
-    let first = desk(&stage, None)?;
+    let first = stage.desk(None)?;
     let crowds = Stage::VIPS.map(|vip| Crowd::start(&stage.lab.client, SocketAddr::new(vip, 80), "/", 3));
     for number in 0..10 {
         let word = format!("number {number}\n");
@@ -336,7 +297,7 @@ fn no_request_is_lost_when_documents_change() -> Result<()> {
         assert_eq!(account.bad, Vec::<String>::new(), "{}", stage.log());
         assert!(account.good > 200);
     }
-    assert_eq!(desk(&stage, None)?, first, "no document needs another process");
+    assert_eq!(stage.desk(None)?, first, "no document needs another process");
     Ok(())
 }
 
@@ -458,7 +419,7 @@ fn certificates_are_shown_by_name_and_change_while_it_runs() -> Result<()> {
         text(&redirect)
     );
 
-    let first = desk(&stage, None)?;
+    let first = stage.desk(None)?;
     let before = std::fs::read(stage.directory().join("one.pem"))?;
     certificate(&stage, "one", "one.example")?;
     assert_ne!(std::fs::read(stage.directory().join("one.pem"))?, before);
@@ -474,7 +435,7 @@ fn certificates_are_shown_by_name_and_change_while_it_runs() -> Result<()> {
         Ok(alarms.iter().any(|alarm| alarm.as_str().is_some_and(|it| it.contains("one.pem"))))
     })?;
     assert_eq!(text(&ask(&stage, FRONT, "one.example", "kept.pem")?), "good day\n");
-    assert_eq!(desk(&stage, None)?, first);
+    assert_eq!(stage.desk(None)?, first);
     // Nowhere is a key to be seen.
     let key = std::fs::read_to_string(stage.directory().join("two.key"))?;
     let secret = key.lines().nth(1).context("a key")?.to_owned();
@@ -522,15 +483,15 @@ fn detaching_ends_the_desk() -> Result<()> {
     let before = stage.traces()?;
     stage.start()?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
-    desk(&stage, None)?;
-    let pid = desk(&stage, None)?;
+    stage.desk(None)?;
+    let pid = stage.desk(None)?;
     stage.lb(&["detach"])?;
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     stage.daemon.as_mut().context("a daemon")?.wait()?;
     assert_eq!(stage.changed_since(&before)?, Vec::<String>::new());
     // The same where the daemon has gone before.
     stage.start()?;
-    let pid = desk(&stage, None)?;
+    let pid = stage.desk(None)?;
     let mut daemon = stage.daemon.take().context("a daemon")?;
     daemon.kill()?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");

@@ -401,7 +401,7 @@ fn curl_is_asked_who_it_is() -> Result<()> {
     assert!(explained.contains("\"asks\":\"basic or key\""), "{explained}");
     let paid = stage.json(&["route", "explain", pay])?.to_string();
     assert!(paid.contains("\"asks\":\"jwt of https://id.example for shop, role customer\""), "{paid}");
-    let metrics = curl_metrics(&stage)?;
+    let metrics = stage.metrics()?;
     let wanted = "lobby_desk_denied_total{service=\"shop\",route=\"*/staff/*\",status=\"401\",reason=\"wrong_credentials\"}";
     assert!(metrics.contains(wanted), "{metrics}");
 
@@ -419,9 +419,4 @@ fn curl_is_asked_who_it_is() -> Result<()> {
         assert!(!everything.contains(&secret), "{secret} is seen");
     }
     Ok(())
-}
-
-fn curl_metrics(stage: &Stage) -> Result<String> {
-    let output = run(&stage.lab.balancer, Path::new("curl"), &["-s", "http://127.0.0.1:9100/metrics"])?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,7 +1,7 @@
 //! More of what strangers may send to the desk: headers that would be others than they seem, more of everything than is
 //! taken, and what does not come, or comes slowly.
 
-use std::{fs, net::SocketAddr, thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::{
@@ -88,20 +88,13 @@ fn what_is_too_large_is_refused() -> Result<()> {
     play(&all)
 }
 
-/// How much memory a process has, in kilobytes.
-fn resident(process: u32) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("its memory")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
 #[test]
 fn heads_without_an_end_take_no_more_memory_than_they_may() -> Result<()> {
     const CLIENTS: u64 = 200;
     // Long enough for all of them to be there.
     let patient = HASTY.replace("header = \"2s\"", "header = \"60s\"");
     let desk = Desk::start(&patient, &[("web", Vec::new())], &[])?;
-    let before = resident(desk.id())?;
+    let before = desk.memory()?;
     let begun = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(60_000));
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
@@ -113,7 +106,7 @@ fn heads_without_an_end_take_no_more_memory_than_they_may() -> Result<()> {
     let mut held = 0;
     for _ in 0..200 {
         thread::sleep(Duration::from_millis(50));
-        held = resident(desk.id())?.saturating_sub(before);
+        held = desk.memory()?.saturating_sub(before);
         if held > CLIENTS * 55 {
             break;
         }
