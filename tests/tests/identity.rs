@@ -1,7 +1,10 @@
-//! Who somebody is by a certificate that they show, or by the word of another service.
+//! Who somebody is by a certificate that they show, or by the word of another service: the desk's process by itself, and
+//! behind the program, with what else a route may say of who comes.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::Path,
     process::{Command, Output},
 };
@@ -16,8 +19,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tests::{
     authority::{Authority, Issued},
     desk::{Deed, Desk, Recorder, answer, backend},
+    document::{backend_v4, backend_v6},
     requests::{Answer, Speaker},
+    stage::{Stage, run},
 };
+use xtask::lab::{self, LabOptions, link};
 
 const ROBOTS: &str = r#"
 [services.shop]
@@ -300,4 +306,163 @@ fn another_service_says_who_may_come_in() -> Result<()> {
     assert_eq!(ask(&desk, &with("olga"), "")?.status, 503);
     assert!(web.take().is_empty());
     Ok(())
+}
+
+/// What curl at the lab's client hears on a path of the service at `vip`.
+fn hears(stage: &Stage, vip: IpAddr, path: &str, more: &[&str]) -> Result<Answer> {
+    let at = SocketAddr::new(vip, 443).to_string();
+    let resolved = format!("front.example:443:{}", at.trim_end_matches(":443"));
+    let authority = stage.directory().join("front-ca.pem").display().to_string();
+    let url = format!("https://front.example{path}");
+    let all = ["--include", "--max-time", "20", "--cacert", &authority, "--resolve", &resolved, &url];
+    let output = stage.try_curl(&[&all, more].concat())?;
+    let status = status(&output)?;
+    let said = String::from_utf8(output.stdout)?;
+    let (head, body) = said.split_once("\r\n\r\n").context("a head")?;
+    Ok(Answer { status, head: head.into(), body: body.into(), last: false })
+}
+
+/// Behind the program, over both families: by a certificate, by another service's word, back to the same server, and not too
+/// often.
+#[test]
+fn who_comes_behind_the_program_is_known_too() -> Result<()> {
+    if !lab::possible("who_comes_behind_the_program_is_known_too") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 3, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, "")?;
+    let at = stage.directory();
+    let (front, clients) = (Authority::new()?, Authority::new()?);
+    let shown = front.server("front.example")?;
+    for (name, text) in [
+        ("front.pem", &shown.chain),
+        ("front.key", &shown.key),
+        ("front-ca.pem", &front.pem),
+        ("clients-ca.pem", &clients.pem),
+    ] {
+        std::fs::write(at.join(name), text)?;
+    }
+    write(at, "robot", &clients.client("Robot 7", &[], &["robots"])?)?;
+    write(at, "person", &clients.client("Anna", &[], &["staff"])?)?;
+    let listen = |backend: usize| -> Result<TcpListener> {
+        Ok(stage.lab.backends[backend].run(|| TcpListener::bind("[::]:8080"))??)
+    };
+    let servers = [0, 1].map(|number| -> Result<Recorder> {
+        Recorder::on(listen(number)?, move |_| Deed::Say(answer(&number.to_string())))
+    });
+    let servers: Vec<_> = servers.into_iter().collect::<Result<_>>()?;
+    // Beside its own cookie it is shown the desk's.
+    let id = Recorder::on(listen(2)?, |got| {
+        let cookie = got.header("cookie").concat();
+        Deed::Say(knows(cookie.split(';').next().unwrap_or_default()))
+    })?;
+    let mut document = "interfaces = [\"front\", \"back\"]\n".to_owned();
+    let families: [fn(LabOptions, usize) -> String; 2] = [backend_v4, backend_v6];
+    for (number, (vip, address)) in Stage::VIPS.into_iter().zip(families).enumerate() {
+        let [first, second, third] = [0, 1, 2].map(|backend| address(options, backend));
+        let listen = SocketAddr::new(vip, 443);
+        document += &format!(
+            r#"
+[pools.web{number}]
+backends = [ {{ address = "{first}" }}, {{ address = "{second}" }} ]
+[pools.id{number}]
+backends = [ {{ address = "{third}" }} ]
+[services.shop{number}]
+listen = "{listen}/tcp"
+tls = {{ cert = "front.pem", key = "front.key" }}
+clients = {{ ca = "clients-ca.pem" }}
+[[services.shop{number}.routes]]
+path = "/robots"
+pool = "web{number}"
+auth = {{ certificate = {{}} }}
+require = {{ role = "robots" }}
+[[services.shop{number}.routes]]
+path = "/members"
+pool = "web{number}"
+auth = {{ forward = {{ pool = "id{number}", path = "/verify", claims = {{ user = "x-auth-user" }} }} }}
+sticky = {{ cookie = "room" }}
+[[services.shop{number}.routes]]
+path = "/search"
+pool = "web{number}"
+limits = {{ rate = "2/h", burst = 3 }}
+"#
+        );
+    }
+    stage.write(&document)?;
+    // More sources: of IPv6 two in one network, which is behind the client.
+    let others: [&[IpAddr]; 2] = [&["10.1.0.200".parse()?], &["fd00:9::7".parse()?, "fd00:9::8".parse()?]];
+    for (addresses, prefix) in others.into_iter().zip([32, 128]) {
+        addresses.iter().try_for_each(|&address| link::address(&stage.lab.client, "lo", address, prefix))?;
+    }
+    let via = ["-6", "route", "add", "fd00:9::/64", "via", &stage.lab.client_v6().to_string()];
+    ensure!(run(&stage.lab.balancer, Path::new("ip"), &via)?.status.success(), "no way to the client");
+    stage.start()?;
+    let own: [IpAddr; 2] = [stage.lab.client_v4().into(), stage.lab.client_v6().into()];
+    let at = stage.directory();
+    let got = || servers.iter().flat_map(Recorder::take).collect::<Vec<_>>();
+    for ((vip, own), others) in Stage::VIPS.into_iter().zip(own).zip(others) {
+        let before = stage.packets("pass_local")?;
+        let hears = |path: &str, more: &[&str]| hears(&stage, vip, path, more);
+        // By a certificate.
+        let shows = |client: &str| -> Result<Answer> {
+            let file = |name: &str| at.join(format!("{client}.{name}")).display().to_string();
+            hears("/robots", &["--cert", &file("pem"), "--key", &file("key"), "-H", "X-User: root"])
+        };
+        assert_eq!((hears("/robots", &[])?.status, shows("person")?.status), (401, 403), "{vip}");
+        assert_eq!(got(), [], "{vip}");
+        assert_eq!(shows("robot")?.status, 200, "{vip}");
+        let seen = got().pop().context("a request")?;
+        assert_eq!((seen.header("x-user"), seen.header("x-roles")), (vec!["Robot 7"], vec!["robots"]));
+        assert_eq!(seen.header("x-forwarded-for"), [own.to_string()]);
+        // By another service's word.
+        let sent = hears("/members", &[])?;
+        assert_eq!((sent.status, sent.header("location")), (302, Some("https://id.example/login")), "{vip}");
+        assert_eq!(got(), [], "{vip}");
+        id.take();
+        let first = hears("/members", &["-H", "Cookie: s=anna"])?;
+        assert_eq!(first.status, 200, "{vip}: {}", first.body);
+        let asked = id.take().pop().context("a question")?;
+        assert_eq!(
+            (asked.line(), asked.header("x-forwarded-uri")),
+            ("GET /verify HTTP/1.1", vec!["/members"])
+        );
+        assert_eq!(asked.header("x-forwarded-for"), [own.to_string()]);
+        assert_eq!(got().pop().context("a request")?.header("x-user"), ["anna"]);
+        // Back to the same server.
+        let set = first.header("set-cookie").context("a cookie")?.to_owned();
+        let (pair, rest) = set.split_once(';').context("attributes")?;
+        ensure!(pair.starts_with("room=") && rest.contains("Secure"), "{set}");
+        let both = format!("Cookie: s=anna; {pair}");
+        for _ in 0..10 {
+            let again = hears("/members", &["-H", &both])?;
+            assert_eq!(
+                (again.body.as_str(), again.header("set-cookie")),
+                (first.body.as_str(), None),
+                "{vip}"
+            );
+        }
+        let all: Result<BTreeSet<_>> =
+            (0..30).map(|_| Ok(hears("/members", &["-H", "Cookie: s=anna"])?.body)).collect();
+        assert_eq!(all?.len(), 2, "{vip}: who has no cookie goes to anybody");
+        // Not too often, from one source.
+        let from = |source: IpAddr| hears("/search", &["--interface", &source.to_string()]);
+        let statuses: Result<Vec<_>> = (0..5).map(|_| Ok(from(own)?.status)).collect();
+        assert_eq!(statuses?, [200, 200, 200, 429, 429], "{vip}");
+        let refused = from(own)?;
+        let wait: u64 = refused.header("retry-after").context("when to come back")?.parse()?;
+        ensure!((1700..=1800).contains(&wait), "{vip}: one comes back each half hour: {}", refused.head);
+        got();
+        for round in 0..3 {
+            let source = others[round % others.len()];
+            assert_eq!(from(source)?.status, 200, "{vip}: {source} is another source");
+            let seen = got().pop().context("a request")?;
+            assert_eq!(seen.header("x-forwarded-for"), [source.to_string()]);
+        }
+        for &source in others {
+            assert_eq!(from(source)?.status, 429, "{vip}: {source}");
+        }
+        assert_eq!(got(), [], "{vip}");
+        ensure!(stage.packets("pass_local")? > before, "{vip}: packets do not come by the program");
+    }
+    stage.checksums_were_right()
 }
