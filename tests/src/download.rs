@@ -75,7 +75,9 @@ impl Download {
             header.push(byte[0]);
         }
         let header = String::from_utf8(header)?;
-        let number = header.lines().find_map(|line| line.strip_prefix("Backend: "));
+        // The desk writes names in small letters.
+        let mut lines = header.lines().filter_map(|line| line.split_once(": "));
+        let number = lines.find(|(name, _)| name.eq_ignore_ascii_case("backend")).map(|(_, value)| value);
         let number: usize = number.with_context(|| header.clone())?.trim().parse()?;
 
         let (position, limit) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(CHUNK)));

@@ -1,9 +1,12 @@
 //! Another build takes over: its program is put in the place of the one before by one system call, under traffic,
-//! over the same tables; a build with tables of another layout touches nothing; and a daemon that dies in the middle
-//! of a change is followed by one that comes to its end.
+//! over the same tables; its desk takes requests over; a build with tables of another layout touches nothing; and a
+//! daemon that dies in the middle of a change is followed by one that comes to its end.
 
 use std::{
+    fs,
+    io::Write as _,
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, atomic::Ordering::SeqCst},
     time::Duration,
@@ -11,10 +14,14 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::abi::LAYOUT_VERSION;
+use nix::sys::signal::Signal;
 use tests::{
     crowd::{Crowd, Fate, all_talk},
+    document::Web,
+    download::{self, Download},
     echo::{Echo, PORT},
-    stage::{Stage, run},
+    requests,
+    stage::{Stage, lb, run},
 };
 use xtask::lab::{self, LabOptions};
 
@@ -115,14 +122,6 @@ impl Scene {
         self.all_talk()?;
         Ok(died)
     }
-
-    /// Packets that went to backends, since the tables were made.
-    fn forwarded(&self) -> Result<u64> {
-        let counters = self.stage.json(&["counters"])?;
-        let mut verdicts = counters["verdicts"].as_array().context("counters")?.iter();
-        let it = verdicts.find(|verdict| verdict["name"] == "to_backend").context("a counter")?;
-        it["packets"].as_u64().context("a number")
-    }
 }
 
 /// A packet that met no program would reach the balancer's own stack, which has the address and would answer with a
@@ -135,12 +134,12 @@ fn a_program_is_replaced_by_link_update_under_traffic() -> Result<()> {
     let mut scene = Scene::new()?;
     scene.all_talk()?;
     for time in 0..TIMES {
-        let (before, forwarded) = (scene.programs()?, scene.forwarded()?);
+        let (before, forwarded) = (scene.programs()?, scene.stage.packets("to_backend")?);
         let mut daemon = scene.stage.daemon.take().context("a daemon")?;
         if time % 2 == 0 {
             daemon.kill()?;
         } else {
-            daemon.signal(nix::sys::signal::Signal::SIGTERM)?;
+            daemon.signal(Signal::SIGTERM)?;
             daemon.wait()?;
         }
         scene.stage.start()?;
@@ -149,7 +148,10 @@ fn a_program_is_replaced_by_link_update_under_traffic() -> Result<()> {
             assert_ne!(*program_before, program, "the program is the new one's");
             assert_eq!(*link_before, link, "and its link the old one's");
         }
-        assert!(scene.forwarded()? > forwarded, "it goes on counting where the other has ended");
+        assert!(
+            scene.stage.packets("to_backend")? > forwarded,
+            "it goes on counting where the other has ended"
+        );
     }
     scene.stage.checksums_were_right()
 }
@@ -165,7 +167,7 @@ fn a_build_with_another_layout_touches_nothing() -> Result<()> {
     let pinned = |version: u32| PathBuf::from(format!("/sys/fs/bpf/lobby/layout-{version}"));
     let (ours, other) = (pinned(LAYOUT_VERSION), pinned(LAYOUT_VERSION + 1));
     // What a build with another layout would find is what this one finds under another number.
-    scene.stage.lab.balancer.run(|| std::fs::rename(&ours, &other))??;
+    scene.stage.lab.balancer.run(|| fs::rename(&ours, &other))??;
     let traces = scene.stage.traces()?;
     let refused = scene.stage.start().expect_err("it starts over another's tables").to_string();
     scene.stage.daemon = None;
@@ -176,7 +178,7 @@ fn a_build_with_another_layout_touches_nothing() -> Result<()> {
     assert!(changed.iter().all(|line| line == "gone: /run/lobby/lock"), "{changed:?}");
     scene.all_talk()?;
     // The build that made them goes on with them.
-    scene.stage.lab.balancer.run(|| std::fs::rename(&other, &ours))??;
+    scene.stage.lab.balancer.run(|| fs::rename(&other, &ours))??;
     assert_eq!(scene.programs()?, programs);
     scene.stage.start()?;
     scene.all_talk()
@@ -212,4 +214,79 @@ fn a_daemon_that_dies_in_a_change_is_followed_by_one_that_ends_it() -> Result<()
     println!("{} deaths on the way forth, {} back", deaths[0], deaths[1]);
     assert!(deaths.iter().all(|&deaths| deaths > 10), "{deaths:?}: not in the middle of anything");
     scene.stage.checksums_were_right()
+}
+
+/// What is read of a download while another build takes over, and all of it.
+const STEP: usize = 1 << 20;
+const FILE: usize = 8 << 20;
+
+/// A program is put in the place of the one that runs, twice: the desk is the new one's, and no request is refused or cut
+/// meanwhile; what the desk before has under way it brings to its end.
+#[test]
+fn the_desk_of_another_build_takes_over() -> Result<()> {
+    if !lab::possible("the_desk_of_another_build_takes_over") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let document =
+        Web { service: "routes = [ { path = \"/admin\", respond = 403 } ]", ..Web::of(options) }.text();
+    let mut stage = Stage::without_daemon(options, &document)?;
+    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    let content = download::write(&stage, "file", FILE)?;
+    // Each build differs by what stands behind its end, where nothing reads it.
+    let program = stage.directory().join("lb");
+    let install = |number: u8| -> Result<u64> {
+        let draft = program.with_extension("new");
+        fs::copy(lb(), &draft)?;
+        fs::File::options().append(true).open(&draft)?.write_all(&vec![number; 1000])?;
+        fs::rename(&draft, &program)?;
+        Ok(fs::metadata(&program)?.ino())
+    };
+    let runs = |pid: u32| -> Result<u64> { Ok(fs::metadata(format!("/proc/{pid}/exe"))?.ino()) };
+    let mut build = install(0)?;
+    stage.start_build(&program)?;
+    let mut desk = stage.desk(None)?;
+    assert_eq!(runs(desk)?, build);
+    let mut ended = Vec::new();
+    let crowds =
+        Stage::VIPS.map(|vip| requests::Crowd::start(&stage.lab.client, SocketAddr::new(vip, 80), "/", 3));
+    for (number, signal) in [(1, Signal::SIGKILL), (2, Signal::SIGTERM)] {
+        let mut downloads: Vec<_> = Stage::VIPS
+            .iter()
+            .map(|&vip| Download::start(&stage, vip, "file", &content))
+            .collect::<Result<_>>()?;
+        let other = install(number)?;
+        assert_ne!(other, build);
+        let mut daemon = stage.daemon.take().context("a daemon")?;
+        daemon.signal(signal)?;
+        daemon.wait()?;
+        crowds.iter().try_for_each(|crowd| crowd.wait_for(50))?;
+        stage.start_build(&program)?;
+        // Both are there as long as the one before has something under way.
+        let mut next = None;
+        stage.until("the other build's desk", |stage| {
+            next = stage.desks()?.into_iter().find(|&pid| pid != desk);
+            Ok(next.is_some())
+        })?;
+        let next = next.context("a desk")?;
+        assert_eq!((runs(next)?, runs(desk)?), (other, build), "which programs they run");
+        crowds.iter().try_for_each(|crowd| crowd.wait_for(100))?;
+        for download in &mut downloads {
+            download.allow(STEP);
+            download.arrives(&stage)?;
+        }
+        assert!(stage.desks()?.contains(&desk), "who has something under way has ended:\n{}", stage.log());
+        downloads.into_iter().try_for_each(|download| download.finish(FILE))?;
+        assert_eq!(stage.desk(Some(desk))?, next);
+        crowds.iter().try_for_each(|crowd| crowd.wait_for(100))?;
+        // Kept: desks would be killed with it.
+        ended.push(daemon);
+        (desk, build) = (next, other);
+    }
+    for crowd in crowds {
+        let account = crowd.finish()?;
+        assert_eq!(account.bad, Vec::<String>::new(), "{}", stage.log());
+        println!("{} requests", account.good);
+    }
+    stage.checksums_were_right()
 }
