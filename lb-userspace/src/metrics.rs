@@ -252,14 +252,14 @@ fn desk(desk: &Desk, registry: &mut Registry) {
     registry.register("desk_requests", "Requests answered, by route, its pool and class of status", requests);
     let help = "How long answers took to begin, by route and its pool";
     registry.register_with_unit("desk_answer", help, Unit::Seconds, Histograms(desk.latencies.clone()));
-    let by_reason = |counts: &BTreeMap<String, u64>| {
+    let by = |label: &'static str, counts: &BTreeMap<String, u64>| {
         let counters = Counters::default();
-        for (reason, &count) in counts {
-            counters.get_or_create(&vec![("reason", reason.clone())]).inc_by(count);
+        for (value, &count) in counts {
+            counters.get_or_create(&vec![(label, value.clone())]).inc_by(count);
         }
         counters
     };
-    let troubles = by_reason(&desk.troubles);
+    let troubles = by("reason", &desk.troubles);
     registry.register("desk_troubles", "Requests that the desk had to answer itself, by reason", troubles);
     let denied = Counters::default();
     for its in &desk.denied {
@@ -282,7 +282,9 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         "How often backends that did not answer well got no requests for a while",
         ejections,
     );
-    let refused = by_reason(&desk.refused);
+    let fetches = by("outcome", &desk.key_fetches);
+    registry.register("desk_key_fetches", "How often keys of tokens were fetched, by outcome", fetches);
+    let refused = by("reason", &desk.refused);
     registry.register(
         "desk_refused_connections",
         "Connections that were not let in or ended by the desk, by reason",
@@ -369,7 +371,8 @@ mod tests {
                 "answers": [{{"service": "front", "route": "*/*", "pool": "web", "status": "2xx", "count": 10}}],
                 "latencies": [{{"service": "front", "route": "*/*", "pool": "web", "seconds": 12.5, "up_to_seconds": [[0.25, 1], [0.5, 2]], "longer": 1}}],
                 "denied": [{{"service": "front", "route": "*/*", "status": 401, "reason": "no_credentials", "count": 8}}],
-                "ejections": [{{"pool": "web", "backend": "10.0.0.11:80", "count": 3}}]}}
+                "ejections": [{{"pool": "web", "backend": "10.0.0.11:80", "count": 3}}],
+                "key_fetches": {{"success": 13, "failure": 14}}}}
         }}"#
         );
         serde_json::from_str(&json).unwrap()
@@ -408,6 +411,8 @@ mod tests {
             "lobby_desk_answer_seconds_count{service=\"front\",route=\"*/*\",pool=\"web\"} 4",
             "lobby_desk_answer_seconds_sum{service=\"front\",route=\"*/*\",pool=\"web\"} 12.5",
             "lobby_desk_ejections_total{pool=\"web\",backend=\"10.0.0.11:80\"} 3",
+            "lobby_desk_key_fetches_total{outcome=\"success\"} 13",
+            "lobby_desk_key_fetches_total{outcome=\"failure\"} 14",
             "lobby_desk_troubles_total{reason=\"slow\"} 5",
             "lobby_desk_refused_connections_total{reason=\"firewall\"} 3",
             "lobby_desk_connections_total 12",

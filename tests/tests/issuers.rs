@@ -28,6 +28,14 @@ fn alarms(stage: &Stage) -> Result<String> {
     Ok(stage.json(&["status"])?["status"]["alarms"].to_string())
 }
 
+/// How often keys were fetched with this outcome.
+fn fetches(stage: &Stage, outcome: &str) -> Result<u64> {
+    let metrics = stage.metrics()?;
+    let name = format!("lobby_desk_key_fetches_total{{outcome=\"{outcome}\"}} ");
+    let count = metrics.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(count.with_context(|| metrics.clone())?.parse()?)
+}
+
 /// Applies a document, which must be refused with all of this; nothing changes.
 fn refused(stage: &Stage, document: &str, wanted: &[&str]) -> Result<()> {
     let before = std::fs::read_to_string(stage.document())?;
@@ -53,7 +61,7 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
     let address = format!("{host}:8443");
     let document = |auth: &str| {
         format!(
-            "interfaces = [\"front\", \"back\"]\n[pools.web]\nbackends = [ {{ address = \"{}\" }} ]\n\
+            "interfaces = [\"front\", \"back\"]\nmetrics = \"127.0.0.1:9100\"\n[pools.web]\nbackends = [ {{ address = \"{}\" }} ]\n\
              [services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n\
              [[services.shop.routes]]\npath = \"/pay\"\npool = \"web\"\n{auth}\n",
             backend_v4(options, 0)
@@ -98,16 +106,22 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
 
     // Nobody is there, or nobody who could be believed, or no keys: refused in its place, and nothing changes.
     let place = format!("no keys from https://{address}");
-    refused(&stage, &by("/jwks.json", "ca.pem"), &[&place, "refused", "10:8", "jwks_uri"])?;
+    refused(&stage, &by("/jwks.json", "ca.pem"), &[&place, "refused", "11:8", "jwks_uri"])?;
     let issuer = start(&stage)?;
-    refused(&stage, &by("/jwks.json", "other-ca.pem"), &[&place, "certificate", "10:8"])?;
-    refused(&stage, &by("/other", "ca.pem"), &[&place, "404", "10:8"])?;
+    refused(&stage, &by("/jwks.json", "other-ca.pem"), &[&place, "certificate", "11:8"])?;
+    refused(&stage, &by("/other", "ca.pem"), &[&place, "404", "11:8"])?;
     std::fs::write(file("keys.json"), "<html>")?;
-    refused(&stage, &by("/jwks.json", "ca.pem"), &[&place, "no JSON", "10:8"])?;
+    refused(&stage, &by("/jwks.json", "ca.pem"), &[&place, "no JSON", "11:8"])?;
     std::fs::write(file("keys.json"), key_set("one", FIRST))?;
+    assert_eq!(
+        (fetches(&stage, "failure")?, fetches(&stage, "success")?),
+        (8, 0),
+        "once for each plan and apply"
+    );
 
     std::fs::write(file("next.toml"), by("/elsewhere", "ca.pem"))?;
     stage.lb(&["apply", &file("next.toml").display().to_string()])?;
+    assert_eq!((fetches(&stage, "failure")?, fetches(&stage, "success")?), (8, 1));
     stage.until("who has a token comes in", |stage| Ok(ask(stage, "one", FIRST)? == "200"))?;
     assert_eq!(ask(&stage, "one", SECOND)?, "401");
     assert_eq!(alarms(&stage)?, "[]");
@@ -116,6 +130,7 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
     std::fs::write(file("keys.json"), key_set("two", SECOND))?;
     stage.until("the new key is known", |stage| Ok(ask(stage, "two", SECOND)? == "200"))?;
     assert_eq!(ask(&stage, "one", FIRST)?, "401", "the old one holds no more");
+    assert_eq!((fetches(&stage, "failure")?, fetches(&stage, "success")?), (8, 2));
 
     // By itself, too, where the document says so.
     std::fs::write(file("next.toml"), refreshed("/elsewhere", "ca.pem", "15s"))?;
@@ -129,6 +144,7 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
         Ok(alarms(stage)?.contains("os error 111); those from before still hold"))
     })?;
     assert_eq!(ask(&stage, "two", SECOND)?, "200");
+    ensure!(fetches(&stage, "failure")? >= 10, "{}", stage.metrics()?);
     // It hinders no change of something else.
     stage.lb(&["backend", "add", "web", &backend_v4(options, 1)])?;
     stage.lb(&["backend", "remove", "web", &backend_v4(options, 1)])?;
@@ -143,6 +159,7 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
     let _issuer = start(&stage)?;
     stage.until("keys again", |stage| Ok(ask(stage, "two", SECOND)? == "200"))?;
     stage.until("no alarm", |stage| Ok(alarms(stage)? == "[]"))?;
+    ensure!(fetches(&stage, "failure")? >= 1 && fetches(&stage, "success")? >= 1, "{}", stage.metrics()?);
     let everything = stage.log() + &stage.json(&["status"])?.to_string();
     assert!(![FIRST, SECOND].iter().any(|secret| everything.contains(secret)), "a secret is seen");
     let explained = run(&stage.lab.balancer, Path::new(&lb()), &["route", "list"])?;

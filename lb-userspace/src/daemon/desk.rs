@@ -165,6 +165,8 @@ impl Desk {
             answers: answers.collect(),
             latencies: latencies.collect(),
             denied: denied.collect(),
+            // Nothing that a desk does.
+            key_fetches: BTreeMap::new(),
         }
     }
 

@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,9 @@ pub struct Known(Arc<Shared>);
 struct Shared {
     issuers: Mutex<BTreeMap<PathBuf, Issuer>>,
     changed: Notify,
+    /// How often keys were had, and how often none were, from whomever.
+    had: AtomicU64,
+    missed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -90,6 +96,14 @@ impl Known {
             .for_each(|issuer| issuer.wanted.notify_one());
     }
 
+    /// Fetches keys, and counts what comes of it.
+    async fn fetch(&self, address: &Path, way: &Way, fetch: &Fetch) -> Result<Secret, String> {
+        let outcome = read(address, way, fetch).await;
+        let count = if outcome.is_ok() { &self.0.had } else { &self.0.missed };
+        count.fetch_add(1, Ordering::Relaxed);
+        outcome
+    }
+
     /// Notes what an attempt has brought; says whether that is new.
     fn note(&self, address: &Path, fetch: &Fetch, outcome: Result<Secret, String>) -> bool {
         let mut issuers = self.issuers();
@@ -125,7 +139,7 @@ impl Known {
                 () = tokio::time::sleep(wait) => {}
                 () = wanted.notified() => tokio::time::sleep_until(asked + LEAST.min(wait)).await,
             }
-            let outcome = read(&address, &way, &fetch).await;
+            let outcome = self.fetch(&address, &way, &fetch).await;
             wait = if outcome.is_ok() { fetch.refresh } else { retry.min(fetch.refresh) };
             retry = if outcome.is_ok() { RETRY } else { (retry * 2).min(RETRY_MOST) };
             let said = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
@@ -178,6 +192,13 @@ impl Issuers {
         self.known.issuers().iter().filter_map(holding).collect()
     }
 
+    /// How often keys were fetched, by outcome.
+    pub fn fetches(&self) -> BTreeMap<String, u64> {
+        let Shared { had, missed, .. } = &*self.known.0;
+        let count = |(outcome, count): (&str, &AtomicU64)| (outcome.into(), count.load(Ordering::Relaxed));
+        [("success", had), ("failure", missed)].map(count).into()
+    }
+
     /// What needs somebody's attention.
     pub fn alarms(&self) -> Vec<String> {
         let holding = self.keys();
@@ -226,15 +247,16 @@ impl First {
     /// # Errors
     /// Which of them have no keys.
     pub async fn run(self) -> Result<(), Complaints> {
-        let Self { known, document, issuers } = self;
-        let asked = issuers
-            .iter()
-            .map(|(address, way, fetch)| async move { (address, fetch, read(address, way, fetch).await) });
+        let Self { known, document, issuers } = &self;
+        let asked = issuers.iter().map(|(address, way, fetch)| async move {
+            let outcome = known.fetch(address, way, fetch).await;
+            (address, fetch, outcome)
+        });
         let mut complaints = Vec::new();
         for (address, fetch, outcome) in futures::future::join_all(asked).await {
             match outcome {
                 Ok(text) => _ = known.note(address, fetch, Ok(text)),
-                Err(problem) => complaints.extend(places(&document, address).map(|place| {
+                Err(problem) => complaints.extend(places(document, address).map(|place| {
                     let message = format!("no keys from {}: {problem}", address.display());
                     place.error(message, "name an address that this host can reach and that gives a set of keys, as the issuer's jwks_uri does")
                 })),

@@ -133,7 +133,8 @@ impl<P: Plane> Daemon<P> {
         alarms.extend(self.reception.issuers.alarms());
         if let Some((desk, loaded)) = self.reception.desk.as_ref().zip(self.core.loaded()) {
             let config = &loaded.document.config;
-            let shown = desk.shown();
+            let key_fetches = self.reception.issuers.fetches();
+            let shown = view::Desk { key_fetches, ..desk.shown() };
             let usable = |pool: &str| {
                 snapshot.backends.iter().filter(|backend| backend.pool == pool && backend.usable).count()
             };

@@ -44,6 +44,9 @@ pub struct Desk {
     /// How often backends that did not answer well got no requests for a while.
     #[serde(default)]
     pub ejections: Vec<Ejections>,
+    /// How often the daemon has fetched keys of tokens for it, by outcome.
+    #[serde(default)]
+    pub key_fetches: BTreeMap<String, u64>,
 }
 
 /// How often a backend that did not answer well got no requests for a while.
