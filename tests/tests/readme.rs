@@ -1,6 +1,7 @@
-//! The README's commands do what it says: they are taken out of it and run, in its order.
+//! The README's commands do what it says: they are taken out of it and run, in its order. Its documents, and pieces of them,
+//! are such as Lobby takes.
 //!
-//! Nothing is rewritten but one word: `sudo` is left out, since this runs as root. The machine's own
+//! Of the commands nothing is rewritten but one word: `sudo` is left out, since this runs as root. The machine's own
 //! directories that commands write to are covered by empty ones, which only the commands see.
 
 use std::{
@@ -12,7 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use lb_userspace::config::Document;
 use nix::sys::signal::Signal;
 use xtask::lab::{self, Namespace, Proc, link};
 
@@ -78,7 +80,7 @@ const IN_SENTENCES: [(&str, Way); 22] = [
     ("lb auth hash robot --key < key", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
     ("lb desk status", Way::Host),
     ("lb route list", Way::Host),
-    ("lb route explain https://shop.example/pay", Way::Elsewhere("tests/tests/desk.rs has routes for it")),
+    ("lb route explain https://shop.example/pay", Way::Elsewhere("tests/tests/guards.rs has routes for it")),
     ("cargo xtask setup --report", Way::Desk),
     ("cargo xtask ci", Way::Elsewhere("runs this test")),
     ("cargo xtask bench", Way::Elsewhere("see above")),
@@ -109,6 +111,81 @@ fn readme() -> Result<String> {
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     text.split(&fence).skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// What pieces of documents in the README may leave out, since it stands elsewhere there or is the reader's own.
+const AROUND: &str = r#"
+interfaces = ["eth0"]
+[pools.web]
+panic = "fail"
+health = { http = "/healthz" }
+backends = [ { address = "10.0.0.11:8080" } ]
+[pools.accounts]
+backends = [ { address = "10.0.0.21:5432" } ]
+[pools.edge]
+backends = [ { address = "10.0.0.41" } ]
+[pools.payments]
+backends = [ { address = "10.0.0.42:8080" } ]
+[pools.wiki]
+backends = [ { address = "10.0.0.43:8080" } ]
+[pools.id]
+backends = [ { address = "10.0.0.44:8080" } ]
+[services.front]
+listen = "203.0.113.11:443/tcp"
+tls = { cert = "front.pem", key = "front.key" }
+pool = "web"
+"#;
+
+/// What stands before some lines, where it is said in words: in which table, and that the route asks who one is.
+const BEFORE: [(&str, &str); 2] = [
+    ("health = { http_role", "[pools.accounts]\n"),
+    ("limits = [", "auth = { key = { keys = \"robots.keys\" } }\n"),
+];
+
+/// What a block says, with what it may leave out around it; a whole document as it is.
+fn document(block: &str) -> Result<String> {
+    if block.contains("interfaces = ") {
+        return Ok(block.to_owned());
+    }
+    let mut block = block.to_owned();
+    for (line, before) in BEFORE {
+        block = block.replacen(line, &format!("{before}{line}"), 1);
+    }
+    let mut all: toml::Table = AROUND.parse()?;
+    lay_over(&mut all, block.parse()?);
+    Ok(toml::to_string(&all)?)
+}
+
+/// Lays one table over another: what both have is as the upper one says.
+fn lay_over(lower: &mut toml::Table, upper: toml::Table) {
+    for (key, value) in upper {
+        match (lower.get_mut(&key), value) {
+            (Some(toml::Value::Table(lower)), toml::Value::Table(upper)) => lay_over(lower, upper),
+            (_, value) => _ = lower.insert(key, value),
+        }
+    }
+}
+
+#[test]
+fn every_piece_of_a_document_is_taken() -> Result<()> {
+    let text = readme()?;
+    let blocks = blocks(&text, "toml");
+    let mut tried = 0;
+    for block in &blocks {
+        Document::parse(&document(block)?).map_err(|why| anyhow!("{block}\n\n{why}"))?;
+        // And it would be noticed if a key of it were none.
+        for line in block.lines() {
+            let Some((key, _)) = line.split_once(" = ").filter(|(key, _)| !key.contains(['{', '#'])) else {
+                continue;
+            };
+            let wrong = block.replacen(line, &line.replacen(key, &format!("{key}-"), 1), 1);
+            let refused = Document::parse(&document(&wrong)?).err().map(|why| why.to_string());
+            assert!(refused.is_some_and(|why| why.contains(&format!("{}-", key.trim()))), "{wrong}");
+            tried += 1;
+        }
+    }
+    println!("{} pieces, {tried} wrong keys", blocks.len());
+    Ok(())
 }
 
 /// The commands in blocks for a shell, without their comments.
