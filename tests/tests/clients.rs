@@ -4,9 +4,9 @@
 use std::{
     fs::{self, File},
     future::poll_fn,
-    io::{BufRead as _, BufReader, Lines, Write as _},
+    io::{BufRead as _, BufReader, Write as _},
     net::{IpAddr, SocketAddr},
-    process::{ChildStdin, ChildStdout, Output, Stdio},
+    process::{ChildStdin, Output, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -73,7 +73,7 @@ fn a_client_that_knows_several_hosts_finds_the_role_that_it_wants() -> Result<()
 struct Jdbc {
     _program: Proc,
     urls: ChildStdin,
-    answers: Lines<BufReader<ChildStdout>>,
+    answers: mpsc::Receiver<String>,
 }
 
 impl Jdbc {
@@ -85,21 +85,25 @@ impl Jdbc {
         let mut program = Proc::start(command)?;
         let child = program.child();
         let urls = child.stdin.take().context("no standard input")?;
-        let answers = child.stdout.take().context("no standard output")?;
-        Ok(Self { _program: program, urls, answers: BufReader::new(answers).lines() })
+        let lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+        let (answer, answers) = mpsc::channel();
+        // Ends with the program, or with whoever wanted to hear.
+        std::thread::spawn(move || lines.map_while(Result::ok).all(|line| answer.send(line).is_ok()));
+        Ok(Self { _program: program, urls, answers })
     }
 
     /// Which server it gets to by these ports, where it looks for one of this kind; or what it says instead.
     fn find(&mut self, ports: &str, wants: &str) -> Result<String> {
         let hosts: Vec<_> = ports.split(',').map(|port| format!("{}:{port}", WRITE.ip())).collect();
-        // What it has found out about a host it believes for no time at all.
+        // What it has found out about a host it believes for no time at all; a server that says nothing is not waited for.
         writeln!(
             self.urls,
             "jdbc:postgresql://{}/postgres?user=postgres&targetServerType={wants}&connectTimeout=3&loginTimeout=10\
-             &hostRecheckSeconds=0",
+             &socketTimeout=10&hostRecheckSeconds=0",
             hosts.join(",")
         )?;
-        self.answers.next().context("it has ended")?.context("it cannot be heard")
+        // Java is started before the first one.
+        self.answers.recv_timeout(2 * PATIENCE).context("it says nothing, or has ended")
     }
 }
 
