@@ -94,6 +94,36 @@ fn served(options: LabOptions) -> Result<Stage> {
     Ok(stage)
 }
 
+/// A request that the first server has got, and does not answer yet.
+struct UnderWay {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl UnderWay {
+    /// Starts the daemon, and asks.
+    fn start(stage: &mut Stage) -> Result<Self> {
+        let backend = SocketAddr::new(stage.lab.backend_v4(0).into(), 8080);
+        let listener = stage.lab.backends[0].run(|| TcpListener::bind(backend))??;
+        stage.start()?;
+        let mut client = stage.lab.client.run(|| TcpStream::connect((FRONT, 80)))??;
+        client.write_all(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let (mut server, _) = listener.accept()?;
+        ensure!(server.read(&mut [0; 4096])? > 0, "the server was asked nothing");
+        // A desk that says so has heard by now that it is to outlive its daemon.
+        stage.until("the desk reports", |stage| Ok(stage.json(&["desk", "status"])?["open"] == 1))?;
+        Ok(Self { client, server })
+    }
+
+    fn is_answered(mut self) -> Result<()> {
+        self.server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+        let mut answer = String::new();
+        self.client.read_to_string(&mut answer)?;
+        ensure!(answer.ends_with("\r\n\r\nok"), "{answer}");
+        Ok(())
+    }
+}
+
 /// A backend that is taken out has been left when its last answer is over, not before.
 #[test]
 fn a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ended() -> Result<()> {
@@ -111,13 +141,7 @@ fn a_backend_that_only_the_desk_speaks_to_is_drained_when_its_requests_have_ende
 fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     let options = LabOptions { backends: 1, ..LabOptions::default() };
     let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
-    let backend = SocketAddr::new(stage.lab.backend_v4(0).into(), 8080);
-    let listener = stage.lab.backends[0].run(|| TcpListener::bind(backend))??;
-    stage.start()?;
-    let client = stage.lab.client.run(|| TcpStream::connect((FRONT, 80)))??;
-    (&client).write_all(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
-    let (mut server, _) = listener.accept()?;
-    ensure!(server.read(&mut [0; 4096])? > 0, "the server was asked nothing");
+    let under_way = UnderWay::start(&mut stage)?;
     // Kept: its desk would be killed with it.
     let mut before = if successor { stage.daemon.take() } else { None };
     if let Some(daemon) = &mut before {
@@ -129,10 +153,7 @@ fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     // The daemon counts, and the desk reports, each second.
     std::thread::sleep(Duration::from_secs(3));
     stage.until_states("web", &["draining"])?;
-    server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
-    let mut answer = String::new();
-    (&client).read_to_string(&mut answer)?;
-    ensure!(answer.ends_with("\r\n\r\nok"), "{answer}");
+    under_way.is_answered()?;
     stage.until_states("web", &["drained"])?;
     stage.checksums_were_right()
 }
@@ -223,6 +244,30 @@ fn nobody_is_refused_when_the_desk_is_killed() -> Result<()> {
     Ok(())
 }
 
+/// A desk that is about to end has nothing to hand over any more: the next daemon does not wait for it, and serves beside it.
+#[test]
+fn a_desk_that_ends_holds_up_no_daemon() -> Result<()> {
+    if !lab::possible("a_desk_that_ends_holds_up_no_daemon") {
+        return Ok(());
+    }
+    let options = LabOptions { backends: 1, ..LabOptions::default() };
+    let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
+    let under_way = UnderWay::start(&mut stage)?;
+    let former = stage.desk(None)?;
+    // Kept: its desk would be killed with it.
+    let mut before = stage.daemon.take().context("a daemon")?;
+    before.kill()?;
+    signal(former, nix::sys::signal::Signal::SIGTERM)?;
+    stage.until("the desk ends", |stage| Ok(stage.log().contains("the desk ends")))?;
+    stage.start()?;
+    assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
+    assert!(stage.desks()?.contains(&former), "{}", stage.log());
+    under_way.is_answered()?;
+    // The error of a read that waited for all the time it had.
+    assert!(!stage.log().contains("temporarily unavailable"), "{}", stage.log());
+    Ok(())
+}
+
 /// What is forwarded goes past the desk: it does not notice whether there is one.
 #[test]
 fn what_is_forwarded_does_not_notice_the_desks_death() -> Result<()> {
@@ -246,11 +291,17 @@ fn what_is_forwarded_does_not_notice_the_desks_death() -> Result<()> {
         (0..20).map(|_| Speaker::connect(&stage.lab.client, past)).collect::<Result<_>>()?;
     kept.iter_mut().try_for_each(ask)?;
     let crowd = Crowd::start(&stage.lab.client, past, "/", 4);
-    for _ in 0..3 {
+    for deaths in 1..=3 {
         signal(pid, nix::sys::signal::Signal::SIGKILL)?;
         crowd.wait_for(50)?;
         kept.iter_mut().try_for_each(ask)?;
         pid = stage.desk(Some(pid))?;
+        // Nor when the daemon has taken note of it.
+        stage.until("its death is known", |stage| {
+            Ok(stage.json(&["desk", "status"])?["restarts"] == deaths)
+        })?;
+        crowd.wait_for(50)?;
+        kept.iter_mut().try_for_each(ask)?;
     }
     let account = crowd.finish()?;
     assert!(account.bad.is_empty(), "{:?}\n{}", account.bad, stage.log());

@@ -106,6 +106,8 @@ async fn serve(control: UnixStream, shared: Arc<Shared>, workers: Workers) -> io
             _ = hangup.recv() => {}
         }
     };
+    // Daemons that call from here on are not to wait for an answer.
+    drop(hear);
     desk.drain(drain).await;
     Ok(())
 }
