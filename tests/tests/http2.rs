@@ -104,6 +104,8 @@ fn headers() -> Vec<Vector> {
         (is, "a space in a name", with(&[("x ", "1")]), Ended, &[]),
         (is, "a colon in a name", with(&[("x:y", "1")]), Ended, &[]),
         (is, "an empty name", with(&[("", "1")]), Ended, &[]),
+        (is, "more than a hundred", with(&[("x", "1"); 101]), Status(431), &[]),
+        (is, "cookies one by one", with(&[("cookie", "a=1"); 200]), Status(200), &[("GET / HTTP/1.1", "")]),
     ]
 }
 

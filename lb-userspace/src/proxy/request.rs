@@ -13,6 +13,10 @@ use super::{
 /// A body longer than this is not taken.
 pub const BODY_LIMIT: u64 = 1 << 30;
 
+/// More headers than these are not taken: as many as HTTP/1.1 may have by hyper's own count, so that a server gets no more by
+/// HTTP/2 than by that.
+const HEADERS_MOST: usize = 100;
+
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -40,6 +44,7 @@ pub fn target(parts: &Parts) -> Result<Target, Trouble> {
     if parts.method == Method::TRACE {
         return Err(Trouble::Unsupported("traces (TRACE)"));
     }
+    number(&parts.headers)?;
     framing(&parts.headers)?;
     let authority = authority(parts)?;
     let host = match authority.as_str() {
@@ -80,6 +85,15 @@ fn authority(parts: &Parts) -> Result<String, Trouble> {
         (Some(host), _) => Ok(host.to_owned()),
         (None, Some(named)) => Ok(named.to_owned()),
         (None, None) => Ok(String::new()),
+    }
+}
+
+/// Cookies that come one by one are one header (RFC 9113 section 8.2.3).
+fn number(headers: &HeaderMap) -> Result<(), Trouble> {
+    let more_cookies = || headers.get_all(header::COOKIE).iter().skip(1).count();
+    match headers.len() > HEADERS_MOST && headers.len() - more_cookies() > HEADERS_MOST {
+        true => Err(Trouble::TooMany),
+        false => Ok(()),
     }
 }
 
@@ -231,6 +245,9 @@ mod tests {
         assert!(unsupported(asked("TRACE", "/", &[host])));
         assert!(unsupported(asked("POST", "/", &[host, ("transfer-encoding", "gzip, chunked")])));
         assert_eq!(asked("POST", "/", &[host, ("content-length", "2000000000")]), Err(Trouble::TooLarge));
+        let with = |name, times| [vec![host], vec![(name, "1"); times]].concat();
+        assert!(asked("GET", "/", &with("x", 99)).is_ok() && asked("GET", "/", &with("cookie", 500)).is_ok());
+        assert_eq!(asked("GET", "/", &with("x", 100)), Err(Trouble::TooMany));
         assert_eq!(asked("PUT", "/", &[host, ("expect", "200-ok")]), Err(Trouble::Expectation));
         assert!(asked("PUT", "/", &[host, ("expect", "100-Continue")]).is_ok());
         // HTTP/2 is not for those who ask so; they get HTTP/1.1.

@@ -34,6 +34,8 @@ pub enum Trouble {
     Wrong(&'static str),
     /// The body is longer than the desk takes.
     TooLarge,
+    /// There are more headers than the desk takes.
+    TooMany,
     /// The body stopped coming.
     Stalled,
     /// `Expect` asks for something unknown.
@@ -80,7 +82,7 @@ impl Words {
             403 => 7,
             404 | 405 | 501 => 12,
             408 | 504 => 4,
-            413 | 429 => 8,
+            413 | 429 | 431 => 8,
             502 | 503 => 14,
             _ => 2,
         };
@@ -182,6 +184,13 @@ impl Trouble {
             Self::TooLarge => {
                 words(413, "too_large", "That is too much", "What you send is larger than this door lets in.")
             }
+            // RFC 6585 section 5.
+            Self::TooMany => words(
+                431,
+                "too_many_headers",
+                "That is too much",
+                "Your request has more headers than this door lets in.",
+            ),
             Self::Stalled => words(
                 408,
                 "stalled",
@@ -436,6 +445,7 @@ mod tests {
             Trouble::Method("GET, HEAD".into()),
             Trouble::Wrong("there is no Host"),
             Trouble::TooLarge,
+            Trouble::TooMany,
             Trouble::Stalled,
             Trouble::Expectation,
             Trouble::Unsupported("tunnels"),
