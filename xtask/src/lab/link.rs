@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::address::AddressHeaderFlags,
+};
 
 use super::Namespace;
 
@@ -117,8 +120,14 @@ pub fn set_mtu(place: &Namespace, name: &str, mtu: u32) -> Result<()> {
 /// There is no such interface, or it has the address.
 pub fn address(place: &Namespace, name: &str, address: IpAddr, prefix: u8) -> Result<()> {
     let index = index(place, name)?;
-    netlink(place, async |handle| handle.address().add(index, address, prefix).execute().await)
-        .with_context(|| format!("address {address}/{prefix} of {name} in {}", place.name()))
+    netlink(place, async |handle| {
+        let mut request = handle.address().add(index, address, prefix);
+        // Without it an address of IPv6 is tentative until the kernel comes to it, also where nobody else is asked, and
+        // nothing can be bound to it meanwhile (RFC 4862 section 5.4).
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        request.execute().await
+    })
+    .with_context(|| format!("address {address}/{prefix} of {name} in {}", place.name()))
 }
 
 /// Sends all packets that no other route is for to a gateway.
