@@ -399,11 +399,24 @@ fn websockets_outlive_a_daemon_and_its_desk() -> Result<()> {
             "{heads:?}"
         );
     }
+    let former = stage.desk(None)?;
     // Kept: its desk would be killed with it.
     let mut before = stage.daemon.take().context("a daemon")?;
     before.kill()?;
     sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
     stage.start()?;
-    sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
+    stage.until("the former desk ends", |stage| Ok(stage.log().contains("the desk ends")))?;
+    for _ in 0..3 {
+        sockets.iter_mut().try_for_each(|socket| says_again(socket, &said))?;
+    }
+    assert!(stage.desks()?.contains(&former) && stage.desks()?.len() == 2, "{}", stage.log());
+    // By the other one, which is there alone when they have said goodbye.
+    let stream = stage.lab.client.run(|| TcpStream::connect(SocketAddr::new(Stage::VIPS[0], 80)))??;
+    says_again(&mut ask_for_one(stream, "/room")?, &said)?;
+    for mut socket in sockets {
+        socket.close(None)?;
+        while socket.read().is_ok() {}
+    }
+    stage.desk(Some(former))?;
     stage.checksums_were_right()
 }
