@@ -115,7 +115,7 @@ impl UnderWay {
         Ok(Self { client, server })
     }
 
-    fn is_answered(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         self.server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
         let mut answer = String::new();
         self.client.read_to_string(&mut answer)?;
@@ -153,7 +153,7 @@ fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     // The daemon counts, and the desk reports, each second.
     std::thread::sleep(Duration::from_secs(3));
     stage.until_states("web", &["draining"])?;
-    under_way.is_answered()?;
+    under_way.finish()?;
     stage.until_states("web", &["drained"])?;
     stage.checksums_were_right()
 }
@@ -262,7 +262,7 @@ fn a_desk_that_ends_holds_up_no_daemon() -> Result<()> {
     stage.start()?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
     assert!(stage.desks()?.contains(&former), "{}", stage.log());
-    under_way.is_answered()?;
+    under_way.finish()?;
     // The error of a read that waited for all the time it had.
     assert!(!stage.log().contains("temporarily unavailable"), "{}", stage.log());
     Ok(())
