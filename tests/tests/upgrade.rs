@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, atomic::Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -216,9 +216,12 @@ fn a_daemon_that_dies_in_a_change_is_followed_by_one_that_ends_it() -> Result<()
     scene.stage.checksums_were_right()
 }
 
-/// What is read of a download while another build takes over, and all of it.
-const STEP: usize = 1 << 20;
-const FILE: usize = 8 << 20;
+/// For how long downloads go on beside the other build: a desk that ended at once would be gone after a second.
+const DRAINED_FOR: Duration = Duration::from_secs(3);
+/// What is read of a download at a time.
+const STEP: usize = 128 << 10;
+/// All of it: far more than the kernel keeps for who does not read, and would still hand over when its sender is gone.
+const FILE: usize = 48 << 20;
 
 /// A program is put in the place of the one that runs, twice: the desk is the new one's, and no request is refused or cut
 /// meanwhile; what the desk before has under way it brings to its end.
@@ -270,10 +273,13 @@ fn the_desk_of_another_build_takes_over() -> Result<()> {
         })?;
         let next = next.context("a desk")?;
         assert_eq!((runs(next)?, runs(desk)?), (other, build), "which programs they run");
-        crowds.iter().try_for_each(|crowd| crowd.wait_for(100))?;
-        for download in &mut downloads {
-            download.allow(STEP);
-            download.arrives(&stage)?;
+        let began = Instant::now();
+        while began.elapsed() < DRAINED_FOR {
+            crowds.iter().try_for_each(|crowd| crowd.wait_for(20))?;
+            for download in &mut downloads {
+                download.allow(STEP);
+                download.arrives(&stage)?;
+            }
         }
         assert!(stage.desks()?.contains(&desk), "who has something under way has ended:\n{}", stage.log());
         downloads.into_iter().try_for_each(|download| download.finish(FILE))?;
