@@ -130,7 +130,7 @@ fn keys_are_had_from_their_issuer() -> Result<()> {
     std::fs::write(file("keys.json"), key_set("two", SECOND))?;
     stage.until("the new key is known", |stage| Ok(ask(stage, "two", SECOND)? == "200"))?;
     assert_eq!(ask(&stage, "one", FIRST)?, "401", "the old one holds no more");
-    assert_eq!((fetches(&stage, "failure")?, fetches(&stage, "success")?), (8, 2));
+    ensure!(fetches(&stage, "failure")? == 8 && fetches(&stage, "success")? >= 2, "{}", stage.metrics()?);
 
     // By itself, too, where the document says so.
     std::fs::write(file("next.toml"), refreshed("/elsewhere", "ca.pem", "15s"))?;
