@@ -3,7 +3,7 @@
 //!
 //! A child applies the operations of a plan to the kernel's tables and is killed at the n-th change of them
 //! ([`fault`]), for every n until it comes to the end. A reader sends packets through the program all the time, on
-//! whatever CPU is free, and at least once round before and after each death.
+//! a CPU of its own, and at least once round before and after each death.
 
 #![expect(unsafe_code, reason = "a process that shares the tables with this one is forked off, and dies")]
 
@@ -18,160 +18,29 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::abi::NO_BACKEND;
+use changes::{Change, DATAGRAMS, State, Step, Wanted, addresses, changes};
+use lb_common::abi::{NO_BACKEND, Standing, Tick};
 use lb_userspace::{
-    config::Document,
     dataplane::{
-        Dataplane as _, FlowsOf, Mode, NextHop, Op, RuleSet, Tables, fault,
+        Dataplane as _, FlowsOf, Mode, NextHop, Op, RuleSet, SideEntry, Tables, fault,
         kernel::{KernelDataplane, remove_pins},
     },
-    health::{Verdict, Verdicts},
-    model::{BackendAddress, Config, Listen, Service},
-    plan::{Desired, plan},
+    model::Listen,
 };
 use nix::{
+    sched::{CpuSet, sched_setaffinity},
     sys::{
         signal::Signal,
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, fork},
+    unistd::{ForkResult, Pid, fork},
 };
 use tests::packets::{self, Spec, flag};
 use xtask::lab::{self, Namespace};
 
+mod changes;
+
 const BPFFS: &str = "/sys/fs/bpf";
-
-/// One service that does not translate and one that does, each with some of the backends.
-fn document(direct: &[(u8, u8)], translated: &[(u8, u8)], more: &str) -> String {
-    let list = |backends: &[(u8, u8)], port: &str| -> String {
-        let line = |(last, weight): &(u8, u8)| {
-            format!("  {{ address = \"10.0.0.{last}{port}\", weight = {weight} }},\n")
-        };
-        backends.iter().map(line).collect()
-    };
-    let mut text = format!(
-        "interfaces = [\"eth0\"]\nports = \"20000-20999\"\nresets_per_second = 1000000\n\
-         [limits]\nflows = 65536\nservices = 8\nbackends = 64\nring_pages = 16\nside_pages = 16\nrules = 32\n\
-         [timeouts]\nestablished = \"60s\"\nhalf_open = \"5s\"\n[pools.near]\nbackends = [\n{}]\n[pools.far]\nbackends = [\n{}]\n",
-        list(direct, ""),
-        list(translated, ":8080"),
-    );
-    for (backends, lines) in [
-        (direct, "[services.direct]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"near\"\nforward = \"dsr\"\n"),
-        (
-            translated,
-            "[services.translated]\nlisten = \"203.0.113.11:80/tcp\"\npool = \"far\"\nring_size = 11\n",
-        ),
-    ] {
-        if !backends.is_empty() {
-            text += lines;
-            let size = if more.contains("ring_size") { "" } else { "ring_size = 11\n" };
-            if lines.contains("dsr") {
-                text += size;
-                text += more;
-                text += "\n";
-            }
-        }
-    }
-    text
-}
-
-const ALL: [(u8, u8); 3] = [(1, 1), (2, 1), (3, 1)];
-
-/// Documents one after the other: the last of them is the change that is interrupted.
-fn changes() -> Vec<(&'static str, Vec<String>)> {
-    let base = || document(&ALL, &ALL, "");
-    let more = [(1, 1), (2, 1), (3, 1), (4, 1)];
-    let nothing = document(&[], &[], "");
-    vec![
-        ("a start", vec![nothing.clone(), base()]),
-        ("a backend more", vec![base(), document(&more, &more, "")]),
-        ("a backend less", vec![base(), document(&ALL[1..], &ALL[1..], "")]),
-        ("other weights", vec![base(), document(&[(1, 1), (2, 3), (3, 0)], &[(1, 3), (2, 1), (3, 0)], "")]),
-        ("a ring of another size", vec![base(), document(&ALL, &ALL, "ring_size = 31")]),
-        (
-            "slots that move already",
-            vec![base(), document(&more, &ALL, ""), document(&more[1..], &ALL[..2], "")],
-        ),
-        ("and back again", vec![base(), document(&more, &ALL, ""), base()]),
-        ("connections written down always", vec![base(), document(&ALL, &ALL, "track = \"always\"")]),
-        ("rules", vec![base(), document(&ALL, &ALL, "allow = [\"198.51.100.0/28\", \"192.0.2.0/24\"]")]),
-        ("other time-outs", vec![base(), base().replace("\"60s\"", "\"600s\"")]),
-        ("a second service", vec![document(&[], &ALL, ""), base()]),
-        ("a service less", vec![base(), document(&ALL, &[], "")]),
-        ("the end", vec![base(), nothing]),
-    ]
-}
-
-/// Everything that a plan is made from, but for the tables.
-struct Wanted {
-    config: Config,
-    verdicts: Verdicts,
-    next_hops: BTreeMap<IpAddr, NextHop>,
-    sources: BTreeMap<IpAddr, Vec<IpAddr>>,
-}
-
-impl Wanted {
-    fn of(text: &str) -> Self {
-        let config = Document::parse(text).unwrap_or_else(|why| panic!("{text}\n{why}")).config;
-        let healthy = config.pools.iter().map(|(name, pool)| {
-            (name.clone(), pool.backends.iter().map(|backend| (backend.address, Verdict::USABLE)).collect())
-        });
-        let backends = (1..=4).map(|last| (IpAddr::from([10, 0, 0, last]), last));
-        let hop = |last| NextHop { interface: 1, own_mac: packets::OWN_MAC, mac: [2, 0, 0, 1, 0, last] };
-        Self {
-            verdicts: healthy.collect(),
-            next_hops: backends.clone().map(|(address, last)| (address, hop(last))).collect(),
-            sources: backends.map(|(address, _)| (address, vec![IpAddr::from([10, 0, 0, 100])])).collect(),
-            config,
-        }
-    }
-
-    /// What is to be done to the tables as they are.
-    fn plan(&self, plane: &KernelDataplane, spent: &BTreeSet<u32>) -> Result<Vec<Op>> {
-        let mut tables = plane.tables()?;
-        tables.sides = plane.observed(&tables)?;
-        let desired = Desired {
-            config: &self.config,
-            verdicts: &self.verdicts,
-            next_hops: &self.next_hops,
-            sources: &self.sources,
-            shared_vips: &BTreeSet::new(),
-            interfaces: &BTreeMap::from([(1, packets::OWN_MAC)]),
-            hash_key: [3, 4],
-            same_interface_tx: true,
-            spent,
-            now: plane.now()?,
-        };
-        Ok(plan(&desired, &tables)?.ops)
-    }
-
-    fn service(&self, vip: IpAddr) -> Option<&Service> {
-        self.config.services.values().find(|service| service.listen.address == vip)
-    }
-
-    /// Whether the service of an address has a backend.
-    fn has(&self, vip: IpAddr, backend: u8) -> bool {
-        let pool = self.service(vip).and_then(|service| self.config.pools.get(&service.pool));
-        let mut backends = pool.into_iter().flat_map(|pool| &pool.backends);
-        let address = IpAddr::from([10, 0, 0, backend]);
-        backends.any(|it| matches!(it.address, BackendAddress::Remote(ip, _) if ip == address))
-    }
-
-    /// Whether it denies some clients.
-    fn denies(&self, vip: IpAddr) -> bool {
-        self.service(vip).is_some_and(|service| !service.allow.is_empty())
-    }
-
-    fn apply(&self, plane: &mut KernelDataplane) -> Result<()> {
-        // As whoever goes on does.
-        plane.apply(&Op::Settle)?;
-        for op in self.plan(plane, &BTreeSet::new())? {
-            plane.apply(&op)?;
-        }
-        Ok(())
-    }
-}
 
 /// What became of a packet, as far as it is promised.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -208,16 +77,33 @@ struct Probe {
     free: bool,
 }
 
-fn addresses() -> [(IpAddr, u16); 2] {
-    [([203, 0, 113, 10].into(), 80), ([203, 0, 113, 11].into(), 80)]
+/// What a client sends first, and what it sends then.
+fn packets_of(number: u32, called: (IpAddr, u16)) -> [Vec<u8>; 2] {
+    let client = client(number, called.0);
+    match called.1 {
+        // Without translation nothing else tells two datagrams apart.
+        DATAGRAMS => [b"first", b"again"].map(|said| Spec::udp(client, called).with_payload(said).build()),
+        _ => [
+            Spec::tcp(client, called, flag::SYN).build(),
+            Spec::tcp(client, called, flag::ACK).with_payload(b"data").build(),
+        ],
+    }
 }
+
+/// Longer than any time that slots take, in ticks: an hour.
+const LONG: u32 = (3_600_000_000_000_u64 >> Tick::SHIFT) as u32;
 
 /// Clients of each service that have a connection, and as many that have none, each time that it is played.
 const CLIENTS: u32 = 12;
 
 /// No two are alike.
-fn client(number: u32) -> (IpAddr, u16) {
-    ([198, 51, 100, 1 + (number % 20) as u8].into(), 20_000 + (number / 20) as u16)
+fn client(number: u32, called: IpAddr) -> (IpAddr, u16) {
+    let last = 1 + (number % 20) as u8;
+    let ip = match called {
+        IpAddr::V4(_) => IpAddr::from([198, 51, 100, last]),
+        IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0x51, 0, 0, 0, 0, last.into()]),
+    };
+    (ip, 20_000 + (number / 20) as u16)
 }
 
 /// SYNs of clients who have no connection yet; what would become of them after a clean start with one of these
@@ -226,16 +112,16 @@ fn first_packets(round: u32, clean: &mut [KernelDataplane], last: &Wanted) -> Ve
     let mut probes = Vec::new();
     for (service, called) in addresses().into_iter().enumerate() {
         for number in (2 * round) * CLIENTS..(2 * round + 1) * CLIENTS {
-            let frame = Spec::tcp(client(number), called, flag::SYN).build();
+            let [frame, _] = packets_of(number, called);
             let mut allowed: BTreeSet<_> = clean.iter_mut().map(|plane| run(plane, &frame, false)).collect();
             let leaves =
                 |outcome: &Outcome| matches!(outcome, Outcome::To(to, _) if !last.has(called.0, *to));
             if allowed.iter().any(leaves) {
-                // The SYN is sent again and again: what it has begun is reset with its backend.
+                // It is sent again and again: what it has begun is reset with its backend.
                 allowed.insert(Outcome::Reset);
             }
             probes.push(Probe {
-                name: format!("SYN {number} of service {service}"),
+                name: format!("first packet {number} of service {service}"),
                 allowed,
                 frame,
                 exact: false,
@@ -247,8 +133,8 @@ fn first_packets(round: u32, clean: &mut [KernelDataplane], last: &Wanted) -> Ve
 }
 
 /// Tables after a clean start with a document.
-fn clean(text: &str) -> Result<KernelDataplane> {
-    let wanted = Wanted::of(text);
+fn clean(state: &State) -> Result<KernelDataplane> {
+    let wanted = Wanted::of(state);
     let mut plane = KernelDataplane::open(None, wanted.config.settings.limits)?;
     wanted.apply(&mut plane)?;
     Ok(plane)
@@ -365,42 +251,105 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Empties the tables, and brings them to where the change begins; with connections that began with the first
-/// of the documents.
-fn prepare(plane: &mut KernelDataplane, documents: &[Wanted], round: u32) -> Result<Vec<Probe>> {
-    let nothing = Wanted::of(&document(&[], &[], ""));
-    nothing.apply(plane)?;
-    let spent = plane.tables()?.backends.keys().copied().collect();
-    for op in nothing.plan(plane, &spent)? {
-        plane.apply(&op)?;
-    }
-    let (last, before) = documents.split_last().context("a change")?;
-    let mut probes = Vec::new();
-    for (earlier, wanted) in before.iter().enumerate() {
-        wanted.apply(plane)?;
-        if earlier > 0 {
-            continue;
+/// Tables that a change is made to, and the connections that are there.
+struct Scene<'a> {
+    plane: &'a mut KernelDataplane,
+    round: u32,
+    probes: Vec<Probe>,
+    /// Backends without connections.
+    spent: BTreeSet<u32>,
+}
+
+impl Scene<'_> {
+    /// Empties the tables, and brings them to where the change begins.
+    fn prepare(&mut self, change: &Change) -> Result<()> {
+        let nothing = Wanted::of(&State::nothing());
+        nothing.apply(self.plane)?;
+        let all = self.plane.tables()?.backends.keys().copied().collect();
+        for op in nothing.plan(self.plane, &all)? {
+            self.plane.apply(&op)?;
         }
+        for step in &change.steps {
+            match step {
+                Step::Put(state) => Wanted::of(state).apply(self.plane)?,
+                Step::Connect => self.connect(change)?,
+                Step::Talk => self.talk()?,
+                Step::LongAfter => self.long_after()?,
+                Step::Spend => {
+                    let backends = self.plane.tables()?.backends;
+                    let gone = backends.into_iter().filter(|(_, entry)| entry.flows != FlowsOf::Keep);
+                    self.spent = gone.map(|(index, _)| index).collect();
+                    ensure!(!self.spent.is_empty(), "nobody has left");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Clients begin connections.
+    fn connect(&mut self, change: &Change) -> Result<()> {
+        let states: Vec<Wanted> = change.states().map(Wanted::of).collect();
         for (service, called) in addresses().into_iter().enumerate() {
-            for number in (2 * round + 1) * CLIENTS..(2 * round + 2) * CLIENTS {
-                let syn = Spec::tcp(client(number), called, flag::SYN).build();
-                let data = Spec::tcp(client(number), called, flag::ACK).with_payload(b"data").build();
-                if !matches!(run(plane, &syn, true), Outcome::To(..)) {
+            for number in (2 * self.round + 1) * CLIENTS..(2 * self.round + 2) * CLIENTS {
+                let [first, data] = packets_of(number, called);
+                if !matches!(run(self.plane, &first, true), Outcome::To(..)) {
                     continue;
                 }
-                let Outcome::To(backend, bytes) = run(plane, &data, true) else { bail!("no connection") };
-                let stays = |wanted: &Wanted| wanted.has(called.0, backend) && !wanted.denies(called.0);
-                probes.push(Probe {
+                let Outcome::To(backend, bytes) = run(self.plane, &data, true) else {
+                    bail!("no connection")
+                };
+                let keeps = |wanted: &Wanted| wanted.keeps(called.0, backend);
+                self.probes.push(Probe {
                     name: format!("connection {number} of service {service}, to backend {backend}"),
                     frame: data,
                     exact: true,
                     allowed: [Outcome::To(backend, bytes)].into(),
-                    free: ![last].into_iter().chain(before).all(stays),
+                    free: !states.iter().all(keeps),
                 });
             }
         }
+        Ok(())
     }
-    Ok(probes)
+
+    /// All connections show themselves.
+    fn talk(&mut self) -> Result<()> {
+        for probe in self.probes.iter().filter(|probe| !probe.free) {
+            let outcome = run(self.plane, &probe.frame, probe.exact);
+            ensure!(probe.allowed.contains(&outcome), "{}: {outcome:?}", probe.name);
+        }
+        Ok(())
+    }
+
+    /// All that slots remember was long ago.
+    fn long_after(&mut self) -> Result<()> {
+        let tables = self.plane.tables()?;
+        let then = Tick(self.plane.now()?.0.wrapping_sub(LONG));
+        let mut aged = 0;
+        for (service, sides) in self.plane.observed(&tables)? {
+            let Some(first_side) = tables.services[&service].ring.first_side else { continue };
+            let old = |side: &SideEntry| SideEntry {
+                standing: Standing { since: then, ..side.standing },
+                unsettled_since: then,
+                last_elsewhere: then,
+                lost_at: then,
+            };
+            let sides: Vec<_> = (0..).zip(sides.iter().map(old)).collect();
+            aged += sides.len();
+            self.plane.apply(&Op::WriteSides { first_side, sides: sides.into() })?;
+        }
+        ensure!(aged > 0, "no slot remembers anything");
+        Ok(())
+    }
+}
+
+/// Keeps this thread on a CPU, where there are two.
+fn stay_on(cpu: usize) -> Result<()> {
+    if std::thread::available_parallelism()?.get() > 1 {
+        let mut cpus = CpuSet::new();
+        cpus.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &cpus)?;
+    }
+    Ok(())
 }
 
 /// Applies operations in a process of its own, which dies at this point; whether it got to the end.
@@ -424,7 +373,7 @@ fn interrupted(plane: &mut KernelDataplane, ops: &[Op], point: u64) -> Result<bo
 
 fn play(place: &Namespace) -> Result<()> {
     place.enter()?;
-    let limits = Wanted::of(&document(&[], &[], "")).config.settings.limits;
+    let limits = Wanted::of(&State::nothing()).config.settings.limits;
     let open = || KernelDataplane::open(Some(Path::new(BPFFS)), limits);
     let mut plane = open()?;
     let mut eyes = open()?;
@@ -433,32 +382,38 @@ fn play(place: &Namespace) -> Result<()> {
         let _stop = Stop(&reader);
         scope.spawn(|| {
             let _stop = Stop(&reader);
+            stay_on(1).expect("a CPU to read on");
             reader.read(&mut eyes);
         });
+        stay_on(0)?;
         let mut round = 0;
-        for (name, documents) in changes() {
-            let mut cleans: Vec<_> = documents.iter().map(|text| clean(text)).collect::<Result<_>>()?;
+        for change in changes() {
+            let mut cleans: Vec<_> = change.states().map(clean).collect::<Result<_>>()?;
             let shape = Shape::of(&cleans.last().context("a change")?.tables()?);
-            let wanted: Vec<Wanted> = documents.iter().map(|text| Wanted::of(text)).collect();
-            let last = wanted.last().context("a change")?;
+            let last = Wanted::of(&change.last);
             let mut point = 0;
             loop {
-                let when = format!("{name}, death at point {point}");
+                let when = format!("{}, death at point {point}", change.name);
                 let mut probes = reader.pause();
                 round += 1;
-                *probes = prepare(&mut plane, &wanted, round)?;
-                probes.extend(first_packets(round, &mut cleans, last));
+                let mut scene =
+                    Scene { plane: &mut plane, round, probes: Vec::new(), spent: BTreeSet::new() };
+                scene.prepare(&change)?;
+                let Scene { spent, probes: connections, .. } = scene;
+                *probes = connections;
+                probes.extend(first_packets(round, &mut cleans, &last));
                 drop(probes);
                 reader.go_on();
                 reader.round(&format!("before {when}"))?;
-                let ops = last.plan(&plane, &BTreeSet::new())?;
+                let ops = last.plan(&plane, &spent)?;
+                ensure!(ops.iter().any(|op| change.is_about(op)), "{}: {ops:?}", change.name);
                 let done = interrupted(&mut plane, &ops, point)?;
                 reader.round(&format!("after {when}"))?;
                 if point == 2 {
                     // As a daemon that starts does it.
                     plane = open()?;
                 }
-                last.apply(&mut plane)?;
+                last.bring_about(&mut plane)?;
                 reader.round(&format!("restarted after {when}"))?;
                 assert_eq!(Shape::of(&plane.tables()?), shape, "{when}");
                 if done {
@@ -466,8 +421,8 @@ fn play(place: &Namespace) -> Result<()> {
                 }
                 point += 1;
             }
-            ensure!(point > 2, "{name}: only {point} points");
-            println!("{name}: died at each of {point} points");
+            ensure!(point > 0, "{}: nobody died", change.name);
+            println!("{}: died at each of {point} points", change.name);
         }
         Ok(())
     });
