@@ -8,7 +8,7 @@
 //! seconds.)
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr},
     path::Path,
     sync::{
@@ -18,10 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_common::{
     abi::{RECORD_WAYS, Record, Records, RingAt, Slot, Tick},
-    datapath::decide,
+    datapath::{decide, unsettled::SEEN_EVERY},
     sim::SliceFrame,
 };
 use lb_userspace::{
@@ -65,6 +65,8 @@ const SLOTS: u32 = 11;
 const WAYS: usize = 2 * RECORD_WAYS;
 /// Packets of each thread, at least.
 const PACKETS: u64 = 1_500_000;
+/// Connections of the crowd that never end, one of each thread: their records are refreshed again and again.
+const ENDLESS: usize = 2;
 
 fn tick(count: u64) -> Duration {
     Duration::from_nanos(count << Tick::SHIFT)
@@ -324,7 +326,7 @@ fn live(cpu: &mut Cpu<'_>, line: &[Connection], lives: &mut [Life], random: &mut
         Life::Over if old => (&connection.data, Life::Goes),
         Life::Over => (&connection.syn, Life::Begins),
         Life::Begins(_) if random.percent(20) => (&connection.syn, Life::Begins),
-        Life::Goes(_) if random.percent(20) => (&connection.fin, |_| Life::Over),
+        Life::Goes(_) if number >= ENDLESS && random.percent(20) => (&connection.fin, |_| Life::Over),
         Life::Begins(_) | Life::Goes(_) => (&connection.data, Life::Goes),
     };
     let is = cpu.lead(packet);
@@ -344,6 +346,9 @@ fn records(planes: &mut [KernelDataplane; 2]) -> Result<()> {
     // Where both CPUs write a connection down at once it has two ways for a moment.
     let (to_own, of_before) = (lines(WAYS, false)?, lines(WAYS - 2, true)?);
     let (own, before) = (AtomicU64::new(0), AtomicU64::new(0));
+    let begun = planes[0].now()?;
+    // Records of endless connections are refreshed several times.
+    let long = 4 * u64::from(SEEN_EVERY);
     let wrong = on_two_cpus(planes, |cpu| {
         let mut random = Random::new(cpu.number as u64 + 1);
         let mut lives = vec![Life::Over; crowd.len()];
@@ -357,7 +362,8 @@ fn records(planes: &mut [KernelDataplane; 2]) -> Result<()> {
                 }
             }
         };
-        while cpu.packets < PACKETS && !cpu.both.stop.load(SeqCst) {
+        let since = Instant::now();
+        while (cpu.packets < PACKETS || since.elapsed() < tick(long)) && !cpu.both.stop.load(SeqCst) {
             // The crowd has the first for itself.
             to_own[1..]
                 .iter()
@@ -375,7 +381,32 @@ fn records(planes: &mut [KernelDataplane; 2]) -> Result<()> {
     println!("{own:?} to the slot's own backend, {before:?} to the one before");
     // Else nobody would see whose value it is that a way holds.
     ensure!(own.load(SeqCst) > before.load(SeqCst), "too few go to the slot's own backend");
-    well_formed(&planes[0].copy()?.records)
+    well_formed(&planes[0].copy()?.records)?;
+    refreshed(&planes[0], &crowd[..ENDLESS], begun)
+}
+
+/// What is written down of endless connections was seen of late, though they have been there all the time.
+fn refreshed(plane: &KernelDataplane, endless: &[Connection], begun: Tick) -> Result<()> {
+    let mut host = plane.copy()?;
+    let now = plane.now()?;
+    ensure!(now.since(begun) > 3 * SEEN_EVERY, "too short to tell");
+    let ways = |lines: &[Records]| -> HashMap<u64, Record> {
+        let used = lines.iter().flat_map(|line| &line.ways).filter(|way| way.key.get() > Record::BUSY);
+        used.map(|way| (way.key.get(), Record(way.value.get()))).collect()
+    };
+    let there = ways(&host.records);
+    let mut found = 0;
+    for connection in endless {
+        host.records.fill_with(Records::default);
+        decide(&mut SliceFrame(connection.syn.clone()), &host, INGRESS, now);
+        let key = *ways(&host.records).keys().next().context("a SYN is written down")?;
+        let Some(record) = there.get(&key) else { continue };
+        let idle = record.idle(now);
+        ensure!(idle <= 2 * SEEN_EVERY, "{:?} was seen {idle} ticks ago: {record:?}", connection.client);
+        found += 1;
+    }
+    ensure!(found > 0, "no endless connection is written down");
+    Ok(())
 }
 
 /// No key twice, and none that somebody is still writing.

@@ -458,8 +458,17 @@ fn a_change_is_foreseen() -> Result<()> {
     assert!(moved * 3 >= slots && moved * 2 < slots, "{moved} of {slots}");
     let before = stage.json(&["service", "show", "shop"])?;
     assert_eq!(before["slots"]["settled"].as_u64(), Some(slots), "foreseeing has changed something");
+    assert_eq!(before["slots"]["since_seconds"], serde_json::Value::Null, "nothing has changed hands");
+    let begun = std::time::Instant::now();
     stage.lb(&["apply", next.to_str().context("a path")?])?;
     let after = stage.json(&["service", "show", "shop"])?;
+    // A tick may have begun before.
+    let since = after["slots"]["since_seconds"].as_u64().context("seconds")?;
+    assert!(since <= begun.elapsed().as_secs() + 1, "since {since} s");
+    stage.until("the slots' time goes on", |stage| {
+        let now = stage.json(&["service", "show", "shop"])?["slots"]["since_seconds"].as_u64();
+        Ok(now.context("seconds")? > since)
+    })?;
     assert_eq!(
         (after["slots"]["moving"].as_u64(), after["slots"]["total"].as_u64()),
         (Some(moved), Some(slots))

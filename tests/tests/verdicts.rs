@@ -526,7 +526,7 @@ fn the_verifier_has_little_to_walk() {
     let walked = kernel.verified_instructions().expect("the kernel tells about the program");
     println!("verified instructions: {walked:?}");
     let budget = if is_old() { OLD_VERIFIER_BUDGET } else { VERIFIER_BUDGET };
-    assert!(walked.is_none_or(|walked| walked <= budget), "{walked:?} of {budget}");
+    within(walked, budget);
 }
 
 /// Whether the kernel is older than 6.6.
@@ -545,5 +545,13 @@ fn the_path_of_most_packets_is_short() {
     }
     let walked = verified_where_settled().expect("the kernel tells about the program");
     println!("verified instructions where all is settled: {walked:?}");
-    assert!(walked.is_none_or(|walked| walked <= SETTLED_BUDGET), "{walked:?} of {SETTLED_BUDGET}");
+    within(walked, SETTLED_BUDGET);
+}
+
+/// Kernels before 5.16 do not count.
+fn within(walked: Option<u32>, budget: u32) {
+    match walked {
+        Some(walked) => assert!((1..=budget).contains(&walked), "{walked} of {budget}"),
+        None => assert!(std::env::var_os("CI").is_none(), "this kernel does not count what it has verified"),
+    }
 }

@@ -130,10 +130,13 @@ enum New {
 }
 
 /// Cases of a new flow with every packet.
-const NEW: [(Mode, &str, New); 9] = [
+const NEW: [(Mode, &str, New); 12] = [
     (Mode::Settled, "new", New::Flows),
     (Mode::Settled, "flood", New::Syns),
     (Mode::Settled, "ack-flood", New::Acks),
+    (Mode::Moving, "moving-new", New::Flows),
+    (Mode::Moving, "moving-flood", New::Syns),
+    (Mode::Moving, "moving-ack-flood", New::Acks),
     (Mode::Tracked, "tracked-new", New::Flows),
     (Mode::Tracked, "tracked-flood", New::Syns),
     (Mode::Tracked, "tracked-ack-flood", New::Acks),
@@ -284,7 +287,7 @@ fn new_flows(
     if new == New::Flows {
         let opened = if mode == Mode::Settled { 0 } else { u64::from(arguments.packets) };
         // Of records, a bucket may be full by chance; what has no room stays where its slot was.
-        let refused = if mode == Mode::Tracked { opened / 1000 } else { 0 };
+        let refused = if mode == Mode::Nat { 0 } else { opened / 1000 };
         ensure!(
             opened - refused - opened / 100_000 <= flows && flows <= opened,
             "{flows} flows were opened for {name}"
