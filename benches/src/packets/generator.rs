@@ -200,3 +200,15 @@ fn ends(kind: Kind, frame: &[u8]) -> Result<Ends> {
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_takes_every_program_of_the_benchmark() {
+        if xtask::lab::possible("the_kernel_takes_every_program_of_the_benchmark") {
+            Generator::new().unwrap();
+        }
+    }
+}
