@@ -120,6 +120,15 @@ impl Stage {
         self.answers(command)
     }
 
+    /// Starts the daemon and waits for nothing.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn start_only(&mut self) -> Result<&mut Proc> {
+        let command = self.daemon_command(&[])?;
+        Ok(self.daemon.insert(Proc::start(command)?))
+    }
+
     /// Starts a daemon that passes so many points between two changes of the tables and dies at the next, as
     /// `kill -9` does it ([`fault`]; debug builds do). Says whether it answers: it may be dead by then.
     ///

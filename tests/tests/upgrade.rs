@@ -296,3 +296,83 @@ fn the_desk_of_another_build_takes_over() -> Result<()> {
     }
     stage.checksums_were_right()
 }
+
+/// How often daemons are killed one after the other, before one may live.
+const ROUNDS: u32 = 8;
+/// What they are killed after, and how long after it at most.
+const MOMENTS: [(Sign, Duration); 5] = [
+    (Sign::Start, Duration::from_millis(200)),
+    (Sign::Process, Duration::from_millis(50)),
+    (Sign::Serves, Duration::from_millis(5)),
+    (Sign::Process, Duration::from_millis(100)),
+    (Sign::Serves, Duration::ZERO),
+];
+
+/// What is seen of a daemon that takes over.
+#[derive(Clone, Copy)]
+enum Sign {
+    /// It is there.
+    Start,
+    /// Its desk's process is.
+    Process,
+    /// It has been told that its desk serves.
+    Serves,
+}
+
+/// A daemon that takes over may be killed at any moment: somebody serves, the desk of before or the new one, and in the end one
+/// desk is left, since each can be found.
+#[test]
+fn a_daemon_that_dies_in_the_hand_over_leaves_somebody_who_serves() -> Result<()> {
+    if !lab::possible("a_daemon_that_dies_in_the_hand_over_leaves_somebody_who_serves") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let document =
+        Web { service: "routes = [ { path = \"/admin\", respond = 403 } ]", ..Web::of(options) }.text();
+    let mut stage = Stage::without_daemon(options, &document)?;
+    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    stage.start()?;
+    let mut desk = stage.desk(None)?;
+    let crowds =
+        Stage::VIPS.map(|vip| requests::Crowd::start(&stage.lab.client, SocketAddr::new(vip, 80), "/", 2));
+    // Kept: desks would be killed with them.
+    let mut dead = vec![stage.daemon.take().context("a daemon")?];
+    dead[0].kill()?;
+    let serving = |stage: &Stage| stage.log().matches("the desk serves").count();
+    let mut told = 0;
+    for round in 0..ROUNDS {
+        for (sign, latest) in MOMENTS {
+            let before = serving(&stage);
+            stage.start_only()?;
+            let begun = Instant::now();
+            // Of its own: those of before may end meanwhile.
+            let known = stage.desks()?;
+            let mut seen = matches!(sign, Sign::Start);
+            while !seen {
+                ensure!(begun.elapsed() < Duration::from_secs(20), "no desk:\n{}", stage.log());
+                seen = match sign {
+                    Sign::Process => stage.desks()?.iter().any(|pid| !known.contains(pid)),
+                    _ => serving(&stage) > before,
+                };
+            }
+            std::thread::sleep(latest * round / ROUNDS);
+            let mut daemon = stage.daemon.take().context("a daemon")?;
+            daemon.kill()?;
+            dead.push(daemon);
+            told += serving(&stage) - before;
+            crowds.iter().try_for_each(|crowd| crowd.wait_for(30))?;
+        }
+        stage.start()?;
+        desk = stage.desk(Some(desk))?;
+        let mut daemon = stage.daemon.take().context("a daemon")?;
+        daemon.kill()?;
+        dead.push(daemon);
+    }
+    println!("{} deaths, {told} of them after the new desk served", dead.len());
+    for crowd in crowds {
+        let account = crowd.finish()?;
+        assert_eq!(account.bad, Vec::<String>::new(), "{}", stage.log());
+        println!("{} requests", account.good);
+    }
+    Ok(())
+}

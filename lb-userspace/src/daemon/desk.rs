@@ -3,16 +3,16 @@
 //!
 //! The sockets are the daemon's too, so that while the desk is started again clients wait in the kernel's queue
 //! and nobody is refused. A desk goes on when its daemon is gone, on whatever end; the next daemon asks it for
-//! the sockets (`desk.sock` in the run directory), starts a desk of its own with them, and when that one serves
-//! lets the old one end with its connections.
+//! the sockets (`desk.sock` in the run directory) and starts a desk of its own with them, which lets the old one end
+//! with its connections as soon as it serves.
 
+mod predecessors;
 mod process;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, TcpListener},
-    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -20,10 +20,13 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
+use tracing::warn;
 
 pub use self::process::Status;
-use self::process::{Event, Supervisor};
+use self::{
+    predecessors::Predecessors,
+    process::{Event, Supervisor},
+};
 use crate::{
     api::view,
     daemon::issuers::Known,
@@ -31,7 +34,7 @@ use crate::{
     health::{Key, State as HealthState, Verdict},
     model::{BackendAddress, Config, Listen},
     proxy::{
-        orders::{self, Files, FromDesk, LATENCY_BOUNDS, Orders, Pem, ServiceOrder, ToDesk},
+        orders::{Files, LATENCY_BOUNDS, Orders, Pem, ServiceOrder},
         pools::{BackendOrder, PoolOrder},
     },
 };
@@ -76,12 +79,12 @@ pub struct Options {
 impl Desk {
     /// Takes over from a desk that runs, if one does; `issuers` hear which keys it misses.
     pub fn new(options: Options, issuers: Known) -> Self {
-        let predecessor = Predecessor::call(&options.run_dir);
-        let sockets = predecessor.as_ref().map(|it| it.sockets.clone()).unwrap_or_default();
+        let predecessors = Predecessors::call(&options.run_dir);
+        let sockets = predecessors.as_ref().map(|it| it.sockets.clone()).unwrap_or_default();
         let (events, hear) = mpsc::unbounded_channel();
-        let another_ends = predecessor.is_some();
+        let another_ends = predecessors.is_some();
         let (tell, status) = watch::channel(Status { another_ends, ..Status::default() });
-        let supervisor = tokio::spawn(Supervisor::new((options, issuers), predecessor, hear, tell).run());
+        let supervisor = tokio::spawn(Supervisor::new((options, issuers), predecessors, hear, tell).run());
         Self { sockets, orders: Orders::default(), events, status, supervisor, deaf: Vec::new() }
     }
 
@@ -278,63 +281,9 @@ pub fn pools(
     names.into_iter().filter_map(order).collect()
 }
 
-/// A desk that another daemon has started.
-pub(super) struct Predecessor {
-    stream: UnixStream,
-    sockets: BTreeMap<SocketAddr, Arc<TcpListener>>,
-}
-
-impl Predecessor {
-    /// Asks for its sockets; `None`: there is none.
-    fn call(run_dir: &Path) -> Option<Self> {
-        let stream = UnixStream::connect(run_dir.join(SOCKET)).ok()?;
-        match Self::ask(stream) {
-            Ok(found) => {
-                info!(sockets = found.sockets.len(), "taking over from a desk that runs");
-                Some(found)
-            }
-            Err(error) => {
-                warn!("a desk is there and does not hand over its sockets: {error}");
-                None
-            }
-        }
-    }
-
-    fn ask(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        orders::send(&stream, &ToDesk::HandOver, &[])?;
-        let mut sockets = BTreeMap::new();
-        loop {
-            let (said, fds): (FromDesk, Vec<OwnedFd>) =
-                orders::receive(&stream)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            let FromDesk::Sockets { addresses, more } = said else { continue };
-            let these = addresses.into_iter().zip(fds);
-            sockets.extend(these.map(|(at, socket)| (at, Arc::new(TcpListener::from(socket)))));
-            if !more {
-                return Ok(Self { stream, sockets });
-            }
-        }
-    }
-
-    /// Lets it end.
-    fn drain(&self, within: Duration, at_once: bool) {
-        let milliseconds = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-        if let Err(error) = orders::send(&self.stream, &ToDesk::Drain { milliseconds, at_once }, &[]) {
-            warn!("the desk before does not hear that it is to end: {error}");
-        }
-    }
-
-    /// Waits until it has ended: its end of the socket is closed then.
-    fn wait(&self, within: Duration) {
-        _ = self.stream.set_read_timeout(Some(within));
-        while let Ok(Some(_)) = orders::receive::<FromDesk>(&self.stream) {}
-    }
-}
-
 /// Ends a desk that no daemon looks after; says whether there was one.
 pub fn close_left(run_dir: &Path) -> bool {
-    let found = Predecessor::call(run_dir);
+    let found = Predecessors::call(run_dir);
     if let Some(left) = &found {
         left.drain(DRAIN_TO_END, true);
         left.wait(DRAIN_TO_END + PATIENCE);

@@ -80,6 +80,7 @@ async fn serve(control: UnixStream, shared: Arc<Shared>, workers: Workers) -> io
         sockets: BTreeMap::new(),
         accepting: BTreeMap::new(),
         control: Some(control),
+        stay: None,
         stays: false,
         said,
     };
@@ -138,12 +139,22 @@ struct Drain {
     at_once: bool,
 }
 
+/// What goes with staying.
+struct Stay {
+    /// At the first daemons of after call, the others lead to desks of before.
+    fds: Vec<OwnedFd>,
+    /// How long those may take to end.
+    within: Duration,
+}
+
 struct Desk {
     shared: Arc<Shared>,
     workers: Workers,
     sockets: BTreeMap<SocketAddr, Arc<Socket>>,
     accepting: BTreeMap<SocketAddr, JoinHandle<()>>,
     control: Option<Arc<UnixStream>>,
+    /// It has been told to go on when the daemon is gone, and serves nothing yet.
+    stay: Option<Stay>,
     /// Goes on when the daemon is gone.
     stays: bool,
     said: mpsc::UnboundedSender<Heard>,
@@ -158,19 +169,14 @@ impl Desk {
                 self.sockets.extend(sockets.map(|(at, socket)| (at, Arc::new(Socket::from(socket)))));
                 Ok(())
             }
-            ToDesk::Successors => {
-                if let Some(socket) = said.fds.into_iter().next() {
-                    self.await_successors(socket);
-                }
+            ToDesk::Stay { milliseconds } => {
+                self.stay = Some(Stay { fds: said.fds, within: Duration::from_millis(milliseconds) });
                 Ok(())
             }
             ToDesk::Serve(orders) => {
                 self.serve(&orders);
+                self.stay();
                 orders::send(&said.from, &FromDesk::Serving(orders.number), &[])
-            }
-            ToDesk::Stay => {
-                self.stays = true;
-                Ok(())
             }
             ToDesk::HandOver => orders::send_sockets(&said.from, &self.sockets, |addresses, more| {
                 Frame::FromDesk(FromDesk::Sockets { addresses, more })
@@ -183,6 +189,22 @@ impl Desk {
             debug!(own = said.own, "the daemon does not hear: {error}");
         }
         None
+    }
+
+    /// Goes on by itself from here on, if it is to, and lets those before end: in one breath, so that whenever the daemon dies
+    /// one of both goes on, and not both.
+    fn stay(&mut self) {
+        let Some(Stay { fds, within }) = self.stay.take() else { return };
+        self.stays = true;
+        let mut fds = fds.into_iter();
+        if let Some(socket) = fds.next() {
+            self.await_successors(socket);
+        }
+        for before in fds.map(UnixStream::from) {
+            if let Err(error) = orders::send(&before, &ToDesk::drain(within, false), &[]) {
+                debug!("a desk of before does not hear that it is to end; it has ended: {error}");
+            }
+        }
     }
 
     /// Daemons that come after ours call here.
@@ -247,6 +269,8 @@ impl Desk {
 
     /// Lets connections end, and ends.
     async fn drain(mut self, how: Drain) {
+        // Who has called there meanwhile is not to wait.
+        self.stay = None;
         // One of them may just have taken a connection that is not counted yet.
         self.accepting.values().for_each(JoinHandle::abort);
         let accepting = std::mem::take(&mut self.accepting);

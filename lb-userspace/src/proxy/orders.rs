@@ -12,6 +12,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::PathBuf,
+    time::Duration,
 };
 
 use rustix::net::{
@@ -36,10 +37,12 @@ pub enum ToDesk {
     Listen(Vec<SocketAddr>),
     /// Serve so from now on; addresses of no service are listened on no more.
     Serve(Box<Orders>),
-    /// Go on when the daemon is gone.
-    Stay,
-    /// Daemons that come after this one call at the socket that comes with it.
-    Successors,
+    /// Go on when the daemon is gone, once the next orders are served. Daemons that come after it call at the first socket that
+    /// comes with this; the others lead to desks of before, which are to be told then that they end.
+    Stay {
+        /// How long their connections may take.
+        milliseconds: u64,
+    },
     /// Give copies of the listening sockets.
     HandOver,
     /// Take no new connections, let those that there are end, and end.
@@ -49,6 +52,18 @@ pub enum ToDesk {
         /// Connections without a request end now, rather than with their next one.
         at_once: bool,
     },
+}
+
+impl ToDesk {
+    /// [`Self::Drain`], within a time.
+    pub fn drain(within: Duration, at_once: bool) -> Self {
+        Self::Drain { milliseconds: milliseconds(within), at_once }
+    }
+}
+
+/// A time as frames have it.
+pub fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What a desk says to a daemon.

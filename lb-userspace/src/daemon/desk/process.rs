@@ -21,7 +21,10 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{DRAIN, DRAIN_TO_END, Options, PATIENCE, Predecessor, SOCKET};
+use super::{
+    DRAIN, DRAIN_TO_END, Options, PATIENCE, SOCKET,
+    predecessors::{self, Predecessors},
+};
 use crate::{
     daemon::issuers::Known,
     proxy::orders::{self, FromDesk, Orders, Report, ToDesk},
@@ -72,7 +75,7 @@ pub struct Status {
 pub(super) struct Supervisor {
     options: Options,
     issuers: Known,
-    predecessor: Option<Predecessor>,
+    predecessors: Option<Predecessors>,
     events: mpsc::UnboundedReceiver<Event>,
     status: watch::Sender<Status>,
     orders: Option<(Box<Orders>, Sockets)>,
@@ -87,7 +90,7 @@ struct Running {
     write: std::sync::mpsc::Sender<(ToDesk, Vec<OwnedFd>)>,
     hear: mpsc::UnboundedReceiver<FromDesk>,
     since: Instant,
-    /// It has been told that it may outlive the daemon.
+    /// It has said that it serves, and stays.
     confirmed: bool,
 }
 
@@ -101,11 +104,11 @@ enum End {
 impl Supervisor {
     pub(super) fn new(
         (options, issuers): (Options, Known),
-        predecessor: Option<Predecessor>,
+        predecessors: Option<Predecessors>,
         events: mpsc::UnboundedReceiver<Event>,
         status: watch::Sender<Status>,
     ) -> Self {
-        Self { options, issuers, predecessor, events, status, orders: None, before: Report::default() }
+        Self { options, issuers, predecessors, events, status, orders: None, before: Report::default() }
     }
 
     pub(super) async fn run(mut self) {
@@ -114,12 +117,12 @@ impl Supervisor {
             // There is no desk as long as there is nothing for it to do.
             while self.orders.as_ref().is_none_or(|(orders, _)| orders.services.is_empty()) {
                 if self.orders.is_some() {
-                    self.let_predecessor_end(DRAIN_TO_END, true);
+                    self.let_predecessors_end(DRAIN_TO_END, true);
                 }
                 match self.events.recv().await {
                     Some(Event::Serve(orders, sockets)) => self.orders = Some((orders, sockets)),
                     Some(Event::Close) => {
-                        self.let_predecessor_end(DRAIN_TO_END, true);
+                        self.let_predecessors_end(DRAIN_TO_END, true);
                         return;
                     }
                     Some(Event::Leave) | None => return,
@@ -168,13 +171,20 @@ impl Supervisor {
         }
     }
 
-    fn let_predecessor_end(&mut self, within: Duration, at_once: bool) {
-        if let Some(predecessor) = self.predecessor.take() {
-            predecessor.drain(within, at_once);
+    fn let_predecessors_end(&mut self, within: Duration, at_once: bool) {
+        if let Some(predecessors) = &self.predecessors {
+            predecessors.drain(within, at_once);
+        }
+        self.see_predecessors_end(within);
+    }
+
+    /// They have been told to.
+    fn see_predecessors_end(&mut self, within: Duration) {
+        if let Some(predecessors) = self.predecessors.take() {
             let status = self.status.clone();
             // Nobody waits for this thread, not even the daemon's end.
             std::thread::spawn(move || {
-                predecessor.wait(within + PATIENCE);
+                predecessors.wait(within + PATIENCE);
                 status.send_modify(|status| status.another_ends = false);
             });
         }
@@ -185,7 +195,7 @@ impl Supervisor {
     }
 
     fn fresh_socket(&self) -> PathBuf {
-        self.options.run_dir.join(format!(".{SOCKET}.{}", std::process::id()))
+        predecessors::fresh(&self.options.run_dir)
     }
 
     /// Starts a process and tells it all it has to know.
@@ -223,15 +233,21 @@ impl Supervisor {
             }
         });
         let running = Running { child, write, hear, since: Instant::now(), confirmed: false };
-        let listener = self.successors()?;
-        running.tell(ToDesk::Successors, vec![listener.into()]);
+        if !self.options.ephemeral {
+            // Before its orders: by the time that it serves it knows that it is to stay.
+            let mut fds = vec![self.successors()?.into()];
+            if let Some(predecessors) = &self.predecessors {
+                fds.extend(predecessors.ways()?);
+            }
+            running.tell(ToDesk::Stay { milliseconds: orders::milliseconds(DRAIN) }, fds);
+        }
         if let Some((orders, sockets)) = &self.orders {
             running.serve(orders, sockets, &Sockets::new())?;
         }
         Ok(running)
     }
 
-    /// A socket for daemons that come after this one, under a name that nobody looks for yet.
+    /// A socket for daemons that come after this one, under a name of its own.
     fn successors(&self) -> io::Result<std::os::unix::net::UnixListener> {
         let fresh = self.fresh_socket();
         _ = std::fs::remove_file(&fresh);
@@ -269,7 +285,7 @@ impl Supervisor {
                         return End::Left;
                     }
                     Some(Event::Close) => {
-                        self.let_predecessor_end(DRAIN_TO_END, true);
+                        self.let_predecessors_end(DRAIN_TO_END, true);
                         self.close(running).await;
                         self.events.close();
                         return End::Closed;
@@ -299,13 +315,13 @@ impl Supervisor {
                 if !running.confirmed {
                     running.confirmed = true;
                     info!(pid = running.child.id(), "the desk serves");
-                    // From here on it is this one that the next daemon comes to.
-                    if let Err(error) = std::fs::rename(self.fresh_socket(), self.socket()) {
-                        warn!("the next daemon will not find the desk: {error}");
-                    }
-                    self.let_predecessor_end(DRAIN, false);
-                    if !self.options.ephemeral {
-                        running.tell(ToDesk::Stay, Vec::new());
+                    if self.options.ephemeral {
+                        self.let_predecessors_end(DRAIN, false);
+                    } else {
+                        if let Err(error) = std::fs::rename(self.fresh_socket(), self.socket()) {
+                            warn!("the desk keeps the name {}: {error}", self.fresh_socket().display());
+                        }
+                        self.see_predecessors_end(DRAIN);
                     }
                 }
                 self.status.send_modify(|status| {
@@ -324,13 +340,14 @@ impl Supervisor {
 
     /// Ends a process when its connections have ended.
     async fn close(&mut self, mut running: Running) {
-        let milliseconds = u64::try_from(DRAIN_TO_END.as_millis()).unwrap_or(u64::MAX);
-        running.tell(ToDesk::Drain { milliseconds, at_once: true }, Vec::new());
+        running.tell(ToDesk::drain(DRAIN_TO_END, true), Vec::new());
         if tokio::time::timeout(DRAIN_TO_END + PATIENCE, running.child.wait()).await.is_err() {
             warn!("the desk does not end by itself");
             _ = running.child.kill().await;
         }
-        _ = std::fs::remove_file(self.socket());
+        for name in [self.socket(), self.fresh_socket()] {
+            _ = std::fs::remove_file(name);
+        }
         self.ended(0, None);
     }
 
