@@ -27,7 +27,7 @@ const UNSAFE: [&str; 15] = [
     "lb-userspace/src/packet.rs",
     "lb-userspace/src/probe/vip.rs",
     // A process that is to die.
-    "tests/tests/death.rs",
+    "tests/tests/death/main.rs",
     // A TAP interface, and tags of received frames.
     "tests/src/vlan.rs",
     // Between fork and exec; ethtool's ioctl.

@@ -1,3 +1,5 @@
+//! What tables in memory refuse.
+
 use lb_common::abi::Action;
 
 use super::*;
