@@ -354,6 +354,8 @@ impl Balancer for Lobby {
             // Whoever comes next knows what the tables say, and nothing else.
             self.kills += 1;
             self.ops.clear();
+            // As `Core::settle` does before whatever comes next.
+            self.apply(&Op::Settle);
             self.rings = Rings::default();
             self.asked = true;
             self.down_until = now + self.random.below(20) * SECOND;
