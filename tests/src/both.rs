@@ -28,15 +28,23 @@ pub struct Both {
     pub unclear: u32,
 }
 
+/// Keeps this thread on a CPU.
+///
+/// # Errors
+/// When there is none of that number.
+pub fn stay_on(cpu: usize) -> nix::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)
+}
+
 impl Both {
     /// Takes a copy of the tables. From now on this thread stays on one CPU: counters and budgets are per CPU.
     ///
     /// # Panics
     /// When the tables cannot be read.
     pub fn new(kernel: KernelDataplane) -> Self {
-        let mut cpus = CpuSet::new();
-        cpus.set(0).expect("a first CPU");
-        sched_setaffinity(Pid::from_raw(0), &cpus).expect("this thread may choose its CPU");
+        stay_on(0).expect("a first CPU");
         let host = kernel.copy().expect("tables can be read");
         let counted = kernel.verdicts().expect("counters can be read");
         Self { kernel, host, counted, unclear: 0 }

@@ -124,9 +124,10 @@ impl Stage {
     ///
     /// # Errors
     /// When there is no such program.
-    pub fn start_only(&mut self) -> Result<&mut Proc> {
+    pub fn start_only(&mut self) -> Result<()> {
         let command = self.daemon_command(&[])?;
-        Ok(self.daemon.insert(Proc::start(command)?))
+        self.daemon = Some(Proc::start(command)?);
+        Ok(())
     }
 
     /// Starts a daemon that passes so many points between two changes of the tables and dies at the next, as

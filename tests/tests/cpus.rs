@@ -32,11 +32,8 @@ use lb_userspace::{
     },
     model::{Idle, Limits, Listen, PortRange, Protocol},
 };
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
 use tests::{
+    both::stay_on,
     packets::{self, OWN_MAC, Seen, Spec, flag},
     random::Random,
     world::{INGRESS, OLD},
@@ -266,9 +263,7 @@ fn on_two_cpus(planes: &mut [KernelDataplane; 2], run: impl Fn(&mut Cpu<'_>) + S
         for (number, plane) in planes.iter_mut().enumerate() {
             let (both, run) = (&both, &run);
             scope.spawn(move || {
-                let mut cpus = CpuSet::new();
-                cpus.set(number).expect("a CPU");
-                sched_setaffinity(Pid::from_raw(0), &cpus).expect("this thread may choose its CPU");
+                stay_on(number).expect("this thread may choose its CPU");
                 let mut cpu = Cpu { number, plane, both, meetings: 0, packets: 0 };
                 run(&mut cpu);
                 println!("cpu {number}: {} packets", cpu.packets);

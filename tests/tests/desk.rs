@@ -534,7 +534,6 @@ fn detaching_ends_the_desk() -> Result<()> {
     let before = stage.traces()?;
     stage.start()?;
     assert_eq!(stage.curl(FRONT, "/hello")?, "good day\n");
-    stage.desk(None)?;
     let pid = stage.desk(None)?;
     stage.lb(&["detach"])?;
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());

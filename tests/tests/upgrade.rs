@@ -223,6 +223,16 @@ const STEP: usize = 128 << 10;
 /// All of it: far more than the kernel keeps for who does not read, and would still hand over when its sender is gone.
 const FILE: usize = 48 << 20;
 
+/// Servers behind a desk whose daemon is not started yet.
+fn behind_a_desk() -> Result<Stage> {
+    let options = LabOptions::default();
+    let document =
+        Web { service: "routes = [ { path = \"/admin\", respond = 403 } ]", ..Web::of(options) }.text();
+    let mut stage = Stage::without_daemon(options, &document)?;
+    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    Ok(stage)
+}
+
 /// A program is put in the place of the one that runs, twice: the desk is the new one's, and no request is refused or cut
 /// meanwhile; what the desk before has under way it brings to its end.
 #[test]
@@ -230,11 +240,7 @@ fn the_desk_of_another_build_takes_over() -> Result<()> {
     if !lab::possible("the_desk_of_another_build_takes_over") {
         return Ok(());
     }
-    let options = LabOptions::default();
-    let document =
-        Web { service: "routes = [ { path = \"/admin\", respond = 403 } ]", ..Web::of(options) }.text();
-    let mut stage = Stage::without_daemon(options, &document)?;
-    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    let mut stage = behind_a_desk()?;
     let content = download::write(&stage, "file", FILE)?;
     // Each build differs by what stands behind its end, where nothing reads it.
     let program = stage.directory().join("lb");
@@ -326,11 +332,7 @@ fn a_daemon_that_dies_in_the_hand_over_leaves_somebody_who_serves() -> Result<()
     if !lab::possible("a_daemon_that_dies_in_the_hand_over_leaves_somebody_who_serves") {
         return Ok(());
     }
-    let options = LabOptions::default();
-    let document =
-        Web { service: "routes = [ { path = \"/admin\", respond = 403 } ]", ..Web::of(options) }.text();
-    let mut stage = Stage::without_daemon(options, &document)?;
-    (0..2).try_for_each(|backend| stage.nginx(backend))?;
+    let mut stage = behind_a_desk()?;
     stage.start()?;
     let mut desk = stage.desk(None)?;
     let crowds =

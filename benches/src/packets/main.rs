@@ -18,11 +18,7 @@ use anyhow::{Context as _, Result, ensure};
 use benches::{Spread, write_report};
 use clap::Parser;
 use lb_common::bench::{LISTED, REMEMBERED};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
-use tests::random::Random;
+use tests::{both::stay_on, random::Random};
 
 use generator::{Generator, Kind};
 use report::{Case, Report};
@@ -51,9 +47,7 @@ struct Arguments {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     // One CPU: counters are per CPU, and caches are.
-    let mut cpus = CpuSet::new();
-    cpus.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("this thread cannot choose its CPU")?;
+    stay_on(0).context("this thread cannot choose its CPU")?;
 
     let mut generator = Generator::new()?;
     let empty_ns = measure(arguments.runs, || generator.run_empty(arguments.packets))?.median;

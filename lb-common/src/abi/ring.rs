@@ -139,6 +139,12 @@ impl Standing {
 
     const FADING: u32 = 1 << 31;
 
+    /// Whether connections that are not written down go where the old ring says.
+    #[inline(always)]
+    pub const fn asks_old_ring(self) -> bool {
+        !self.fading && self.before == Self::BY_OLD_RING
+    }
+
     /// As it is kept: all that changes together in one word.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {

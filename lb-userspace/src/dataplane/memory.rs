@@ -61,12 +61,6 @@ struct UnderWay {
     standings: bool,
 }
 
-impl UnderWay {
-    fn sees_pages(&self, pages: &Range<u32>) -> bool {
-        self.rings.iter().any(|ring| overlap(&ring.pages(), pages))
-    }
-}
-
 impl MemoryDataplane {
     /// Empty tables of these sizes.
     pub fn new(limits: Limits) -> Self {
@@ -174,7 +168,7 @@ impl MemoryDataplane {
                 )));
             }
             let former = std::mem::replace(&mut self.side(first_side, slot).standing, standing);
-            self.under_way.standings |= asks_old_ring(former) && !asks_old_ring(standing);
+            self.under_way.standings |= former.asks_old_ring() && !standing.asks_old_ring();
         }
         Ok(())
     }
@@ -235,7 +229,7 @@ impl MemoryDataplane {
         let first_page = if at.slots == 0 { 0 } else { at.first_page };
         let ring = Ring { first_page, first_side: at.first_side, slots };
         if old {
-            if self.is_old_ring_asked(service) {
+            if self.is_old_ring_asked(service)? {
                 return Err(misfit(format!("the old ring of service {service} may be asked yet")));
             }
             // Its sides are the ring's in force.
@@ -248,18 +242,14 @@ impl MemoryDataplane {
     }
 
     /// Whether a service has an old ring that a slot asks, or did for packets that are under way.
-    fn is_old_ring_asked(&self, service: u32) -> bool {
-        let Some(entry) = self.tables.services.get(&service) else { return false };
-        let asks = |slot: u32, first: u32| {
-            let page = self.sides.get(&(first + slot / PAGE_SLOTS as u32));
-            let side = page.and_then(|page| page.get(&(slot % PAGE_SLOTS as u32)));
-            side.is_some_and(|side| asks_old_ring(side.standing))
-        };
-        let mut slots = (0..).zip(entry.ring.slots.iter()).filter(|(_, slot)| !slot.is_settled());
-        !entry.old_ring.slots.is_empty()
-            && (self.under_way.standings
-                || !self.under_way.rings.is_empty()
-                || slots.any(|(slot, _)| entry.ring.first_side.is_some_and(|first| asks(slot, first))))
+    fn is_old_ring_asked(&self, service: u32) -> Result<bool, DataplaneError> {
+        let entry = self.tables.services.get(&service).filter(|entry| !entry.old_ring.slots.is_empty());
+        let Some(ServiceEntry { ring, .. }) = entry else { return Ok(false) };
+        let sides = self.sides(ring)?;
+        let mut unsettled = ring.slots.iter().zip(sides.iter()).filter(|(slot, _)| !slot.is_settled());
+        Ok(self.under_way.standings
+            || !self.under_way.rings.is_empty()
+            || unsettled.any(|(_, side)| side.standing.asks_old_ring()))
     }
 
     fn write_backend(&mut self, index: u32, backend: &BackendEntry) -> Result<(), DataplaneError> {
@@ -386,10 +376,10 @@ impl Dataplane for MemoryDataplane {
             }
             Op::WritePages { first_page, ref slots } => {
                 let pages = first_page..first_page + pages_for(slots.len());
-                if self.under_way.sees_pages(&pages) {
+                let clashes = |ring: &Ring| overlap(&ring.pages(), &pages);
+                if self.under_way.rings.iter().any(clashes) {
                     return Err(misfit(format!("packets that are under way may see pages {pages:?}")));
                 }
-                let clashes = |ring: &Ring| overlap(&ring.pages(), &pages);
                 let mut services = tables.services.iter();
                 let taken =
                     services.find(|(_, service)| clashes(&service.ring) || clashes(&service.old_ring));
@@ -493,10 +483,6 @@ fn below(index: u32, limit: u32, what: &str) -> Result<(), DataplaneError> {
 
 fn overlap(one: &Range<u32>, other: &Range<u32>) -> bool {
     one.start < other.end && other.start < one.end
-}
-
-fn asks_old_ring(standing: Standing) -> bool {
-    !standing.fading && standing.before == Standing::BY_OLD_RING
 }
 
 fn misfit(why: String) -> DataplaneError {

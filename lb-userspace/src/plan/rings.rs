@@ -288,10 +288,8 @@ fn changed(
     if may_resize {
         steps.add(Stage::Sides, Op::SwitchOldRing { service: placed.index, ring: now.at() });
     } else if keeps_old {
-        let asks = |(number, slot): (usize, &Slot)| {
-            let standing = side(number).standing;
-            !slot.is_settled() && !standing.fading && standing.before == Standing::BY_OLD_RING
-        };
+        let asks =
+            |(number, slot): (usize, &Slot)| !slot.is_settled() && side(number).standing.asks_old_ring();
         if now.slots.iter().enumerate().any(asks) {
             // Those that this plan lets fade may be asking at this moment.
             due = due.or(Some(rules.now.after(1)));

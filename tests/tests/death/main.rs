@@ -28,13 +28,13 @@ use lb_userspace::{
     model::Listen,
 };
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
     sys::{
         signal::Signal,
         wait::{WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, fork},
+    unistd::{ForkResult, fork},
 };
+use tests::both::stay_on;
 use tests::packets::{self, Spec, flag};
 use xtask::lab::{self, Namespace};
 
@@ -342,16 +342,6 @@ impl Scene<'_> {
     }
 }
 
-/// Keeps this thread on a CPU, where there are two.
-fn stay_on(cpu: usize) -> Result<()> {
-    if std::thread::available_parallelism()?.get() > 1 {
-        let mut cpus = CpuSet::new();
-        cpus.set(cpu)?;
-        sched_setaffinity(Pid::from_raw(0), &cpus)?;
-    }
-    Ok(())
-}
-
 /// Applies operations in a process of its own, which dies at this point; whether it got to the end.
 fn interrupted(plane: &mut KernelDataplane, ops: &[Op], point: u64) -> Result<bool> {
     // SAFETY: the child has this thread alone; it writes to maps, which it shares with us, and ends without
@@ -378,11 +368,12 @@ fn play(place: &Namespace) -> Result<()> {
     let mut plane = open()?;
     let mut eyes = open()?;
     let reader = Reader::default();
+    let cpus = std::thread::available_parallelism()?.get();
     let outcome = std::thread::scope(|scope| {
         let _stop = Stop(&reader);
         scope.spawn(|| {
             let _stop = Stop(&reader);
-            stay_on(1).expect("a CPU to read on");
+            stay_on(1 % cpus).expect("a CPU to read on");
             reader.read(&mut eyes);
         });
         stay_on(0)?;

@@ -1,7 +1,5 @@
 //! A table refuses in the middle of a plan, and it is tried again at once.
 
-use std::cell::Cell;
-
 use super::*;
 use crate::dataplane::{RecordEntry, Ring, SideEntry};
 
@@ -9,7 +7,7 @@ use crate::dataplane::{RecordEntry, Ring, SideEntry};
 struct Breaking {
     inner: MemoryDataplane,
     /// Operations until then.
-    left: Cell<usize>,
+    left: usize,
 }
 
 impl Dataplane for Breaking {
@@ -18,10 +16,9 @@ impl Dataplane for Breaking {
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), DataplaneError> {
-        match self.left.replace(self.left.get().wrapping_sub(1)) {
-            0 => Err(DataplaneError::Misfit("not now".into())),
-            _ => self.inner.apply(op),
-        }
+        let left = self.left;
+        self.left = left.wrapping_sub(1);
+        if left == 0 { Err(DataplaneError::Misfit("not now".into())) } else { self.inner.apply(op) }
     }
 
     fn verdicts(&self) -> Result<Vec<u64>, DataplaneError> {
@@ -72,14 +69,14 @@ fn what_a_broken_plan_has_freed_is_not_written_before_packets_have_left_it() {
     let mut broken = 0;
     for point in 0..100 {
         let inner = MemoryDataplane::new(Limits { ring_pages: 32, ..Limits::default() });
-        let breaking = Breaking { inner, left: Cell::new(usize::MAX) };
+        let breaking = Breaking { inner, left: usize::MAX };
         let mut core = Core::new(breaking, "/etc/lb.toml".into(), [1, 2], 3).unwrap();
         load(&mut core, 1);
         core.settle().unwrap();
         load(&mut core, 3);
-        core.plane.left.set(point);
+        core.plane.left = point;
         let outcome = core.settle();
-        core.plane.left.set(usize::MAX);
+        core.plane.left = usize::MAX;
         // Another change, at once.
         load(&mut core, 2);
         core.settle().unwrap();
