@@ -37,12 +37,16 @@ impl Silent {
         Ok(Self { client, server })
     }
 
-    /// The client says something: whether it is reset, and the server does not hear it.
+    /// The client says something: whether it is reset, and the server does not hear it. Who has been told already
+    /// cannot say anything.
     ///
     /// # Errors
     /// When neither comes about, or both.
     pub fn is_cut(mut self) -> Result<bool> {
-        self.client.write_all(b"!")?;
+        match self.client.write_all(b"!") {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(true),
+            other => other?,
+        }
         self.server.set_read_timeout(Some(Duration::from_millis(500)))?;
         match self.server.read(&mut [0]) {
             Ok(1) => return Ok(false),
