@@ -378,3 +378,74 @@ fn a_daemon_that_dies_in_the_hand_over_leaves_somebody_who_serves() -> Result<()
     }
     Ok(())
 }
+
+/// Routes of a desk's document: more than the kernel keeps for a desk that does not listen.
+const ROUTES: usize = 4000;
+
+/// A service that answers `/answer` so, and has many routes more.
+fn much(status: u16) -> String {
+    let more: String =
+        (0..ROUTES).map(|n| format!("  {{ path = \"/more/{n}\", respond = 403 }},\n")).collect();
+    let routes = format!("routes = [\n  {{ path = \"/answer\", respond = {status} }},\n{more}]");
+    Web { service: &routes, ..Web::of(LabOptions::default()) }.text()
+}
+
+/// The status of an answer to `/answer`.
+fn status(stage: &Stage) -> Result<String> {
+    let url = format!("http://{}/answer", Stage::VIPS[0]);
+    let output =
+        stage.try_curl(&["-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", &url])?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The daemon is told to end while its desk does not listen, and later while it is to be started again: each time there is a
+/// desk afterwards, which serves the last document.
+#[test]
+fn a_daemon_that_is_told_to_end_leaves_a_desk_that_knows_its_last_orders() -> Result<()> {
+    if !lab::possible("a_daemon_that_is_told_to_end_leaves_a_desk_that_knows_its_last_orders") {
+        return Ok(());
+    }
+    let mut stage = Stage::without_daemon(LabOptions::default(), &much(403))?;
+    stage.start()?;
+    let desk = stage.desk(None)?;
+    stage.until("the first answer", |stage| Ok(status(stage)? == "403"))?;
+    let ends = |stage: &mut Stage, meanwhile: &dyn Fn() -> Result<()>| -> Result<_> {
+        let mut daemon = stage.daemon.take().context("a daemon")?;
+        daemon.signal(Signal::SIGTERM)?;
+        meanwhile()?;
+        ensure!(daemon.wait()?.success(), "{}", stage.log());
+        Ok(daemon)
+    };
+    let signal = |desk: u32, signal| -> Result<()> {
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(desk.try_into()?), signal)?)
+    };
+
+    signal(desk, Signal::SIGSTOP)?;
+    stage.write(&much(410))?;
+    stage.until("the new document", |stage| {
+        Ok(stage.json(&["desk", "status"])?["up_to_date"] == false && stage.nothing_to_do()?)
+    })?;
+    // Kept: desks would be killed with it.
+    let _one = ends(&mut stage, &|| {
+        std::thread::sleep(Duration::from_millis(500));
+        signal(desk, Signal::SIGCONT)
+    })?;
+    // Its words are with the kernel; they are still to be read.
+    stage.until("the last document", |stage| Ok(status(stage)? == "410"))?;
+
+    stage.write(&much(404))?;
+    stage.start()?;
+    stage.until("the new document", |stage| Ok(status(stage)? == "404"))?;
+    let mut desk = stage.desk(Some(desk))?;
+    // Each time it is longer until it is started again.
+    for deaths in 1..=4 {
+        signal(desk, Signal::SIGKILL)?;
+        stage.until("its end", |stage| Ok(stage.log().matches("it is started again").count() == deaths))?;
+        if deaths < 4 {
+            desk = stage.desk(Some(desk))?;
+        }
+    }
+    let _two = ends(&mut stage, &|| Ok(()))?;
+    stage.until("a desk", |stage| Ok(status(stage)? == "404"))?;
+    Ok(())
+}

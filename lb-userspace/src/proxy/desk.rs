@@ -122,8 +122,10 @@ enum Heard {
 fn listen_to(from: Arc<UnixStream>, own: bool, said: mpsc::UnboundedSender<Heard>) {
     std::thread::spawn(move || {
         while let Ok(Some((message, fds))) = orders::receive(&from) {
+            let ends = matches!(message, ToDesk::Drain { .. });
             let heard = Heard::Said(Said { message, fds, from: Arc::clone(&from), own });
-            if said.send(heard).is_err() {
+            // It ends already. Who tells it to waits for that: the stream stays open until then. Anybody else is not to wait.
+            if said.send(heard).is_err() && !ends {
                 return;
             }
         }

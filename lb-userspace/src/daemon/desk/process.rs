@@ -88,10 +88,17 @@ struct Running {
     child: Child,
     /// To the thread that writes, which may have to wait.
     write: std::sync::mpsc::Sender<(ToDesk, Vec<OwnedFd>)>,
+    writer: std::thread::JoinHandle<()>,
     hear: mpsc::UnboundedReceiver<FromDesk>,
     since: Instant,
     /// It has said that it serves, and stays.
     confirmed: bool,
+}
+
+/// How the daemon ends, while there is no desk.
+enum Asked {
+    ToLeave,
+    ToClose,
 }
 
 /// Why a desk is looked after no more.
@@ -150,22 +157,34 @@ impl Supervisor {
             };
             error!("the desk has ended ({why}); it is started again");
             self.ended(1, Some(format!("the desk has ended ({why}) and is being started again")));
-            if self.wait(backoff).await {
-                return;
+            match self.wait(backoff).await {
+                None => backoff = (backoff * 2).clamp(BACKOFF, BACKOFF_MOST),
+                Some(Asked::ToLeave) => {
+                    // There is to be one that goes on by itself.
+                    match self.start() {
+                        Ok(running) => running.leave().await,
+                        Err(error) => error!("there is no desk any more: {error}"),
+                    }
+                    return;
+                }
+                Some(Asked::ToClose) => {
+                    self.let_predecessors_end(DRAIN_TO_END, true);
+                    return;
+                }
             }
-            backoff = (backoff * 2).clamp(BACKOFF, BACKOFF_MOST);
         }
     }
 
-    /// Waits before a new start, taking in what is asked; says whether this is the end.
-    async fn wait(&mut self, how_long: Duration) -> bool {
+    /// Waits before a new start, taking in what is asked; gives back how it is to be the last, if so.
+    async fn wait(&mut self, how_long: Duration) -> Option<Asked> {
         let until = Instant::now() + how_long;
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(until) => return false,
+                () = tokio::time::sleep_until(until) => return None,
                 event = self.events.recv() => match event {
                     Some(Event::Serve(orders, sockets)) => self.orders = Some((orders, sockets)),
-                    Some(Event::Leave | Event::Close) | None => return true,
+                    Some(Event::Leave) | None => return Some(Asked::ToLeave),
+                    Some(Event::Close) => return Some(Asked::ToClose),
                 },
             }
         }
@@ -212,13 +231,13 @@ impl Supervisor {
             .spawn()?;
         let control = Arc::new(here);
         let (write, to_write) = std::sync::mpsc::channel::<(ToDesk, Vec<OwnedFd>)>();
-        let writer = Arc::clone(&control);
-        std::thread::spawn(move || {
+        let stream = Arc::clone(&control);
+        let writer = std::thread::spawn(move || {
             for (message, fds) in to_write {
                 let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                if orders::send(&writer, &message, &fds).is_err() {
+                if orders::send(&stream, &message, &fds).is_err() {
                     // It ends, and that is noticed elsewhere; or it hangs, and is better ended.
-                    _ = writer.shutdown(std::net::Shutdown::Both);
+                    _ = stream.shutdown(std::net::Shutdown::Both);
                     return;
                 }
             }
@@ -232,7 +251,7 @@ impl Supervisor {
                 }
             }
         });
-        let running = Running { child, write, hear, since: Instant::now(), confirmed: false };
+        let running = Running { child, write, writer, hear, since: Instant::now(), confirmed: false };
         if !self.options.ephemeral {
             // Before its orders: by the time that it serves it knows that it is to stay.
             let mut fds = vec![self.successors()?.into()];
@@ -280,8 +299,7 @@ impl Supervisor {
                         }
                     }
                     Some(Event::Leave) | None => {
-                        // The last that was asked may still be on its way.
-                        drop(running.write);
+                        running.leave().await;
                         return End::Left;
                     }
                     Some(Event::Close) => {
@@ -372,6 +390,16 @@ impl Running {
     fn tell(&self, message: ToDesk, fds: Vec<OwnedFd>) {
         // The writer has ended: so does the desk, and that is noticed.
         _ = self.write.send((message, fds));
+    }
+
+    /// Lets it go on by itself, when all has been written that it is to know: with half of an order it would go on with
+    /// the one before, or end if it has none.
+    async fn leave(self) {
+        let Self { write, writer, .. } = self;
+        drop(write);
+        if let Ok(Err(_)) | Err(_) = tokio::task::spawn_blocking(|| writer.join()).await {
+            warn!("the desk may not have heard its last orders");
+        }
     }
 
     /// Sends the sockets that it does not have yet, and the orders.
