@@ -137,7 +137,7 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
         .route("/v1/reload", post(|State(d): Daemon| async move { done(&d, Request::Reload).await }))
         .route("/v1/detach", post(|State(d): Daemon| async move { done(&d, Request::Detach).await }))
         .fallback(|| async {
-            Refused(StatusCode::NOT_FOUND, "there is no such thing; see `lb --help`".into())
+            Refused::new(StatusCode::NOT_FOUND, "there is no such thing; see `lb --help`".into())
         })
         .layer(extract::DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(daemon)
@@ -146,11 +146,17 @@ pub fn router(daemon: mpsc::Sender<Request>) -> Router {
 type Daemon = State<mpsc::Sender<Request>>;
 
 /// An answer that says no.
-struct Refused(StatusCode, String);
+struct Refused(StatusCode, Refusal);
+
+impl Refused {
+    fn new(status: StatusCode, error: String) -> Self {
+        Self(status, Refusal { error, complaints: Vec::new() })
+    }
+}
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.0, Json(Refusal { error: self.1 })).into_response()
+        (self.0, Json(self.1)).into_response()
     }
 }
 
@@ -159,19 +165,25 @@ impl From<RequestError> for Refused {
         let status = match &error {
             RequestError::NotFound(_) => StatusCode::NOT_FOUND,
             RequestError::Conflict(_) => StatusCode::CONFLICT,
-            RequestError::Document(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            RequestError::Document { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             RequestError::ReadOnly(_) => StatusCode::FORBIDDEN,
             RequestError::Wrong(_) => StatusCode::BAD_REQUEST,
             RequestError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
             RequestError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Self(status, error.to_string())
+        let text = error.to_string();
+        match error {
+            RequestError::Document { complaints, .. } => {
+                Self(status, Refusal { error: text, complaints: complaints.0 })
+            }
+            _ => Self::new(status, text),
+        }
     }
 }
 
 impl From<JsonRejection> for Refused {
     fn from(rejection: JsonRejection) -> Self {
-        Self(rejection.status(), rejection.body_text())
+        Self::new(rejection.status(), rejection.body_text())
     }
 }
 

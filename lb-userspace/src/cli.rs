@@ -1,6 +1,7 @@
 //! The command line: words in, the daemon's answers out.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or a document with mistakes, 3 the daemon is not running.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or a document with mistakes, 3 the daemon is not running. With `--json` an
+//! answer on standard output and a failure on standard error ([`view::Refusal`]) are JSON.
 
 mod args;
 mod auth;
@@ -15,6 +16,7 @@ mod table;
 
 use std::{
     io::{IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -28,6 +30,7 @@ use self::{
 };
 use crate::{
     api::view::{self, Connections, Counters, Done, Snapshot},
+    config::Complaint,
     daemon, log, proxy,
 };
 
@@ -40,6 +43,9 @@ enum Failure {
     /// Exit code 2.
     #[error("{0}")]
     Document(String),
+    /// What is wrong with the document in a file. Exit code 2.
+    #[error("{}", documents::mistakes(.0, .1))]
+    Mistakes(PathBuf, Vec<Complaint>),
     /// Exit code 1.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
@@ -52,9 +58,37 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Client(ClientError::NotRunning(_)) => 3,
-            Self::Document(_) | Self::Client(ClientError::Document(_)) => 2,
+            Self::Document(_) | Self::Mistakes(..) | Self::Client(ClientError::Document { .. }) => 2,
             Self::Client(_) | Self::Other(_) | Self::Silent => 1,
         }
+    }
+
+    /// Says it on standard error: for people, or for programs.
+    fn say(&self, as_json: bool) {
+        let text = self.to_string();
+        if text.is_empty() {
+            return;
+        }
+        let complaints = match self {
+            Self::Mistakes(_, complaints) | Self::Client(ClientError::Document { complaints, .. }) => {
+                complaints
+            }
+            _ => &Vec::new(),
+        };
+        if as_json {
+            let refusal = view::Refusal { error: text, complaints: complaints.clone() };
+            if let Ok(json) = serde_json::to_string_pretty(&refusal) {
+                eprintln!("{json}");
+            }
+            return;
+        }
+        if let Self::Mistakes(file, complaints) = self {
+            for complaint in complaints {
+                eprintln!("{}:{complaint}", file.display());
+            }
+        }
+        let coloured = std::io::stderr().is_terminal() && table::wanted();
+        eprintln!("{} {text}", table::paint("error:", table::Tone::Bad, coloured));
     }
 }
 
@@ -64,15 +98,7 @@ pub fn run() -> ExitCode {
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let text = failure.to_string();
-            if !text.is_empty() {
-                let head = table::paint(
-                    "error:",
-                    table::Tone::Bad,
-                    std::io::stderr().is_terminal() && table::wanted(),
-                );
-                eprintln!("{head} {text}");
-            }
+            failure.say(cli.json);
             ExitCode::from(failure.code())
         }
     }
@@ -100,7 +126,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
             proxy::desk::run()
                 .map_err(|error| anyhow::Error::from(error).context("the desk cannot start").into())
         }
-        Command::Check { file } => documents::check(file, cli.json),
+        Command::Check { file, no_files } => documents::check(file, !no_files, cli.json),
         Command::Auth(command) => auth::run(command),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "lb", &mut std::io::stdout());

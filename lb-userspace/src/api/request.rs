@@ -1,5 +1,7 @@
 //! What the API asks of the daemon: messages, each with a place for the answer.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -7,6 +9,7 @@ use super::view::{
     ConnectionFilter, Connections, Done, Explanation, Foreseen, Frames, Question, Replacement,
     RouteExplanation, RouteQuestion, Snapshot, Text,
 };
+use crate::config::Complaints;
 
 /// Something that somebody wants of the daemon.
 #[derive(Debug)]
@@ -170,8 +173,13 @@ pub enum RequestError {
     #[error("the document has changed since: it is at revision {0} now; look at it and try again")]
     Conflict(String),
     /// The document would not check.
-    #[error("the document would not be right, so nothing was changed:\n{0}")]
-    Document(String),
+    #[error("the document would not be right, so nothing was changed:\n{}", .complaints.of_file(file))]
+    Document {
+        /// The file that it was to be in.
+        file: PathBuf,
+        /// All that is wrong with it.
+        complaints: Complaints,
+    },
     /// The document is not to be written.
     #[error("{0}")]
     ReadOnly(String),

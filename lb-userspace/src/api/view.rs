@@ -4,6 +4,7 @@ mod desk;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Complaint;
 pub use desk::{
     Answers, Considered, Denied, Desk, Ejections, Latencies, Route, RouteExplanation, RouteQuestion,
 };
@@ -448,4 +449,7 @@ pub struct Done {
 pub struct Refusal {
     /// In words, with the remedy.
     pub error: String,
+    /// What is wrong with a document, each by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub complaints: Vec<Complaint>,
 }

@@ -44,7 +44,7 @@ pub(super) struct Cli {
     #[arg(long, global = true, value_name = "DIR", env = "LB_RUN_DIR", default_value = RUN_DIR, value_hint = ValueHint::DirPath)]
     pub run_dir: PathBuf,
 
-    /// Answer in JSON, for programs
+    /// Answer in JSON, for programs; failures too, on standard error
     #[arg(long, global = true)]
     pub json: bool,
 
@@ -61,12 +61,15 @@ pub(super) enum Command {
     DeskProcess(Log),
     /// Say whether a document is right, and what is wrong with it where
     #[command(
-        after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n\nInterfaces, routes, and the files that it names (certificates, keys, users) are looked at\nonly by the daemon and by `lb doctor --config FILE`."
+        after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n  lb check --no-files lb.toml      # where its certificates and keys are not\n\nInterfaces and the ways to servers are looked at only by the daemon and by `lb doctor --config FILE`."
     )]
     Check {
         /// The document
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
+        /// Do not look at the files that it names: certificates, keys, users, pages
+        #[arg(long)]
+        no_files: bool,
     },
     /// Make a file's contents the document in force
     #[command(

@@ -9,7 +9,10 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::api::{SOCKET, view::Refusal};
+use crate::{
+    api::{SOCKET, view::Refusal},
+    config::Complaint,
+};
 
 /// A request did not get what it wanted.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +27,13 @@ pub(super) enum ClientError {
     #[error("{0}")]
     Refused(String),
     /// The daemon says no because the document would have mistakes.
-    #[error("{0}")]
-    Document(String),
+    #[error("{error}")]
+    Document {
+        /// In words.
+        error: String,
+        /// Each by itself.
+        complaints: Vec<Complaint>,
+    },
     /// The conversation failed.
     #[error("the daemon on {} does not answer as it should: {why}; see its log", .socket.display())]
     Broken {
@@ -100,12 +108,14 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| self.broken(error));
         }
-        let why = serde_json::from_slice::<Refusal>(&body)
-            .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |refusal| refusal.error);
+        let Refusal { error, complaints } = serde_json::from_slice(&body).unwrap_or_else(|_| Refusal {
+            error: String::from_utf8_lossy(&body).into_owned(),
+            complaints: Vec::new(),
+        });
         Err(if status == StatusCode::UNPROCESSABLE_ENTITY {
-            ClientError::Document(why)
+            ClientError::Document { error, complaints }
         } else {
-            ClientError::Refused(why)
+            ClientError::Refused(error)
         })
     }
 

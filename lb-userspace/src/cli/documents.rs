@@ -7,27 +7,30 @@ use serde::de::DeserializeOwned;
 use super::{Failure, answer_or_json, client::Client, client::ClientError, show};
 use crate::{
     api::view::{Done, Foreseen, Replacement},
-    config::{Complaint, Document},
+    config::{Complaint, Document, Severity},
+    daemon::{checks, document::DocumentFile},
     model::desk::DESK_POOL,
 };
 
-/// Checks a document without looking at this host.
-pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
-    let text = read(file)?;
-    let (complaints, document) = match Document::parse(&text) {
-        Ok(document) => (document.warnings.clone(), Some(document)),
+/// Checks a document and, `with_files`, what is in those that it names, without looking at this host otherwise.
+pub(super) fn check(file: &Path, with_files: bool, as_json: bool) -> Result<(), Failure> {
+    let (complaints, config) = match DocumentFile::new(file).parse(&read(file)?) {
+        Ok(document) => {
+            let of_files = if with_files { checks::of_files(&document) } else { Vec::new() };
+            let is_right = of_files.is_empty();
+            let complaints = document.warnings.into_iter().chain(of_files).collect();
+            (complaints, is_right.then_some(document.config))
+        }
         Err(complaints) => (complaints.0, None),
     };
     if as_json {
         answer_or_json(true, &complaints, String::new)?;
-    } else {
-        for complaint in &complaints {
-            eprintln!("{}:{complaint}", file.display());
-        }
     }
-    match document {
-        Some(document) if !as_json => {
-            let config = &document.config;
+    match config {
+        Some(config) if !as_json => {
+            for complaint in &complaints {
+                eprintln!("{}:{complaint}", file.display());
+            }
             // Those that are written down: a service of the desk has one more, the desk itself.
             let pools: Vec<_> = config.pools.iter().filter(|(name, _)| *name != DESK_POOL).collect();
             let backends: usize = pools.iter().map(|(_, pool)| pool.backends.len()).sum();
@@ -41,7 +44,7 @@ pub(super) fn check(file: &Path, as_json: bool) -> Result<(), Failure> {
             super::print(&words)
         }
         Some(_) => Ok(()),
-        None => Err(Failure::Document(mistakes(file, &complaints))),
+        None => Err(Failure::Mistakes(file.to_owned(), complaints)),
     }
 }
 
@@ -60,7 +63,7 @@ pub(super) async fn plan(file: &Path, client: &Client, as_json: bool) -> Result<
     answer_or_json(as_json, &foreseen, || show::foreseen(&foreseen))
 }
 
-/// Sends a document that has no mistakes.
+/// Sends a document.
 async fn send<T: DeserializeOwned>(
     file: &Path,
     client: &Client,
@@ -68,18 +71,16 @@ async fn send<T: DeserializeOwned>(
     path: &str,
 ) -> Result<T, Failure> {
     let text = read(file)?;
-    // Said here with the name of this file, rather than by the daemon with that of its own.
-    if let Err(complaints) = Document::parse(&text) {
-        for complaint in &complaints.0 {
-            eprintln!("{}:{complaint}", file.display());
-        }
-        return Err(Failure::Document(mistakes(file, &complaints.0)));
-    }
+    // Mistakes are said whether a daemon runs or not.
+    Document::parse(&text).map_err(|complaints| Failure::Mistakes(file.to_owned(), complaints.0))?;
     let body = Replacement { text, revision: None };
-    match client.send(method, path, &body).await {
-        Err(ClientError::Document(why)) => Err(Failure::Document(why)),
-        other => Ok(other?),
-    }
+    client.send(method, path, &body).await.map_err(|error| match error {
+        // Said with the name of this file, rather than that of the daemon's own.
+        ClientError::Document { complaints, .. } if !complaints.is_empty() => {
+            Failure::Mistakes(file.to_owned(), complaints)
+        }
+        other => other.into(),
+    })
 }
 
 /// The text of a document.
@@ -88,8 +89,9 @@ pub(super) fn read(file: &Path) -> Result<String, Failure> {
         .map_err(|error| Failure::Document(format!("cannot read {}: {error}", file.display())))
 }
 
-fn mistakes(file: &Path, complaints: &[Complaint]) -> String {
-    let errors = complaints.iter().filter(|c| c.severity == crate::config::Severity::Error).count();
+/// How many there are, in words.
+pub(super) fn mistakes(file: &Path, complaints: &[Complaint]) -> String {
+    let errors = complaints.iter().filter(|c| c.severity == Severity::Error).count();
     format!("{} has {}", file.display(), count(errors, "mistake"))
 }
 

@@ -21,19 +21,19 @@ pub(super) async fn doctor(
     client: &Client,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let (name, path, text) = match config {
-        Some(file) => (file.display().to_string(), file.to_owned(), Some(documents::read(file)?)),
+    let (path, text) = match config {
+        Some(file) => (file.to_owned(), Some(documents::read(file)?)),
         None => match client.get::<Text>("/v1/document").await {
             Ok(document) => {
                 let status: Status = client.get("/v1/status").await?;
-                ("the daemon's document".to_owned(), status.document.path.into(), Some(document.text))
+                (status.document.path.into(), Some(document.text))
             }
-            Err(ClientError::NotRunning(_)) => (String::new(), PathBuf::new(), None),
+            Err(ClientError::NotRunning(_)) => (PathBuf::new(), None),
             Err(error) => return Err(error.into()),
         },
     };
     let document = text.map(|text| DocumentFile::new(&path).parse(&text)).transpose();
-    let document = document.map_err(|complaints| Failure::Document(format!("{name}:\n{complaints}")))?;
+    let document = document.map_err(|complaints| Failure::Mistakes(path, complaints.0))?;
     let facts = Facts::gather(document, bpffs).await.map_err(anyhow::Error::from)?;
     let findings = doctor::examine(&facts);
     answer_or_json(as_json, &findings, || words(&findings))?;

@@ -24,7 +24,7 @@ pub(super) async fn explain(
         return Ok(client.send(hyper::Method::POST, "/v1/routes/explanations", question).await?);
     };
     let document = Document::parse(&documents::read(file)?);
-    let document = document.map_err(|why| Failure::Document(format!("{}:\n{why}", file.display())))?;
+    let document = document.map_err(|why| Failure::Mistakes(file.to_owned(), why.0))?;
     rules::explain(&document.config, question).map_err(|why| anyhow::anyhow!(why).into())
 }
 

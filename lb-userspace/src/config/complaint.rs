@@ -1,8 +1,8 @@
 //! What is wrong with a document, where, and how to mend it.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, ops::Range, path::Path, sync::Arc};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::BackendAddress;
 
@@ -10,7 +10,7 @@ use crate::model::BackendAddress;
 ///
 /// Shown as `LINE:COLUMN: error: …` with the line itself and a caret below the place, so that whoever
 /// prints it can put the file's name and a colon before it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Complaint {
     /// Line, from 1.
     pub line: usize,
@@ -29,7 +29,7 @@ pub struct Complaint {
 }
 
 /// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The document is refused.
@@ -65,6 +65,15 @@ impl fmt::Display for Complaint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{}", self.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Complaints(pub Vec<Complaint>);
+
+impl Complaints {
+    /// All of them, each with the name of the file that the document is in before it.
+    pub fn of_file(&self, file: &Path) -> String {
+        let lines: Vec<_> =
+            self.0.iter().map(|complaint| format!("{}:{complaint}", file.display())).collect();
+        lines.join("\n")
+    }
+}
 
 /// Where things are in a document, so that what turns out later (a missing interface, a route) is
 /// reported in the right place too.

@@ -106,10 +106,16 @@ pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Ve
     }
     clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
-    complaints.extend(certificates::complaints(document));
-    complaints.extend(credentials::complaints(document));
+    complaints.extend(of_files(document));
     complaints.sort();
     complaints.dedup();
+    complaints
+}
+
+/// What speaks against the files that a document names.
+pub fn of_files(document: &Document) -> Vec<Complaint> {
+    let mut complaints = certificates::complaints(document);
+    complaints.extend(credentials::complaints(document));
     complaints
 }
 

@@ -1,5 +1,7 @@
 //! Changes that the API asks for, made on the document's text.
 
+use std::path::Path;
+
 use super::document::revision;
 use crate::{
     api::request::{Change, Edits, RequestError},
@@ -7,13 +9,13 @@ use crate::{
     model::{Admin, BackendAddress},
 };
 
-/// The text with the changes, all of them.
+/// The text of `file` with the changes, all of them.
 ///
 /// # Errors
 /// When the text is at another revision than the changes are for, or one of them cannot be made.
-pub fn edited(text: &str, edits: &Edits) -> Result<String, RequestError> {
+pub fn edited(file: &Path, text: &str, edits: &Edits) -> Result<String, RequestError> {
     expect_revision(text, edits.revision.as_deref())?;
-    edits.changes.iter().try_fold(text.to_owned(), |text, change| made(&text, change))
+    edits.changes.iter().try_fold(text.to_owned(), |text, change| made(file, &text, change))
 }
 
 /// Nothing, when the text is at that revision, or none is named.
@@ -28,7 +30,7 @@ pub fn expect_revision(text: &str, expected: Option<&str>) -> Result<(), Request
     }
 }
 
-fn made(text: &str, change: &Change) -> Result<String, RequestError> {
+fn made(file: &Path, text: &str, change: &Change) -> Result<String, RequestError> {
     let after = match change.clone() {
         Change::AddService { name, listen, pool, scheduler, allow, deny } => {
             edit::add_service(text, &name, &NewService { listen, pool, scheduler, allow, deny })
@@ -58,7 +60,7 @@ fn made(text: &str, change: &Change) -> Result<String, RequestError> {
     };
     after.map_err(|error| match error {
         EditError::NotThere { .. } => RequestError::NotFound(error.to_string()),
-        EditError::Refused(complaints) => RequestError::Document(complaints.to_string()),
+        EditError::Refused(complaints) => RequestError::Document { file: file.to_owned(), complaints },
         EditError::AlreadyThere(_) | EditError::Form(_) | EditError::InUse { .. } => {
             RequestError::Failed(error.to_string())
         }
@@ -73,6 +75,7 @@ fn parsed(address: &str) -> Result<BackendAddress, RequestError> {
 mod tests {
     use super::*;
 
+    const FILE: &str = "lb.toml";
     const TEXT: &str = "interfaces = [\"eth0\"]\n[pools.web]\nbackends = [ { address = \"10.0.0.11:80\" } ] # ours\n[services.shop]\nlisten = \"203.0.113.10:80/tcp\"\npool = \"web\"\n";
 
     fn add(address: &str, revision: Option<String>) -> Edits {
@@ -82,12 +85,12 @@ mod tests {
 
     #[test]
     fn of_two_edits_on_one_revision_the_second_is_refused_and_none_is_lost() {
-        let first = edited(TEXT, &add("10.0.0.12:80", Some(revision(TEXT)))).unwrap();
-        let second = edited(&first, &add("10.0.0.13:80", Some(revision(TEXT))));
+        let first = edited(FILE.as_ref(), TEXT, &add("10.0.0.12:80", Some(revision(TEXT)))).unwrap();
+        let second = edited(FILE.as_ref(), &first, &add("10.0.0.13:80", Some(revision(TEXT))));
         assert_eq!(second, Err(RequestError::Conflict(revision(&first))));
         // Thought out anew, or without a revision, it is made on top of the first.
         for at in [Some(revision(&first)), None] {
-            let both = edited(&first, &add("10.0.0.13:80", at)).unwrap();
+            let both = edited(FILE.as_ref(), &first, &add("10.0.0.13:80", at)).unwrap();
             assert!(
                 both.contains("10.0.0.12:80") && both.contains("10.0.0.13:80") && both.contains("# ours")
             );
@@ -98,14 +101,15 @@ mod tests {
     fn changes_are_made_all_or_none() {
         let mut edits = add("10.0.0.12:80", None);
         edits.changes.push(Change::RemovePool { name: "none".into() });
-        assert!(matches!(edited(TEXT, &edits), Err(RequestError::NotFound(_))));
+        assert!(matches!(edited(FILE.as_ref(), TEXT, &edits), Err(RequestError::NotFound(_))));
     }
 
     #[test]
     fn each_change_reaches_the_text() {
         let of = |pool: &str| (pool.to_owned(), "10.0.0.11:80".to_owned());
-        let changed =
-            |change: Change| edited(TEXT, &Edits { changes: vec![change], revision: None }).unwrap();
+        let changed = |change: Change| {
+            edited(FILE.as_ref(), TEXT, &Edits { changes: vec![change], revision: None }).unwrap()
+        };
         let (pool, address) = of("web");
         let text = changed(Change::WeighBackend { pool, address, weight: 7 });
         assert!(text.contains("weight = 7"), "{text}");
@@ -135,7 +139,11 @@ mod tests {
             allow: vec![],
             deny: vec![],
         };
-        let refused = edited(TEXT, &Edits { changes: vec![change], revision: None }).unwrap_err();
-        assert!(matches!(&refused, RequestError::Document(why) if why.contains("shop")), "{refused}");
+        let refused =
+            edited(FILE.as_ref(), TEXT, &Edits { changes: vec![change], revision: None }).unwrap_err();
+        assert!(
+            matches!(refused, RequestError::Document { .. }) && refused.to_string().contains("shop"),
+            "{refused}"
+        );
     }
 }

@@ -16,7 +16,7 @@ use super::{
     issuers::Issuers,
     plane::Plane,
     routes,
-    serve::{Daemon, located},
+    serve::Daemon,
     snapshot,
 };
 use crate::{
@@ -170,14 +170,14 @@ impl<P: Plane> Daemon<P> {
         let Some(first) = document.and_then(|document| self.reception.issuers.first(&document)) else {
             return Some(request);
         };
-        let (asking, path) = (self.asking.clone(), self.file.path().to_owned());
+        let (asking, file) = (self.asking.clone(), self.file.path().to_owned());
         self.tasks.spawn(async move {
             let Err(complaints) = first.run().await else {
                 // When the daemon ends meanwhile nobody answers, as with all requests.
                 _ = asking.send(request).await;
                 return;
             };
-            let refused = RequestError::Document(located(&path, &complaints.into()));
+            let refused = RequestError::Document { file, complaints };
             match request {
                 Request::Foresee(_, reply) => reply.send(Err(refused)),
                 Request::Replace(_, reply) => reply.send(Err(refused)),

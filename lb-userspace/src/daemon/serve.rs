@@ -475,7 +475,7 @@ impl<P: Plane> Daemon<P> {
             Request::Document(reply) => reply.send(self.text()),
             Request::Edit(edits, reply) => {
                 let outcome = match self.file.read().map_err(refused) {
-                    Ok(text) => match edited(&text, &edits) {
+                    Ok(text) => match edited(self.file.path(), &text, &edits) {
                         Ok(after) => self.write(&after).await,
                         Err(error) => Err(error),
                     },
@@ -544,7 +544,7 @@ impl<P: Plane> Daemon<P> {
     fn request_error(&self, error: ReloadError) -> RequestError {
         match error {
             ReloadError::Load(LoadError::Complaints(complaints)) => {
-                RequestError::Document(located(self.file.path(), &ReloadError::Load(complaints.into())))
+                RequestError::Document { file: self.file.path().to_owned(), complaints }
             }
             other => RequestError::Failed(other.to_string()),
         }
@@ -567,11 +567,7 @@ pub(super) fn lock_interfaces(
 /// An error of the document with the file's name before each complaint.
 pub(super) fn located(path: &std::path::Path, error: &ReloadError) -> String {
     match error {
-        ReloadError::Load(LoadError::Complaints(complaints)) => {
-            let lines: Vec<_> =
-                complaints.0.iter().map(|complaint| format!("{}:{complaint}", path.display())).collect();
-            lines.join("\n")
-        }
+        ReloadError::Load(LoadError::Complaints(complaints)) => complaints.of_file(path),
         other => other.to_string(),
     }
 }
