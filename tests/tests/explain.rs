@@ -50,6 +50,7 @@ fn an_explanation_names_the_verdict_that_the_program_gives() {
     let names = Names {
         held: &held,
         service: &|index| format!("service {index}"),
+        nobody: &|index| format!("nobody of service {index}"),
         interface: &|index| format!("interface {index}"),
     };
     let (mut seen, mut backends, mut asked) = (BTreeSet::new(), BTreeSet::new(), 0);

@@ -397,6 +397,8 @@ fn curl_is_asked_who_it_is() -> Result<()> {
 
     let listed = stage.json(&["route", "list"])?.to_string();
     assert!(listed.contains("\"asks\":\"basic, role admin\""), "{listed}");
+    let words = stage.lb(&["explain", "198.51.100.7:40000", "203.0.113.10:80/tcp"])?;
+    assert!(words.contains("the desk answers it, and `lb route explain URL` says by which route"), "{words}");
     let explained = stage.json(&["route", "explain", "http://203.0.113.10/orders"])?.to_string();
     assert!(explained.contains("\"asks\":\"basic or key\""), "{explained}");
     let paid = stage.json(&["route", "explain", pay])?.to_string();

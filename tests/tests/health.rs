@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::Result;
 use tests::{
-    document::Web,
+    document::{self, Web},
     download::{self, Download},
     stage::{REFUSED, RESET, Stage},
 };
@@ -119,6 +119,8 @@ fn when_all_fail_the_last_set_stays() -> Result<()> {
     let status = stage.json(&["status"])?;
     let alarms = status["status"]["alarms"].to_string();
     assert!(alarms.contains("web") && alarms.contains("web6"), "{alarms}");
+    let words = stage.lb(&["status"])?;
+    assert!(words.contains("4 of 4 usable, 4 of them unhealthy and kept in use"), "{words}");
 
     // A daemon that starts now does not know better.
     stage.daemon.take().expect("a daemon").kill()?;
@@ -148,6 +150,11 @@ fn when_all_fail_clients_are_refused_where_the_document_says_so() -> Result<()> 
     both(&stage, &["unhealthy"; 2])?;
     for vip in Stage::VIPS {
         assert_eq!(stage.curl_exit(vip, &["--max-time", "20"])?, REFUSED, "{vip}");
+    }
+    let words = stage.lb(&["explain", "198.51.100.7:40000", "203.0.113.10:80/tcp"])?;
+    for backend in [0, 1] {
+        let address = document::backend_v4(LabOptions::default(), backend);
+        assert!(words.contains(&format!("{address} is unhealthy (status 404)")), "{words}");
     }
     stage.fit(1, true)?;
     both(&stage, &["unhealthy", "healthy"])?;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::table::{Cell, Table, Tone, colours, paint};
 use crate::api::view::{
-    Backend, Cluster, Connections, Counters, Explanation, Foreseen, Pool, Service, Slots, Snapshot, Traffic,
+    Backend, Cluster, Connections, Counters, Explanation, Foreseen, ForeseenService, Pool, Service, Slots,
+    Snapshot, Traffic,
 };
 
 /// The whole picture, for `lb status`.
@@ -25,7 +26,12 @@ pub(super) fn status(snapshot: &Snapshot) -> String {
     ));
     lines.push(format!("document    {} (revision {})", document.path, document.revision));
     lines.push(format!("interfaces  {}", interfaces.join(", ")));
-    lines.push(format!("backends    {} of {} usable", status.backends_usable, status.backends));
+    let kept = snapshot.backends.iter().filter(|it| it.usable && it.state == "unhealthy").count();
+    let kept = match kept {
+        0 => String::new(),
+        kept => format!(", {kept} of them unhealthy and kept in use, since all of their pool are"),
+    };
+    lines.push(format!("backends    {} of {} usable{kept}", status.backends_usable, status.backends));
     lines.push(format!("flows       {} of {}", status.flows, status.flow_capacity));
     for alarm in &status.alarms {
         lines.push(format!("{}  {alarm}", paint("alarm     ", Tone::Bad, colours())));
@@ -114,7 +120,13 @@ pub(super) fn foreseen(foreseen: &Foreseen) -> String {
             Cell::text(service.connections_reset.to_string()),
         ]);
     }
-    format!("{}\n{}", operations.collect::<String>(), table.render(colours()))
+    let is_empty = |service: &ForeseenService| service.change == "new" && service.slots == 0;
+    let note = if foreseen.services.iter().any(is_empty) {
+        "\nThe ring of a service without slots is built when the first of its servers is found fit.\n"
+    } else {
+        ""
+    };
+    format!("{}\n{}{note}", operations.collect::<String>(), table.render(colours()))
 }
 
 pub(super) fn explanation(explanation: &Explanation) -> String {

@@ -15,7 +15,7 @@ use lb_common::{
     shared::Shared,
     sim::{MemTables, SliceFrame},
     tables::Tables,
-    verdict::{Note, Verdict},
+    verdict::{DropReason, Note, ResetReason, Verdict},
     wire::l4::Tcp,
 };
 
@@ -31,6 +31,8 @@ pub struct Names<'a> {
     pub held: &'a Held,
     /// The name of the service that listens somewhere.
     pub service: &'a dyn Fn(u32) -> String,
+    /// Why nobody of a service's pool gets connections.
+    pub nobody: &'a dyn Fn(u32) -> String,
     /// The name of an interface.
     pub interface: &'a dyn Fn(u32) -> String,
 }
@@ -40,13 +42,18 @@ pub struct Names<'a> {
 pub fn explain(tables: &MemTables, names: &Names<'_>, frame: &[u8], ingress: u32, now: Tick) -> Explanation {
     let mut frame = SliceFrame(frame.to_vec());
     let before = frame.clone();
-    let (said, seeks, used) = Default::default();
-    let watched = Watched { tables, names, now, said, seeks, used };
+    let (said, seeks, used, found) = Default::default();
+    let watched = Watched { tables, names, now, said, seeks, used, found };
     let verdict = decide(&mut frame, &watched, ingress, now);
     frame.settle(verdict);
     let last = watched.used.borrow_mut().take();
     if let Some(index) = last {
         watched.say("backend", backend(names, index));
+    }
+    if let Verdict::Reset { reason: ResetReason::NoBackend, .. } | Verdict::Drop(DropReason::NoBackend) = verdict
+        && let Some(service) = watched.found.get()
+    {
+        watched.say("pool", (names.nobody)(service));
     }
     watched.say("outcome", outcome(verdict, &before, &frame, names));
     Explanation { verdict: verdict.name().into(), steps: watched.said.into_inner() }
@@ -132,6 +139,8 @@ struct Watched<'a> {
     seeks: Cell<bool>,
     /// The backend that was looked up last.
     used: RefCell<Option<u32>>,
+    /// The service that was.
+    found: Cell<Option<u32>>,
 }
 
 impl Watched<'_> {
@@ -282,6 +291,7 @@ impl Tables for Watched<'_> {
         if self.seeks.take() {
             self.say("service", (self.names.service)(index));
         }
+        self.found.set(Some(index));
         self.tables.service(index)
     }
     fn rule_v4(&self, source: &RuleV4) -> Option<u32> {

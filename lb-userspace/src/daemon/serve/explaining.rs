@@ -1,14 +1,21 @@
 //! What becomes of packets, asked of the live tables.
 
+use std::collections::BTreeMap;
+
 use super::Daemon;
 use crate::{
     api::{request::RequestError, view::Explanation},
     daemon::{
+        core::Core,
         explain::{self, Names},
         plane::Plane,
-        snapshot,
     },
+    dataplane::Dataplane,
+    model::{BackendAddress, Listen, Service},
 };
+
+/// Of how many servers it is said why they get no connections.
+const REASONS: usize = 4;
 
 impl<P: Plane> Daemon<P> {
     /// What would become of packets that came in by the first listed interface, one after the other.
@@ -19,19 +26,64 @@ impl<P: Plane> Daemon<P> {
         let tables = self.core.plane().copied().map_err(RequestError::Failed)?;
         let now = self.core.plane().now().map_err(|error| RequestError::Failed(error.to_string()))?;
         let around = self.core.around();
-        let services = snapshot::names(&self.core);
         let held = self.core.tables();
-        let service = |index: u32| match held.services.get(&index).map(|entry| entry.listen) {
-            Some(listen) => {
-                let name = services.get(&listen).map_or("one that is gone", String::as_str);
-                format!("{name}, which listens on {listen}")
+        let config = self.core.loaded().map(|loaded| &loaded.document.config);
+        let services = config.into_iter().flat_map(|config| &config.services);
+        let services: BTreeMap<Listen, (&String, &Service)> =
+            services.map(|(name, service)| (service.listen, (name, service))).collect();
+        let named = |index: u32| {
+            let listen = held.services.get(&index)?.listen;
+            Some((listen, services.get(&listen).copied()))
+        };
+        let service = |index: u32| match named(index) {
+            Some((listen, Some((name, service)))) => {
+                let desk = match service.desk {
+                    Some(_) => "; the desk answers it, and `lb route explain URL` says by which route",
+                    None => "",
+                };
+                format!("{name}, which listens on {listen}{desk}")
             }
+            Some((listen, None)) => format!("one that is gone, which listens on {listen}"),
             None => format!("number {index}, which is gone"),
         };
+        let nobody = |index: u32| match named(index) {
+            Some((_, Some((_, service)))) => nobody(&self.core, service),
+            _ => "it has none any more".into(),
+        };
         let interface = |index: u32| around.link_name(index);
-        let names = Names { held, service: &service, interface: &interface };
-        let listed = self.core.loaded().and_then(|loaded| loaded.document.config.interfaces.first());
+        let names = Names { held, service: &service, nobody: &nobody, interface: &interface };
+        let listed = config.and_then(|config| config.interfaces.first());
         let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
         Ok(ask(&|frame| explain::explain(&tables, &names, frame, ingress, now)))
+    }
+}
+
+/// Why none of a service's servers gets connections.
+fn nobody<D: Dataplane>(core: &Core<D>, service: &Service) -> String {
+    let pool = &service.pool;
+    let backends = core.loaded().and_then(|loaded| loaded.document.config.pools.get(pool));
+    let backends = backends.map(|pool| pool.backends.as_slice()).unwrap_or_default();
+    let why = |address: BackendAddress| {
+        let state = core.state(pool, address).0;
+        let failure = core.report(pool, address).and_then(|report| report.failure.clone());
+        let no_way = match address {
+            BackendAddress::Remote(ip, _) => core.next_hop(ip).err(),
+            BackendAddress::Local => None,
+        };
+        match failure.or(no_way) {
+            Some(why) => format!("{address} is {state} ({why})"),
+            None => format!("{address} is {state}"),
+        }
+    };
+    let mut reasons: Vec<_> = backends.iter().take(REASONS).map(|backend| why(backend.address)).collect();
+    if let more @ 1.. = backends.len().saturating_sub(REASONS) {
+        reasons.push(format!("{more} more; see `lb backend list {pool}`"));
+    }
+    match (service.role, reasons.is_empty()) {
+        (_, true) => format!("{pool} has no servers"),
+        (None, false) => format!("of {pool} nobody is in use: {}", reasons.join("; ")),
+        (Some(role), false) => {
+            format!("of {pool} nobody is in use as {role}: {}; see `lb pool show {pool}`", reasons.join("; "))
+        }
     }
 }
