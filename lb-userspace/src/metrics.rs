@@ -188,6 +188,7 @@ fn backends(snapshot: &Snapshot, registry: &mut Registry) {
     let states = Gauges::default();
     let usable = Gauges::default();
     let latency = Fractions::default();
+    let requests = Gauges::default();
     for backend in &snapshot.backends {
         let labels = || vec![("pool", backend.pool.clone()), ("backend", backend.address.clone())];
         for state in STATES {
@@ -199,9 +200,13 @@ fn backends(snapshot: &Snapshot, registry: &mut Registry) {
         if let Some(milliseconds) = backend.latency_ms {
             latency.get_or_create(&labels()).set(milliseconds / 1e3);
         }
+        if let Some(count) = backend.requests {
+            requests.get_or_create(&labels()).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
     registry.register("backend_state", "1 for the state that the backend is in", states);
     registry.register("backend_usable", "1 for a backend that gets new connections", usable);
+    registry.register("backend_requests", "Requests that the desk has with a backend", requests);
     let help = "How long the last successful probe took";
     registry.register_with_unit("backend_probe_latency", help, Unit::Seconds, latency);
     let labels =
@@ -363,7 +368,7 @@ mod tests {
             "pools": [],
             "backends": [{{"pool": "web", "address": "10.0.0.11:80", "state": "healthy", "usable": true,
                 "weight": 1, "share_percent": 100, "deadline": null, "failure": null, "latency_ms": 2.5, "next_hop": null,
-                "no_next_hop": null, "traffic": {traffic}}}],
+                "no_next_hop": null, "traffic": {traffic}, "requests": 3}}],
             "counters": {{"verdicts": [{{"name": "to_backend", "packets": 9}}, {{"name": "drop_no_port", "packets": 4}}],
                 "records": [{{"name": "record_adopted", "times": 8}}]}},
             "desk": {{"pid": 7, "up_to_date": true, "restarts": 1, "listening": [], "open": 2, "websockets": 1, "passed": 5, "connections": 12,
@@ -403,6 +408,7 @@ mod tests {
             "lobby_backend_state{pool=\"web\",backend=\"10.0.0.11:80\",state=\"draining\"} 0",
             "lobby_backend_probe_latency_seconds{pool=\"web\",backend=\"10.0.0.11:80\"} 0.0025",
             "lobby_backend_traffic_bytes_total{pool=\"web\",backend=\"10.0.0.11:80\",direction=\"out\"} 44",
+            "lobby_backend_requests{pool=\"web\",backend=\"10.0.0.11:80\"} 3",
             "lobby_backend_new_flows_total{pool=\"web\",backend=\"10.0.0.11:80\"} 55",
             "lobby_desk_requests_total{service=\"front\",route=\"*/*\",pool=\"web\",status=\"2xx\"} 10",
             "lobby_desk_denied_total{service=\"front\",route=\"*/*\",status=\"401\",reason=\"no_credentials\"} 8",

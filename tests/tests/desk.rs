@@ -142,6 +142,12 @@ fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     let options = LabOptions { backends: 1, ..LabOptions::default() };
     let mut stage = Stage::without_daemon(options, &document(options, "", HELLO))?;
     let under_way = UnderWay::start(&mut stage)?;
+    let requests = |stage: &Stage, count: u64| {
+        stage.until("its requests", |stage| {
+            Ok(stage.json(&["backend", "list", "--pool", "web"])?[0]["requests"] == count)
+        })
+    };
+    requests(&stage, 1)?;
     // Kept: its desk would be killed with it.
     let mut before = if successor { stage.daemon.take() } else { None };
     if let Some(daemon) = &mut before {
@@ -155,6 +161,7 @@ fn drained_when_its_requests_have_ended(successor: bool) -> Result<()> {
     stage.until_states("web", &["draining"])?;
     under_way.finish()?;
     stage.until_states("web", &["drained"])?;
+    requests(&stage, 0)?;
     stage.checksums_were_right()
 }
 

@@ -241,6 +241,10 @@ pub struct Backend {
     pub no_next_hop: Option<String>,
     /// What passed, in all its services.
     pub traffic: Traffic,
+    /// Requests that the desk has with it, among them websockets and connections that are handed on; `null` where it has none of the
+    /// desk.
+    #[serde(default)]
+    pub requests: Option<u64>,
 }
 
 /// What passed between backends and their clients, since the tables were made.

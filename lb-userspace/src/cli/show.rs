@@ -212,8 +212,9 @@ fn cluster(cluster: &Cluster) -> String {
 }
 
 pub(super) fn backends(backends: &[Backend]) -> String {
-    let mut table =
-        Table::new(&["POOL", "BACKEND", "STATE", "WEIGHT", "FLOWS", "IN", "OUT", "PROBE", "NEXT HOP"]);
+    let mut table = Table::new(&[
+        "POOL", "BACKEND", "STATE", "WEIGHT", "FLOWS", "REQUESTS", "IN", "OUT", "PROBE", "NEXT HOP",
+    ]);
     for backend in backends {
         let tone = match backend.state.as_str() {
             "healthy" => Tone::Good,
@@ -240,6 +241,7 @@ pub(super) fn backends(backends: &[Backend]) -> String {
                 percent => Cell::number(format!("{percent} % of {}", backend.weight)).tone(Tone::Odd),
             },
             Cell::number(backend.traffic.flows),
+            backend.requests.map_or_else(|| Cell::text("-"), Cell::number),
             Cell::number(bytes(backend.traffic.bytes_in)),
             Cell::number(bytes(backend.traffic.bytes_out)),
             probe,

@@ -201,7 +201,10 @@ fn vips(document: &Document, around: &Surroundings, complaints: &mut Vec<Complai
     for (name, service) in &config.services {
         let address = service.listen.address;
         // Services of the same address need not be warned of each.
-        if said.insert(address) && !around.is_on_link(address, &config.interfaces) && !around.is_hosts_own(address) {
+        if said.insert(address)
+            && !around.is_on_link(address, &config.interfaces)
+            && !around.is_hosts_own(address)
+        {
             complaints.push(document.places.listen(name).warning(
                 format!("{address} is in no network of {}", config.interfaces.join(" or ")),
                 "only clients whose router sends it here can reach it; give that router a route, or choose an address of the network",

@@ -188,6 +188,16 @@ impl Desk {
         its.filter(|it| (it.address, it.port) == (address, port)).map(|it| it.count).sum()
     }
 
+    /// Requests that the desk has with each backend of its pools, by pool and address; those that have none are left out.
+    pub fn requests(&self) -> BTreeMap<(String, BackendAddress), u64> {
+        let mut requests = BTreeMap::new();
+        for it in &self.status.borrow().report.under_way {
+            let backend = BackendAddress::Remote(it.address, it.port);
+            *requests.entry((it.pool.clone(), backend)).or_default() += it.count;
+        }
+        requests
+    }
+
     /// What needs somebody's attention.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms = self.deaf.clone();

@@ -50,7 +50,8 @@ pub fn explain(tables: &MemTables, names: &Names<'_>, frame: &[u8], ingress: u32
     if let Some(index) = last {
         watched.say("backend", backend(names, index));
     }
-    if let Verdict::Reset { reason: ResetReason::NoBackend, .. } | Verdict::Drop(DropReason::NoBackend) = verdict
+    if let Verdict::Reset { reason: ResetReason::NoBackend, .. } | Verdict::Drop(DropReason::NoBackend) =
+        verdict
         && let Some(service) = watched.found.get()
     {
         watched.say("pool", (names.nobody)(service));

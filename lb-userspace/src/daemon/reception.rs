@@ -135,6 +135,15 @@ impl<P: Plane> Daemon<P> {
             let config = &loaded.document.config;
             let key_fetches = self.reception.issuers.fetches();
             let shown = view::Desk { key_fetches, ..desk.shown() };
+            let (of_desk, requests) = (config.pools_of_desk(), desk.requests());
+            for backend in &mut snapshot.backends {
+                if of_desk.contains(backend.pool.as_str())
+                    && let Ok(address) = backend.address.parse()
+                {
+                    let of = requests.get(&(backend.pool.clone(), address));
+                    backend.requests = Some(of.copied().unwrap_or_default());
+                }
+            }
             let usable = |pool: &str| {
                 snapshot.backends.iter().filter(|backend| backend.pool == pool && backend.usable).count()
             };

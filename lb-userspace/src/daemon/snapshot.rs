@@ -258,6 +258,7 @@ fn backends<D: Dataplane>(core: &Core<D>, config: &Config, traffic: &Sums) -> Ve
                 next_hop,
                 no_next_hop,
                 traffic: sum,
+                requests: None,
             });
         }
     }
