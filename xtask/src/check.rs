@@ -74,6 +74,13 @@ pub fn ci() -> Result<()> {
     step("format", crate::cargo().args(["fmt", "--all", "--check"]))?;
     setup::everything()?;
     step("lint", crate::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    // They are no part of the workspace, and of whatever it depends on they take the same.
+    let fuzz = ["clippy", "--locked", "--bins", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"];
+    let mut lint = crate::cargo();
+    step(
+        "lint what is fuzzed",
+        lint.args(fuzz).arg(crate::target_directory()).args(["--", "-D", "warnings"]),
+    )?;
     step(
         "documentation",
         crate::cargo().env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--workspace", "--no-deps"]),
