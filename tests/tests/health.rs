@@ -95,7 +95,7 @@ fn who_has_not_been_fit_yet_gets_nothing() -> Result<()> {
         assert_eq!(stage.curl_exit(vip, &["--max-time", "20"])?, REFUSED, "{vip}");
     }
     stage.fit(0, true)?;
-    both(&stage, &["healthy", "starting"])?;
+    both(&stage, &["healthy", "unhealthy"])?;
     assert_eq!(answers(&stage)?, backends(&[1]));
     stage.fit(1, true)?;
     both(&stage, &["healthy"; 2])?;

@@ -109,3 +109,36 @@ sticky = {{ header = "x-user" }}
     ensure!(!dropped.contains("packets 0"), "{dropped}");
     stage.checksums_were_right()
 }
+
+/// Nobody has ever been fit: the room is closed as soon as the servers have been asked once, and with a server that is fit it
+/// opens. Those that fail as often as a fit one may are unhealthy, and it is an alarm that all are.
+#[test]
+fn a_room_whose_servers_have_never_been_fit_is_closed() -> Result<()> {
+    if !lab::possible("a_room_whose_servers_have_never_been_fit_is_closed") {
+        return Ok(());
+    }
+    let options = LabOptions::default();
+    let servers = [0, 1].map(|server| format!("{{ address = \"{}\" }}", backend_v4(options, server)));
+    let document = format!(
+        "interfaces = [\"front\", \"back\"]\n[pools.web]\nbackends = [ {} ]\n\
+         health = {{ tcp = true, interval = \"200ms\", fall = 2 }}\n\
+         [services.shop]\nlisten = \"203.0.113.10:80/tcp\"\nroutes = [ {{ pool = \"web\" }} ]\n",
+        servers.join(", ")
+    );
+    let mut stage = Stage::without_daemon(options, &document)?;
+    stage.start()?;
+    let get = "GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n";
+    let status =
+        |stage: &Stage| Ok::<_, anyhow::Error>(ask(stage, (Stage::VIPS[0], 80).into(), get)?.0.status);
+    stage.until("a closed room", |stage| Ok(status(stage)? == 503))?;
+    stage.until_states("web", &["unhealthy"; 2])?;
+    assert_eq!(status(&stage)?, 503);
+    let alarms = stage.json(&["status"])?["status"]["alarms"].to_string();
+    assert!(alarms.contains("every backend of pool web fails its check"), "{alarms}");
+
+    stage.nginx(1)?;
+    stage.until_states("web", &["unhealthy", "healthy"])?;
+    stage.until("an open room", |stage| Ok(status(stage)? == 200))?;
+    assert_eq!(stage.json(&["status"])?["status"]["alarms"].to_string(), "[]");
+    Ok(())
+}

@@ -346,12 +346,14 @@ impl<D: Dataplane> Core<D> {
             Ok(Answered { said: Some(said), .. }) => self.health.observe(&key, *said, now),
             outcome => self.health.report(&key, outcome.is_ok(), now),
         };
+        // The desk goes on with servers of whom nothing is known.
+        let known = outcome.is_err() && !self.reports.contains_key(&key);
         let report = self.reports.entry(key).or_default();
         match outcome {
             Ok(Answered { latency, .. }) => *report = Report { latency: Some(latency), failure: None },
             Err(error) => report.failure = Some(error.to_string()),
         }
-        self.hear(events)
+        self.hear(events) || known
     }
 
     /// Tells what happened to backends; says whether verdicts have changed.

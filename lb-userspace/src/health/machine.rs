@@ -66,6 +66,8 @@ struct Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probed {
     Unknown,
+    /// Has failed as often as a good one may, and has never been good.
+    NeverGood,
     Good,
     Bad,
 }
@@ -352,7 +354,9 @@ impl Pool {
         let enabled = || self.backends.iter().filter(|(_, backend)| backend.admin == Admin::Enabled);
         let all = self.check.is_some()
             && enabled().all(|(_, backend)| backend.probed != Probed::Good)
-            && enabled().any(|(_, backend)| backend.probed == Probed::Bad);
+            && (enabled().any(|(_, backend)| backend.probed == Probed::Bad)
+                || enabled().count() > 0
+                    && enabled().all(|(_, backend)| backend.probed == Probed::NeverGood));
         if !all {
             self.all_failed = None;
         } else if self.all_failed.is_none() {
@@ -443,7 +447,8 @@ impl Pool {
             (Admin::Enabled, Probed::Good) => {
                 Verdict { share: backend.share(self.slow_start, now.uptime), ..Verdict::USABLE }
             }
-            (Admin::Enabled, Probed::Unknown) => Verdict::RESTING,
+            // A daemon that starts anew is not to take it for one of those that were good.
+            (Admin::Enabled, Probed::Unknown | Probed::NeverGood) => Verdict::RESTING,
             (Admin::Enabled, Probed::Bad) => Verdict {
                 dead: true,
                 flows: match self.on_unhealthy {
@@ -491,17 +496,18 @@ impl Backend {
 
     /// Takes in a result; says whether what the probes say has turned.
     fn hear(&mut self, success: bool, check: &HealthCheck, now: Duration) -> bool {
-        if (self.probed == Probed::Good) == success {
-            self.against = 0;
-            return false;
-        }
-        self.against += 1;
-        let (needed, turned) = match self.probed {
-            // One success is enough for a start; a failure changes nothing.
-            Probed::Unknown => (1, Probed::Good),
-            Probed::Bad => (check.rise, Probed::Good),
-            Probed::Good => (check.fall, Probed::Bad),
+        let (needed, turned) = match (self.probed, success) {
+            (Probed::Good, true) | (Probed::NeverGood | Probed::Bad, false) => {
+                self.against = 0;
+                return false;
+            }
+            // One success is enough for a start.
+            (Probed::Unknown | Probed::NeverGood, true) => (1, Probed::Good),
+            (Probed::Unknown, false) => (check.fall, Probed::NeverGood),
+            (Probed::Bad, true) => (check.rise, Probed::Good),
+            (Probed::Good, false) => (check.fall, Probed::Bad),
         };
+        self.against += 1;
         if self.against < needed {
             return false;
         }
@@ -537,7 +543,7 @@ impl Backend {
             (Admin::Enabled, _) if !checked => State::Healthy,
             (Admin::Enabled, Probed::Good) => State::Healthy,
             (Admin::Enabled, Probed::Unknown) => State::Starting,
-            (Admin::Enabled, Probed::Bad) => State::Unhealthy,
+            (Admin::Enabled, Probed::NeverGood | Probed::Bad) => State::Unhealthy,
         }
     }
 }

@@ -60,10 +60,11 @@ fn fail(health: &mut Health, number: u8, now: Now) -> Vec<Event> {
 fn states_follow_rise_and_fall() {
     use State::*;
     // Results, + or -, and the state after each of them; a backend starts without traffic.
-    let table: [(&str, &[State]); 6] = [
+    let table: [(&str, &[State]); 7] = [
         ("", &[]),
         ("+", &[Healthy]),
-        ("---+", &[Starting, Starting, Starting, Healthy]),
+        ("---+", &[Starting, Starting, Unhealthy, Healthy]),
+        ("----+", &[Starting, Starting, Unhealthy, Unhealthy, Healthy]),
         ("+--+---", &[Healthy, Healthy, Healthy, Healthy, Healthy, Healthy, Unhealthy]),
         ("+---+-++", &[Healthy, Healthy, Healthy, Unhealthy, Unhealthy, Unhealthy, Unhealthy, Healthy]),
         ("+---++--+", &[Healthy, Healthy, Healthy, Unhealthy, Unhealthy, Healthy, Healthy, Healthy, Healthy]),
@@ -73,18 +74,41 @@ fn states_follow_rise_and_fall() {
         // Another one is healthy throughout, so that not all fail.
         health.report(&key(2), true, at(0));
         assert_eq!(health.state(&key(1)), Some(Starting));
+        let mut was_healthy = false;
         for (result, &state) in results.chars().zip(states) {
+            was_healthy |= state == Healthy;
             let before = health.state(&key(1));
             let events = health.report(&key(1), result == '+', at(1));
             assert_eq!(health.state(&key(1)), Some(state), "{results}");
             let usable = verdict(&health, 1).usable;
             assert_eq!(usable, state == Healthy, "{results}");
-            assert_eq!(verdict(&health, 1).dead, state == Unhealthy);
+            assert_eq!(verdict(&health, 1).dead, was_healthy && state == Unhealthy);
             let transition = Event::Transition { key: key(1), from: before, to: state };
             assert_eq!(events.contains(&transition), before != Some(state));
-            assert_eq!(events.len(), if before == Some(state) { 0 } else { 2 }, "{events:?}");
+            // And a verdict, but for who gets nothing either way.
+            let others = usize::from(before != Some(Starting) || state != Unhealthy);
+            assert_eq!(events.len(), if before == Some(state) { 0 } else { 1 + others }, "{events:?}");
         }
     }
+}
+
+/// An alarm is raised, and nobody is in use: an outage is of those that have worked.
+#[test]
+fn when_nobody_has_ever_been_fit_nobody_is_kept() {
+    let mut health = started(DOCUMENT);
+    let mut events = Vec::new();
+    for number in 1..=3 {
+        assert_eq!(health.all_failed().count(), 0, "one is not known yet");
+        events.extend(fail(&mut health, number, at(1000)));
+    }
+    let alarm = Event::AllFailed { pool: "web".to_owned(), kept: Vec::new() };
+    assert_eq!(events.iter().filter(|&event| *event == alarm).count(), 1, "{events:?}");
+    assert!(usable(&health).is_empty());
+    // One is found good, and bad again: it is the outage's.
+    health.report(&key(2), true, at(2000));
+    assert_eq!((usable(&health), health.all_failed().count()), (vec![2], 0));
+    fail(&mut health, 2, at(3000));
+    assert_eq!((usable(&health), health.all_failed().count()), (vec![2], 1));
 }
 
 #[test]
