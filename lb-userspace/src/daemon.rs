@@ -6,6 +6,7 @@
 
 pub mod bpffs;
 pub mod certificates;
+pub mod changes;
 pub mod checks;
 pub mod core;
 pub mod credentials;

@@ -436,6 +436,14 @@ fn a_daemon_that_is_told_to_end_leaves_a_desk_that_knows_its_last_orders() -> Re
     stage.write(&much(404))?;
     stage.start()?;
     stage.until("the new document", |stage| Ok(status(stage)? == "404"))?;
+    let other = stage.directory().join("other.toml");
+    fs::write(&other, much(410))?;
+    let plan = stage.lb(&["plan", other.to_str().context("a path")?])?;
+    let line =
+        |service: &str| format!("desk  change route */answer/* of {service}: respond 404, now respond 410\n");
+    let nothing = "nothing would change in the tables\n";
+    assert_eq!(plan, format!("{}{}\n{nothing}", line("shop"), line("shop6")));
+
     let mut desk = stage.desk(Some(desk))?;
     // Each time it is longer until it is started again.
     for deaths in 1..=4 {

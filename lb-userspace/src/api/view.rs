@@ -356,11 +356,17 @@ pub struct Foreseen {
     pub operations: Vec<String>,
     /// Services of before and after, by where they listen.
     pub services: Vec<ForeseenService>,
+    /// What would change at the desk, in words.
+    #[serde(default)]
+    pub desk: Vec<String>,
 }
 
 /// What would become of a service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ForeseenService {
+    /// Its name; where that changes, the later one.
+    #[serde(default)]
+    pub service: String,
     /// Where it listens.
     pub listen: String,
     /// "new", "removed", "changed" or "same": its ring, its mode and its firewall.
@@ -369,7 +375,8 @@ pub struct ForeseenService {
     pub slots: u32,
     /// Those that would lead new connections to another backend than now.
     pub slots_moved: u32,
-    /// The part of new connections that would, 0 to 1; also where the ring changes its size.
+    /// The part of new connections that would, 0 to 1; also where the ring changes its size. Nothing of round robin, where
+    /// connections have no slot.
     pub share_moved: f64,
     /// Connections that are written down now.
     pub connections: u64,

@@ -104,13 +104,19 @@ fn slots(slots: &Slots) -> String {
 }
 
 pub(super) fn foreseen(foreseen: &Foreseen) -> String {
+    let mut at_desk: String = foreseen.desk.iter().map(|line| format!("desk  {line}\n")).collect();
+    if !at_desk.is_empty() {
+        at_desk.push('\n');
+    }
     if foreseen.operations.is_empty() {
-        return "nothing would change in the tables\n".into();
+        return format!("{at_desk}nothing would change in the tables\n");
     }
     let operations = foreseen.operations.iter().zip(1..).map(|(op, number)| format!("{number:>4}  {op}\n"));
-    let mut table = Table::new(&["LISTEN", "CHANGE", "SLOTS", "MOVED", "SHARE", "CONNECTIONS", "RESET"]);
+    let mut table =
+        Table::new(&["SERVICE", "LISTEN", "CHANGE", "SLOTS", "MOVED", "SHARE", "CONNECTIONS", "RESET"]);
     for service in &foreseen.services {
         table.row(vec![
+            Cell::text(&service.service),
             Cell::text(&service.listen),
             Cell::text(&service.change),
             Cell::text(service.slots.to_string()),
@@ -126,7 +132,7 @@ pub(super) fn foreseen(foreseen: &Foreseen) -> String {
     } else {
         ""
     };
-    format!("{}\n{}{note}", operations.collect::<String>(), table.render(colours()))
+    format!("{at_desk}{}\n{}{note}", operations.collect::<String>(), table.render(colours()))
 }
 
 pub(super) fn explanation(explanation: &Explanation) -> String {

@@ -10,7 +10,7 @@ use crate::{
         Dataplane, DataplaneError, Firewall, FlowsOf, Mode, Op, Ring, ServiceEntry, Tables,
         memory::MemoryDataplane,
     },
-    model::Listen,
+    model::{Listen, Scheduler},
 };
 
 /// What operations would change in tables that hold `before`. `plane` tells which connections there are.
@@ -41,6 +41,7 @@ pub fn foresee(plane: &impl Dataplane, before: &Tables, ops: &[Op]) -> Result<Fo
             is.is_none() || after.backends.get(backend).is_none_or(|entry| entry.flows == FlowsOf::Cut)
         };
         ForeseenService {
+            service: String::new(),
             listen: listen.to_string(),
             change: change(was.as_ref(), is.as_ref()).into(),
             slots: is.as_ref().map_or(0, |entry| entry.ring.at().slots),
@@ -53,6 +54,7 @@ pub fn foresee(plane: &impl Dataplane, before: &Tables, ops: &[Op]) -> Result<Fo
     Ok(Foreseen {
         operations: ops.iter().map(ToString::to_string).collect(),
         services: listeners.into_iter().map(service).collect(),
+        desk: Vec::new(),
     })
 }
 
@@ -80,9 +82,14 @@ fn change(was: Option<&ServiceEntry>, is: Option<&ServiceEntry>) -> &'static str
     }
 }
 
+/// Connections have one, before and after: with round robin they have a turn.
+fn has_slots((was, is): &(&ServiceEntry, &ServiceEntry)) -> bool {
+    [was, is].iter().all(|entry| entry.mode.scheduler != Scheduler::RoundRobin)
+}
+
 /// Slots that lead to another backend, of rings of the same size; all of them where it changes.
 fn slots_moved(was: Option<&ServiceEntry>, is: Option<&ServiceEntry>) -> u32 {
-    let Some((was, is)) = was.zip(is) else { return 0 };
+    let Some((was, is)) = was.zip(is).filter(has_slots) else { return 0 };
     let (was, is) = (&was.ring.slots, &is.ring.slots);
     let moved = match was.len() == is.len() {
         true => was.iter().zip(is.iter()).filter(|(was, is)| was.backend() != is.backend()).count(),
@@ -95,7 +102,7 @@ fn slots_moved(was: Option<&ServiceEntry>, is: Option<&ServiceEntry>) -> u32 {
 fn share_moved(was: Option<&ServiceEntry>, is: Option<&ServiceEntry>) -> f64 {
     /// Places at which two rings of different sizes are compared.
     const SAMPLES: u32 = 1 << 16;
-    let Some((was, is)) = was.zip(is) else { return 0.0 };
+    let Some((was, is)) = was.zip(is).filter(has_slots) else { return 0.0 };
     let leads = |ring: &Ring, tag: u32| {
         ring.slots.get(ring.at().slot(tag) as usize).map_or(NO_BACKEND, |slot: &Slot| slot.backend())
     };

@@ -39,7 +39,7 @@ use super::{
 use crate::{
     api::{
         request::{Reply, Request, RequestError},
-        view::{Done, Foreseen, Text},
+        view::{Done, Text},
     },
     config::{Complaints, Document},
     health::{Key, Now},
@@ -501,13 +501,6 @@ impl<P: Plane> Daemon<P> {
             Request::Detach(reply) => return Some(End::Detach(reply)),
         }
         None
-    }
-
-    async fn foresee(&self, text: &str) -> Result<Foreseen, RequestError> {
-        let prepared = self.prepare(text).await.map_err(|error| self.request_error(error))?;
-        let (document, around) = prepared;
-        let foreseen = self.core.foresee(&document, &around, &Host::read(), self.clock.now());
-        foreseen.map_err(|error| self.request_error(error.into()))
     }
 
     fn text(&self) -> Result<Text, RequestError> {

@@ -1,11 +1,16 @@
-//! What becomes of packets, asked of the live tables.
+//! What becomes of packets, and what would become of the tables, asked of the live ones.
 
 use std::collections::BTreeMap;
 
 use super::Daemon;
 use crate::{
-    api::{request::RequestError, view::Explanation},
+    api::{
+        request::RequestError,
+        view::{Explanation, Foreseen},
+    },
     daemon::{
+        changes,
+        checks::Host,
         core::Core,
         explain::{self, Names},
         plane::Plane,
@@ -55,6 +60,27 @@ impl<P: Plane> Daemon<P> {
         let listed = config.and_then(|config| config.interfaces.first());
         let ingress = listed.and_then(|name| around.link(name)).map_or(0, |link| link.index);
         Ok(ask(&|frame| explain::explain(&tables, &names, frame, ingress, now)))
+    }
+}
+
+/// What documents would change.
+impl<P: Plane> Daemon<P> {
+    pub(super) async fn foresee(&self, text: &str) -> Result<Foreseen, RequestError> {
+        let prepared = self.prepare(text).await.map_err(|error| self.request_error(error))?;
+        let (document, around) = prepared;
+        let foreseen = self.core.foresee(&document, &around, &Host::read(), self.clock.now());
+        let mut foreseen = foreseen.map_err(|error| self.request_error(error.into()))?;
+        let Some(loaded) = self.core.loaded() else { return Ok(foreseen) };
+        let (before, after) = (&loaded.document.config, &document.config);
+        foreseen.desk = changes::at_desk(before, after);
+        // As they will be called.
+        let services = before.services.iter().chain(&after.services);
+        let names: BTreeMap<String, &String> =
+            services.map(|(name, service)| (service.listen.to_string(), name)).collect();
+        for service in &mut foreseen.services {
+            service.service = names.get(&service.listen).map(ToString::to_string).unwrap_or_default();
+        }
+        Ok(foreseen)
     }
 }
 
