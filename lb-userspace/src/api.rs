@@ -47,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 use request::{Edits, Promotion, Reply, Request, RequestError};
 use view::{ConnectionFilter, Connections, Done, Refusal, Replacement, Snapshot, Text};
 
+use crate::config::suggest;
+
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "lb.sock";
 
@@ -207,26 +209,30 @@ async fn done(
     Ok(Json(ask(daemon, request).await?))
 }
 
+fn no_service(name: &str, services: &[view::Service]) -> RequestError {
+    let near = suggest(name, services.iter().map(|service| service.name.as_str()));
+    RequestError::NotFound(format!("there is no service {name:?}; {near}"))
+}
+
 async fn service(
     State(daemon): Daemon,
     extract::Path(name): extract::Path<String>,
 ) -> Result<Json<view::Service>, Refused> {
-    let found = snapshot(&daemon).await?.services.into_iter().find(|service| service.name == name);
-    Ok(Json(found.ok_or_else(|| {
-        RequestError::NotFound(format!("there is no service {name:?}; see `lb service list`"))
-    })?))
+    let services = snapshot(&daemon).await?.services;
+    let missing = no_service(&name, &services);
+    let found = services.into_iter().find(|service| service.name == name);
+    Ok(Json(found.ok_or(missing)?))
 }
 
 async fn pool(
     State(daemon): Daemon,
     extract::Path(name): extract::Path<String>,
 ) -> Result<Json<view::Pool>, Refused> {
-    let found = snapshot(&daemon).await?.pools.into_iter().find(|pool| pool.name == name);
-    Ok(Json(
-        found.ok_or_else(|| {
-            RequestError::NotFound(format!("there is no pool {name:?}; see `lb pool list`"))
-        })?,
-    ))
+    let pools = snapshot(&daemon).await?.pools;
+    let near = suggest(&name, pools.iter().map(|pool| pool.name.as_str()));
+    let missing = RequestError::NotFound(format!("there is no pool {name:?}; {near}"));
+    let found = pools.into_iter().find(|pool| pool.name == name);
+    Ok(Json(found.ok_or(missing)?))
 }
 
 async fn recheck(
@@ -262,6 +268,12 @@ async fn connections(
     State(daemon): Daemon,
     Query(filter): Query<ConnectionFilter>,
 ) -> Result<Json<Connections>, Refused> {
+    if let Some(name) = &filter.service {
+        let services = snapshot(&daemon).await?.services;
+        if !services.iter().any(|service| service.name == *name) {
+            return Err(no_service(name, &services).into());
+        }
+    }
     Ok(Json(ask(&daemon, |reply| Request::Connections(filter, reply)).await?))
 }
 

@@ -37,7 +37,7 @@ use crate::{
 /// How a command ended, when not well.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// Exit code 3 where the daemon is not running, 2 where the document would be wrong, else 1.
+    /// Exit code 3 where the daemon is not running, 2 where the question is wrong or the document would be, else 1.
     #[error("{0}")]
     Client(#[from] ClientError),
     /// Exit code 2.
@@ -58,7 +58,9 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Client(ClientError::NotRunning(_)) => 3,
-            Self::Document(_) | Self::Mistakes(..) | Self::Client(ClientError::Document { .. }) => 2,
+            Self::Document(_)
+            | Self::Mistakes(..)
+            | Self::Client(ClientError::Wrong(_) | ClientError::Document { .. }) => 2,
             Self::Client(_) | Self::Other(_) | Self::Silent => 1,
         }
     }
@@ -129,8 +131,9 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Check { file, no_files } => documents::check(file, !no_files, cli.json),
         Command::Auth(command) => auth::run(command),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "lb", &mut std::io::stdout());
-            Ok(())
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lb", &mut text);
+            print(&String::from_utf8_lossy(&text))
         }
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use toml::de::DeTable;
 
 pub use self::complaint::{Complaint, Complaints, Place, Places, Severity};
+pub(crate) use self::read::suggest;
 use self::{
     complaint::Thing,
     read::{Fields, Node, Sink},
@@ -60,7 +61,7 @@ impl Document {
         let config = document(root, &mut sink, &mut places);
         let complaints = in_order(sink.into_complaints());
         if complaints.0.iter().any(|complaint| complaint.severity == Severity::Error) {
-            return Err(complaints);
+            return Err(Complaints::errors_of(complaints.0));
         }
         Ok(Self { config, places, warnings: complaints.0 })
     }
@@ -348,7 +349,7 @@ backends = [{ address = "10.0.0.21" }]
             (
                 "10.0.0.12:8080",
                 "web2:8080",
-                r#"error at "web2:8080": address "web2:8080" is not understood (a backend is written "10.0.0.11:8080", "[2001:db8::11]:8080", an address alone, or "local")"#,
+                r#"error at "web2:8080": address "web2:8080" is not understood (a backend is written "10.0.0.11:8080", "[2001:db8::11]:8080", an address alone, or "local"; ports end at 65535, and names of hosts are not resolved)"#,
             ),
             (
                 "weight = 2",
@@ -408,7 +409,7 @@ backends = [{ address = "10.0.0.21" }]
             (
                 "203.0.113.10:80/tcp",
                 "203.0.113.10:80",
-                r#"error at "203.0.113.10:80": listen "203.0.113.10:80" is not understood (a listener is written "203.0.113.10:80/tcp", "[2001:db8::1]:53/udp", or with * for all ports: "203.0.113.10:*/tcp")"#,
+                r#"error at "203.0.113.10:80": listen "203.0.113.10:80" is not understood (a listener is written "203.0.113.10:80/tcp", "[2001:db8::1]:53/udp", or with * for all ports: "203.0.113.10:*/tcp"; ports end at 65535)"#,
             ),
             (
                 "10.9.0.0/16",

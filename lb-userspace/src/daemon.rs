@@ -140,11 +140,10 @@ async fn start<P: Plane>(
     let mistakes = |complaints: Complaints| RunError::Document(located(&path, &complaints.into()));
     let document = file.parse(&text).map_err(mistakes)?;
 
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&options.run_dir)
-        .with_context(|| format!("cannot make the run directory {}", options.run_dir.display()))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.run_dir).with_context(|| {
+        let hint = if nix::unistd::geteuid().is_root() { "" } else { "; try again with sudo" };
+        format!("cannot make the run directory {}{hint}", options.run_dir.display())
+    })?;
     let _run = Lock::run_dir(&options.run_dir).context("cannot start")?;
     raise_file_limit();
     let record_file = RecordFile::new(&options.run_dir);
@@ -157,7 +156,7 @@ async fn start<P: Plane>(
     let around = netlink.survey(&targets(&document.config)).await.context("cannot start")?;
     let complaints = checks::complaints(&document, &around, &Host::read());
     if complaints.iter().any(|complaint| complaint.severity == crate::config::Severity::Error) {
-        return Err(mistakes(Complaints(complaints)));
+        return Err(mistakes(Complaints::errors_of(complaints)));
     }
 
     let names = document.config.interfaces.iter().filter_map(|name| around.link(name));

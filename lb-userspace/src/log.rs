@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -27,6 +27,11 @@ pub struct LogLevelError(String);
 /// # Errors
 /// When the level cannot be understood.
 pub fn start(format: LogFormat, level: &str) -> Result<(), LogLevelError> {
+    // A word that is no level is a part of the program to the filter, of which all is said, and nothing of the others.
+    let is_filter = |word: &str| word.contains(['=', '[']) || word.trim().parse::<LevelFilter>().is_ok();
+    if !level.split(',').all(is_filter) {
+        return Err(LogLevelError(level.to_owned()));
+    }
     // The netlink library warns of each message that comes after nobody listens any more.
     let filter = EnvFilter::try_new(format!("netlink_proto=error,{level}"))
         .map_err(|_| LogLevelError(level.to_owned()))?;
@@ -40,4 +45,17 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), LogLevelError> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_level_is_refused() {
+        for level in ["loud", "info,loud", "3x"] {
+            assert!(start(LogFormat::Text, level).is_err(), "{level}");
+        }
+        assert!(start(LogFormat::Text, "info,lb_userspace::probe=debug").is_ok());
+    }
 }

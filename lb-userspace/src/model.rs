@@ -307,7 +307,9 @@ impl fmt::Display for BackendAddress {
 
 /// The text is no backend address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a backend is written \"10.0.0.11:8080\", \"[2001:db8::11]:8080\", an address alone, or \"local\"")]
+#[error(
+    "a backend is written \"10.0.0.11:8080\", \"[2001:db8::11]:8080\", an address alone, or \"local\"; ports end at 65535, and names of hosts are not resolved"
+)]
 pub struct BackendAddressError;
 
 impl FromStr for BackendAddress {
@@ -401,7 +403,7 @@ impl fmt::Display for Listen {
 /// The text is no listener.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a listener is written \"203.0.113.10:80/tcp\", \"[2001:db8::1]:53/udp\", or with * for all ports: \"203.0.113.10:*/tcp\""
+    "a listener is written \"203.0.113.10:80/tcp\", \"[2001:db8::1]:53/udp\", or with * for all ports: \"203.0.113.10:*/tcp\"; ports end at 65535"
 )]
 pub struct ListenError;
 

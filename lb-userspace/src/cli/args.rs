@@ -38,7 +38,7 @@ EXIT CODES
 /// health. All other commands talk to it, or look at a document. Edits go into the document itself:
 /// there is no second truth.
 #[derive(Debug, Parser)]
-#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
+#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true, arg_required_else_help = true)]
 pub(super) struct Cli {
     /// Directory of the daemon's socket and state
     #[arg(long, global = true, value_name = "DIR", env = "LB_RUN_DIR", default_value = RUN_DIR, value_hint = ValueHint::DirPath)]
@@ -64,7 +64,7 @@ pub(super) enum Command {
         after_help = "EXAMPLES\n  lb check examples/3-load-balancer.toml\n  lb check --no-files lb.toml      # where its certificates and keys are not\n\nInterfaces and the ways to servers are looked at only by the daemon and by `lb doctor --config FILE`."
     )]
     Check {
-        /// The document
+        /// The document; - for standard input
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
         /// Do not look at the files that it names: certificates, keys, users, pages
@@ -76,7 +76,7 @@ pub(super) enum Command {
         after_help = "EXAMPLES\n  lb apply new.toml\n\nThe daemon checks it, writes it to the file that it was started with, and puts it in force;\nor refuses it whole and changes nothing."
     )]
     Apply {
-        /// The new document
+        /// The new document; - for standard input
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
@@ -85,7 +85,7 @@ pub(super) enum Command {
         after_help = "EXAMPLES\n  lb plan new.toml\n\nTells the operations in order, and of each service the share of slots and connections that move."
     )]
     Plan {
-        /// The new document
+        /// The new document; - for standard input
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
     },
@@ -135,7 +135,7 @@ pub(super) enum Command {
     )]
     Explain {
         /// Who sends it: address and port
-        #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
+        #[arg(required_unless_present = "pcap", conflicts_with = "pcap", value_parser = client)]
         client: Option<std::net::SocketAddr>,
         /// Whom: address, port and protocol
         #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
@@ -256,6 +256,10 @@ pub(super) enum Route {
 pub(super) enum Desk {
     /// How it goes: its process, connections, answers
     Status,
+}
+
+fn client(text: &str) -> Result<std::net::SocketAddr, &'static str> {
+    text.parse().map_err(|_| "write address and port, such as 198.51.100.7:40000 or [2001:db8::7]:40000")
 }
 
 fn header(text: &str) -> Result<(String, String), String> {
@@ -400,7 +404,7 @@ pub(super) enum Backend {
         #[command(flatten)]
         backend: OneBackend,
         /// Its share of new connections, 0 to 1000
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(0..=1000))]
         weight: Option<u16>,
     },
     /// Remove one from the document at once: its connections are reset. `drain` is the gentle way
@@ -423,6 +427,7 @@ pub(super) enum Backend {
         #[command(flatten)]
         backend: OneBackend,
         /// The share, 0 to 1000, against the others' of the pool; 0: no new connections
+        #[arg(value_parser = clap::value_parser!(u16).range(0..=1000))]
         weight: u16,
     },
     /// Take it out at once: its connections are reset, but it stays in the document

@@ -26,6 +26,9 @@ pub(super) enum ClientError {
     /// The daemon says no, and why.
     #[error("{0}")]
     Refused(String),
+    /// The daemon says that the request makes no sense.
+    #[error("{0}")]
+    Wrong(String),
     /// The daemon says no because the document would have mistakes.
     #[error("{error}")]
     Document {
@@ -112,10 +115,10 @@ impl Client {
             error: String::from_utf8_lossy(&body).into_owned(),
             complaints: Vec::new(),
         });
-        Err(if status == StatusCode::UNPROCESSABLE_ENTITY {
-            ClientError::Document { error, complaints }
-        } else {
-            ClientError::Refused(error)
+        Err(match status {
+            StatusCode::UNPROCESSABLE_ENTITY => ClientError::Document { error, complaints },
+            StatusCode::BAD_REQUEST => ClientError::Wrong(error),
+            _ => ClientError::Refused(error),
         })
     }
 

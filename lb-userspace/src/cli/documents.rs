@@ -83,10 +83,14 @@ async fn send<T: DeserializeOwned>(
     })
 }
 
-/// The text of a document.
+/// The text of a document; `-` is standard input.
 pub(super) fn read(file: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(file)
-        .map_err(|error| Failure::Document(format!("cannot read {}: {error}", file.display())))
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(file)
+    };
+    text.map_err(|error| Failure::Document(format!("cannot read {}: {error}", file.display())))
 }
 
 /// How many there are, in words.

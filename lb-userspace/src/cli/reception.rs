@@ -25,7 +25,7 @@ pub(super) async fn explain(
     };
     let document = Document::parse(&documents::read(file)?);
     let document = document.map_err(|why| Failure::Mistakes(file.to_owned(), why.0))?;
-    rules::explain(&document.config, question).map_err(|why| anyhow::anyhow!(why).into())
+    rules::explain(&document.config, question).map_err(Failure::Document)
 }
 
 pub(super) fn routes(routes: &[Route]) -> String {

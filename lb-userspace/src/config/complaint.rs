@@ -67,6 +67,12 @@ impl fmt::Display for Complaint {
 pub struct Complaints(pub Vec<Complaint>);
 
 impl Complaints {
+    /// Why a document is refused, of all that is odd about it: most of that follows from the mistakes.
+    pub fn errors_of(mut all: Vec<Complaint>) -> Self {
+        all.retain(|complaint| complaint.severity == Severity::Error);
+        Self(all)
+    }
+
     /// All of them, each with the name of the file that the document is in before it.
     pub fn of_file(&self, file: &Path) -> String {
         let lines: Vec<_> =

@@ -321,7 +321,7 @@ impl<'d> Fields<'d> {
 }
 
 /// A sentence that names the nearest word, or all of them.
-pub(super) fn suggest<'w>(text: &str, words: impl Iterator<Item = &'w str> + Clone) -> String {
+pub(crate) fn suggest<'w>(text: &str, words: impl Iterator<Item = &'w str> + Clone) -> String {
     let near = words.clone().map(|word| (distance(text, word), word)).min();
     match near {
         None => "there is none; remove it".to_owned(),

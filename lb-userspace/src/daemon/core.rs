@@ -269,7 +269,7 @@ impl<D: Dataplane> Core<D> {
     ) -> Result<Considered, LoadError> {
         let complaints = checks::complaints(document, around, host);
         if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
-            return Err(Complaints(complaints).into());
+            return Err(Complaints::errors_of(complaints).into());
         }
         let mut health = self.health.clone();
         health.configure(&document.config, &self.remembered(&document.config), now);

@@ -50,6 +50,9 @@ pub fn explain(tables: &MemTables, names: &Names<'_>, frame: &[u8], ingress: u32
     if let Some(index) = last {
         watched.say("backend", backend(names, index));
     }
+    if let Verdict::Reset { reason: ResetReason::UnknownFlow, .. } = verdict {
+        watched.say("connection", "is not known: it has ended, timed out, or was never here".into());
+    }
     if let Verdict::Reset { reason: ResetReason::NoBackend, .. } | Verdict::Drop(DropReason::NoBackend) =
         verdict
         && let Some(service) = watched.found.get()

@@ -221,7 +221,7 @@ pub struct Condition {
     pub host: HostPattern,
     /// Its path.
     pub path: PathPattern,
-    /// Its method; empty: any.
+    /// Its method, where GET stands for HEAD too ([`Condition::methods`]); empty: any.
     pub methods: BTreeSet<String>,
     /// Headers with exactly these values; names in lower case.
     pub headers: BTreeMap<String, String>,
@@ -402,10 +402,20 @@ impl Condition {
         (self.host.specificity(), path, !self.methods.is_empty(), self.headers.len())
     }
 
+    /// The methods that it is for, where not all: of what may be had by GET, the head may be (RFC 9110 section 9.3.2).
+    pub fn methods(&self) -> impl Iterator<Item = &str> {
+        let head = self.methods.contains("GET").then_some("HEAD");
+        self.methods
+            .iter()
+            .map(String::as_str)
+            .filter(move |&method| method != "HEAD" || head.is_none())
+            .chain(head)
+    }
+
     /// Whether some request meets both, and neither is narrower.
     pub fn is_confusable(&self, other: &Self) -> bool {
         let methods = self.methods.is_empty() && other.methods.is_empty()
-            || self.methods.intersection(&other.methods).next().is_some();
+            || self.methods().any(|method| other.methods().any(|others| others == method));
         let contradict =
             |(name, value): (&String, &String)| other.headers.get(name).is_some_and(|others| others != value);
         self.host == other.host

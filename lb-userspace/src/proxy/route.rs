@@ -82,7 +82,7 @@ impl Table {
             match miss(&route.condition, asked) {
                 None => return Found::Route(number, route),
                 Some(Miss::Host) => {}
-                Some(Miss::Method) => methods.extend(route.condition.methods.iter().map(String::as_str)),
+                Some(Miss::Method) => methods.extend(route.condition.methods()),
                 Some(_) => host = true,
             }
         }
@@ -139,7 +139,8 @@ pub fn miss(condition: &Condition, asked: &Asked<'_>) -> Option<Miss> {
     if let Some((name, _)) = condition.headers.iter().find(differs) {
         return Some(Miss::Header(name.clone()));
     }
-    (!condition.methods.is_empty() && !condition.methods.contains(asked.method)).then_some(Miss::Method)
+    let method = condition.methods.is_empty() || condition.methods().any(|method| method == asked.method);
+    (!method).then_some(Miss::Method)
 }
 
 /// The name in a `Host` header or an authority: in lower case, without port and final dot; an IPv6 address
@@ -252,6 +253,13 @@ mod tests {
             route("shop.example", "/beta", &[], &[("x-beta", "1")]),
         ]);
         assert_eq!(found(&table, "GET", "shop.example/pay", &[]), Found::OtherMethod(["POST", "PUT"].into()));
+        // What may be had by GET, may be by HEAD; not the other way round.
+        let table_of = |method| Table::new(&[route("shop.example", "/pay", &[method], &[])]);
+        assert!(matches!(found(&table_of("GET"), "HEAD", "shop.example/pay", &[]), Found::Route(0, _)));
+        let only = table_of("HEAD");
+        assert_eq!(found(&only, "GET", "shop.example/pay", &[]), Found::OtherMethod(["HEAD"].into()));
+        let get = table_of("GET");
+        assert_eq!(found(&get, "PUT", "shop.example/pay", &[]), Found::OtherMethod(["GET", "HEAD"].into()));
         assert_eq!(found(&table, "GET", "shop.example/", &[]), Found::NoPath);
         assert_eq!(found(&table, "GET", "shop.example/beta", &[]), Found::NoPath);
         assert!(matches!(found(&table, "GET", "shop.example/beta", &[("x-beta", "1")]), Found::Route(1, _)));
@@ -275,6 +283,7 @@ mod tests {
         assert!(!confusable(route("a", "/", &["GET"], &[]), route("a", "/", &[], &[])));
         assert!(confusable(route("a", "/", &["GET", "PUT"], &[]), route("a", "/", &["GET", "POST"], &[])));
         assert!(!confusable(route("a", "/", &["PUT"], &[]), route("a", "/", &["POST"], &[])));
+        assert!(confusable(route("a", "/", &["GET"], &[]), route("a", "/", &["HEAD"], &[])));
         assert!(!confusable(route("a", "/", &[], &[("x", "1")]), route("a", "/", &[], &[("x", "2")])));
         assert!(confusable(route("a", "/", &[], &[("x", "1")]), route("a", "/", &[], &[("y", "1")])));
     }
