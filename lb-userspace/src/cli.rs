@@ -109,7 +109,8 @@ pub fn run() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Run(options) => {
-            log::start(options.log.log_format, &options.log.log_level).map_err(anyhow::Error::from)?;
+            log::start(options.log.log_format, &options.log.log_level)
+                .map_err(|error| Failure::Document(error.to_string()))?;
             let options = daemon::Options {
                 config: options.config.clone(),
                 run_dir: cli.run_dir.clone(),

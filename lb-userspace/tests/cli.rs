@@ -148,6 +148,10 @@ fn wrong_words_are_exit_code_2_with_a_hint() {
         (&["service", "add", "shop", "--listen", "203.0.113.10:80", "--pool", "web"], "203.0.113.10:80/tcp"),
         (&["backend", "drain", "web", "10.0.0.11:80", "--deadline", "30"], "30s"),
         (&["run"], "--config"),
+        (&["backend", "weight", "web", "10.0.0.11:80", "1001"], "0..=1000"),
+        (&["explain", "198.51.100.7", "203.0.113.10:80/tcp"], "198.51.100.7:40000"),
+        (&["run", "--config", "none.toml", "--log-level", "loud"], "no log level \"loud\""),
+        (&[], "Run the daemon"),
     ] {
         let outcome = run(lb(directory.path()).args(arguments));
         assert_eq!(outcome.code, Some(2), "{arguments:?}: {}", outcome.err);
@@ -202,4 +206,39 @@ fn doctor_finds_an_interface_that_is_not_there() {
         .expect("the missing interface is not among the findings");
     assert_eq!(problem["verdict"], "problem");
     assert!(!problem["remedy"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn a_document_may_come_by_standard_input() {
+    let directory = tempfile::tempdir().unwrap();
+    let outcome = run(lb(directory.path()).args(["check", "-"]).write_stdin(GOOD));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.err);
+    let outcome =
+        run(lb(directory.path()).args(["check", "-"]).write_stdin(GOOD.replace("\"web\"", "\"wbe\"")));
+    assert_eq!(outcome.code, Some(2), "{}", outcome.err);
+    assert!(outcome.err.starts_with("-:9:8: error: "), "{}", outcome.err);
+}
+
+/// Of a mistake that has others for a consequence only the mistake is told.
+#[test]
+fn what_follows_from_a_mistake_is_not_told_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = document(directory.path(), &GOOD.replace("203.0.113.10:80/tcp", "203.0.113.10:99999/tcp"));
+    let outcome = run(lb(directory.path()).arg("check").arg(&file));
+    assert_eq!(outcome.err.matches("lb.toml:").count(), 1, "{}", outcome.err);
+    assert!(outcome.err.contains("ports end at 65535"), "{}", outcome.err);
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let program = assert_cmd::cargo::cargo_bin("lb");
+    let mut child = std::process::Command::new(program)
+        .args(["completions", "bash"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }

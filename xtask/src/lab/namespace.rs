@@ -144,9 +144,10 @@ impl Namespace {
     }
 
     /// A command that will run inside, and die with the thread that starts it; [`Proc::start`] has a
-    /// thread that lives as long as the process.
+    /// thread that lives as long as the process. What is set for an `lb` outside does not hold for one inside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
+        command.env_remove("LB_RUN_DIR").env_remove("LB_LOG");
         let (net, mounts) = (self.net.clone(), self.mounts.clone());
         // SAFETY: between fork and exec, only system calls are made; the file descriptors are open as long
         // as the command is there.
