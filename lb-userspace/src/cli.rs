@@ -96,6 +96,11 @@ impl Failure {
 
 /// Runs the command that the process was started with.
 pub fn run() -> ExitCode {
+    // Clap's own way (`arg_required_else_help`) takes a variable of the environment for an argument.
+    if std::env::args_os().len() < 2 {
+        eprint!("{}", Cli::command().render_help());
+        return ExitCode::from(2);
+    }
     let cli = Cli::parse();
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,

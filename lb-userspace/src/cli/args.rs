@@ -38,7 +38,7 @@ EXIT CODES
 /// health. All other commands talk to it, or look at a document. Edits go into the document itself:
 /// there is no second truth.
 #[derive(Debug, Parser)]
-#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "lb", version, after_help = EXAMPLES, max_term_width = 100, propagate_version = true)]
 pub(super) struct Cli {
     /// Directory of the daemon's socket and state
     #[arg(long, global = true, value_name = "DIR", env = "LB_RUN_DIR", default_value = RUN_DIR, value_hint = ValueHint::DirPath)]
