@@ -26,8 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 enum Way {
     /// Run on the machine where Lobby is built, to its end, which must be good.
     Desk,
-    /// The same, in the background.
-    Serve,
+    /// The same, in the background, until nginx's page is there.
+    Serve(&'static str),
     /// Run where Lobby is used, to its end, which must be good.
     Host,
     /// Run where Lobby is used, in the background: it goes on.
@@ -38,7 +38,7 @@ enum Way {
     Elsewhere(&'static str),
 }
 
-const WAYS: [(&str, Way); 25] = [
+const WAYS: [(&str, Way); 28] = [
     ("cargo xtask demo", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask test", Way::Elsewhere("runs the tests, of which this is one")),
     ("cargo xtask demo 1", Way::Elsewhere("`cargo xtask ci` runs it")),
@@ -47,8 +47,14 @@ const WAYS: [(&str, Way); 25] = [
     ("cargo xtask demo 5", Way::Elsewhere("`cargo xtask ci` runs it, and reads its summary")),
     ("cargo xtask demo --json result.json", Way::Elsewhere("`cargo xtask ci` runs it, with another file")),
     ("cargo xtask lab up --backends 3", Way::Desk),
-    ("cargo xtask lab exec b1 -- nginx -g 'daemon off;' &", Way::Serve),
     ("cargo xtask lab exec lb -- target/release/lb doctor", Way::Desk),
+    ("cargo xtask lab exec b1 -- nginx -g 'daemon off;' &", Way::Serve("http://10.2.0.10/")),
+    (
+        "cargo xtask lab exec lb -- target/release/lb run --config target/lab.toml &",
+        Way::Serve("http://203.0.113.10/"),
+    ),
+    ("cargo xtask lab exec client -- curl http://203.0.113.10/", Way::Desk),
+    ("cargo xtask lab exec lb -- target/release/lb status", Way::Desk),
     ("cargo xtask lab down", Way::Desk),
     ("cargo xtask bench", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
     ("cargo xtask bench --control", Way::Elsewhere("measures for minutes, and nothing is right or wrong")),
@@ -74,7 +80,9 @@ const DATABASES: [(&str, Way); 2] = [
 ];
 
 /// Commands in the README's sentences, with FILE for the document: run at the end, or not here, and why.
-const IN_SENTENCES: [(&str, Way); 22] = [
+const IN_SENTENCES: [(&str, Way); 24] = [
+    ("lb --help", Way::Host),
+    ("lb completions", Way::Elsewhere("lb-userspace/tests/cli.rs has shells for it")),
     ("cargo xtask demo 4", Way::Elsewhere("see above")),
     ("lb auth hash anna --role admin < password", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
     ("lb auth hash robot --key < key", Way::Elsewhere("tests/tests/guards.rs has secrets for it")),
@@ -136,11 +144,8 @@ tls = { cert = "front.pem", key = "front.key" }
 pool = "web"
 "#;
 
-/// What stands before some lines, where it is said in words: in which table, and that the route asks who one is.
-const BEFORE: [(&str, &str); 2] = [
-    ("health = { http_role", "[pools.accounts]\n"),
-    ("limits = [", "auth = { key = { keys = \"robots.keys\" } }\n"),
-];
+/// What stands before some lines, where it is said in words: in which table.
+const BEFORE: [(&str, &str); 1] = [("health = { http_role", "[pools.accounts]\n")];
 
 /// What a block says, with what it may leave out around it; a whole document as it is.
 fn document(block: &str) -> Result<String> {
@@ -229,10 +234,11 @@ fn what_the_readme_says_works() -> Result<()> {
         match way {
             Some(Way::Elsewhere(_)) => {}
             Some(Way::Desk) => drop(machine.desk(command)?),
-            Some(Way::Serve) => {
+            Some(Way::Serve(page)) => {
                 running.push(machine.serve(command)?);
-                let page = "cargo xtask lab exec client -- curl -sS --retry 30 --retry-connrefused --retry-delay 1 http://10.2.0.10/";
-                let page = machine.desk(page)?;
+                let asking =
+                    "cargo xtask lab exec client -- curl -sS --retry 30 --retry-all-errors --retry-delay 1";
+                let page = machine.desk(&format!("{asking} {page}"))?;
                 ensure!(page.contains("nginx"), "{page}");
             }
             Some(Way::Host) => drop(machine.host(command)?),

@@ -82,8 +82,9 @@ enum Command {
 const LAB_EXAMPLES: &str = "Examples:
   cargo xtask lab up --backends 3
   cargo xtask lab exec b1 -- nginx -g 'daemon off;' &
-  cargo xtask lab exec lb -- target/release/lb run --config lobby.toml &
+  cargo xtask lab exec lb -- target/release/lb run --config target/lab.toml &
   cargo xtask lab exec client -- curl http://203.0.113.10/
+  cargo xtask lab exec lb -- target/release/lb status
   cargo xtask lab down";
 
 const DEMO_EXAMPLES: &str = "Examples:
@@ -167,8 +168,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 fn lab(lab: Lab) -> anyhow::Result<()> {
     match lab {
         Lab::Up { backends, interfaces } => {
-            named::up(LabOptions { backends, two_interfaces: interfaces == 2, ..LabOptions::default() })?;
+            let options = LabOptions { backends, two_interfaces: interfaces == 2, ..LabOptions::default() };
+            named::up(options)?;
             show(&named::status()?);
+            let document = xtask::target_directory().join("lab.toml");
+            std::fs::write(&document, named::document(options))
+                .with_context(|| format!("{} cannot be written", document.display()))?;
+            println!("\na document for lb: {}", document.display());
         }
         Lab::Down if !named::is_up() => println!("no lab is up"),
         Lab::Down => {

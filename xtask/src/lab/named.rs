@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde::{Deserialize, Serialize};
 
-use super::{Lab, LabOptions, Namespace};
+use super::{Lab, LabOptions, Namespace, VIP, VIP_V6};
 
 /// Times that a lab is made before it is clear that it cannot be kept.
 const ATTEMPTS: usize = 20;
@@ -130,7 +130,29 @@ pub fn command(place: &str, program: &str) -> Result<Command> {
     if !places.iter().any(|place| place == name) {
         bail!("the lab has no place {place}; it has {}", places.join(", "));
     }
-    Ok(open(name)?.command(program))
+    let mut command = open(name)?.command(program);
+    // What is set here is meant for the program there.
+    command.envs(["LB_RUN_DIR", "LB_LOG"].iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+    Ok(command)
+}
+
+/// A document for the balancer of a lab: port 80 of its addresses leads to port 80 of all backends.
+pub fn document(options: LabOptions) -> String {
+    let (interfaces, network) =
+        if options.two_interfaces { ("\"front\", \"back\"", 2) } else { ("\"front\"", 1) };
+    let backends = |address: &dyn Fn(usize) -> String| -> String {
+        (0..options.backends).map(|it| format!("  {{ address = \"{}\" }},\n", address(it))).collect()
+    };
+    format!(
+        "# For the lab that is up: `cargo xtask lab status` tells its places.\n\
+         interfaces = [{interfaces}]\n\n\
+         [pools.web]\nhealth = {{ http = \"/\", interval = \"1s\" }}\nbackends = [\n{}]\n\n\
+         [pools.web6]\nhealth = {{ http = \"/\", interval = \"1s\" }}\nbackends = [\n{}]\n\n\
+         [services.shop]\nlisten = \"{VIP}:80/tcp\"\npool = \"web\"\n\n\
+         [services.shop6]\nlisten = \"[{VIP_V6}]:80/tcp\"\npool = \"web6\"\n",
+        backends(&|it| format!("10.{network}.0.{}:80", 10 + it)),
+        backends(&|it| format!("[fd00:{network}::{}]:80", 10 + it)),
+    )
 }
 
 fn record() -> Result<Record> {
