@@ -173,7 +173,8 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Service(Service::Show { name }) => {
             let service: view::Service = client.get(&format!("/v1/services/{}", quoted(name))).await?;
             let backends = backends_of(&client, &service.pool).await?;
-            answer(cli, &service, || show::service(&service, &backends))
+            let all = WithBackends { of: &service, backend_list: &backends };
+            answer(cli, &all, || show::service(&service, &backends))
         }
         Command::Pool(Pool::List) => {
             let pools: Vec<view::Pool> = client.get("/v1/pools").await?;
@@ -182,7 +183,8 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Pool(Pool::Show { name }) => {
             let pool: view::Pool = client.get(&format!("/v1/pools/{}", quoted(name))).await?;
             let backends = backends_of(&client, name).await?;
-            answer(cli, &pool, || show::pool(&pool, &backends))
+            let all = WithBackends { of: &pool, backend_list: &backends };
+            answer(cli, &all, || show::pool(&pool, &backends))
         }
         Command::Backend(Backend::List { pool }) => {
             let backends: Vec<view::Backend> = match pool {
@@ -261,6 +263,14 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         | Command::Auth(_)
         | Command::Completions { .. } => Ok(()),
     }
+}
+
+/// A service or a pool with its servers, as they are shown together.
+#[derive(Serialize)]
+struct WithBackends<'a, T> {
+    #[serde(flatten)]
+    of: &'a T,
+    backend_list: &'a [view::Backend],
 }
 
 async fn backends_of(client: &Client, pool: &str) -> Result<Vec<view::Backend>, ClientError> {

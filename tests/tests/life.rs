@@ -126,6 +126,11 @@ fn downloads_outlive_changes_of_the_pool() -> Result<()> {
     let states: Vec<_> =
         stage.json(&["backend", "list", "--pool", "web"])?.as_array().expect("a list").clone();
     assert_eq!(states[0]["state"], "draining", "its download has not ended");
+    for shown in [["service", "show", "shop"], ["pool", "show", "web"]] {
+        let shown = stage.json(&shown)?;
+        assert_eq!(shown["backends"], 4, "{shown}");
+        assert_eq!(shown["backend_list"][0]["state"], "draining", "{shown}");
+    }
 
     downloads.through(&mut stage, |stage| {
         for (pool, address) in backend(options, 1) {
