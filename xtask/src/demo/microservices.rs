@@ -105,7 +105,7 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
         Ok(())
     };
     let names = SERVICES.map(|(name, ..)| name);
-    display.say("Twenty guests ask five services behind one address. The books are for the staff alone.");
+    display.say("Twenty guests ask five services behind one address. The books are for the staff alone, and a guest may search 60 times a second.");
     all_get_answers(&names)?;
     rest(2);
 
@@ -167,6 +167,8 @@ pub(super) fn show(program: &Path, directory: &Path, json: Option<&Path>) -> Res
     display.say("The guests go.");
     drop(display);
     drop(guests);
+    // The desk says each second what it has counted.
+    std::thread::sleep(Duration::from_millis(1200));
     println!("\n$ lb route list\n{}", balancer.command(&["route", "list"])?);
     println!("$ lb desk status\n{}", balancer.command(&["desk", "status"])?);
 

@@ -128,7 +128,7 @@ fn tell(
     let rounds_with_two = rounds(customers, 100)?;
     display.say(&format!("It took {}.", in_rounds(rounds_with_two)));
 
-    display.say("500 customers come, and each pays again as soon as it has been served.");
+    display.say("500 customers come, and each pays again as soon as it has been served. Who waits keeps its server; those that are added take who comes.");
     customers.keep_paying(500)?;
     std::thread::sleep(2 * ROUND);
     for added in 2..SERVERS {

@@ -1,6 +1,6 @@
 //! The second stage: the same server behind the reception desk.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
@@ -90,6 +90,8 @@ pub(super) fn show(program: &Path, directory: &Path) -> Result<bool> {
     ] {
         good &= play(&lab, &scene)?;
     }
+    // The desk says each second what it has counted.
+    std::thread::sleep(Duration::from_millis(1200));
     println!("$ lb route list\n{}", balancer.command(&["route", "list"])?);
     let url = format!("https://{name}/pay");
     println!("$ lb route explain {url}\n{}", balancer.command(&["route", "explain", &url])?);
