@@ -154,7 +154,7 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
     let slow =
         |name, service, begins, drips, hears, counted| Slow { name, service, begins, drips, hears, counted };
     // [0] plain, [1] by TLS, [2] behind a proxy that says who asks.
-    let all: [Slow; 14] = [
+    let all: [Slow; 16] = [
         slow("nothing", 0, b"", b"", None, "head_slow"),
         slow("half a line", 0, b"GET /", b"", None, "head_slow"),
         slow("a line", 0, b"GET / HTTP/1.1\r\n", b"", None, "head_slow"),
@@ -167,6 +167,22 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
             0,
             b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc",
             b"",
+            Some(408),
+            "",
+        ),
+        slow(
+            "a body in drops",
+            0,
+            b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n",
+            b"a",
+            Some(408),
+            "",
+        ),
+        slow(
+            "chunks in drops",
+            0,
+            b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"1\r\na\r\n",
             Some(408),
             "",
         ),
@@ -218,8 +234,31 @@ fn who_is_slow_is_not_waited_for() -> Result<()> {
             wanted.iter().all(|(reason, &times)| report.refused.get(reason) == Some(&(times as u64)))
         })?;
     }
+    let stalled = all.iter().filter(|it| it.hears == Some(408)).count() as u64;
+    plain.report(|report| report.troubles.get("stalled") == Some(&stalled))?;
     // Of bodies that did not come, the backend had what came, and none whole.
     ensure!(recorder.take().is_empty(), "a request came whole");
+    Ok(())
+}
+
+/// A body that rests again and again, for longer than it may in all, and of which enough comes in between.
+#[test]
+fn a_body_that_comes_slowly_comes() -> Result<()> {
+    let recorder = Recorder::start(|_| Deed::Say(answer("ok")))?;
+    let patience = HASTY.replace("body = \"1s\"", "body = \"3s\"");
+    ensure!(patience != HASTY, "{HASTY}");
+    let desk = Desk::start(&patience, &[("web", vec![backend(recorder.address)])], &[])?;
+    let mut speaker = Speaker::to(desk.addresses[0])?;
+    let piece = [b'a'; 1500];
+    let length = 12 * piece.len();
+    speaker.say(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n").as_bytes())?;
+    for _ in 0..12 {
+        thread::sleep(Duration::from_millis(400));
+        speaker.say(&piece)?;
+    }
+    ensure!(speaker.hear()?.is_some_and(|answer| answer.status == 200));
+    let got = recorder.take();
+    ensure!(got.len() == 1 && got[0].body.len() == length, "{}", got.len());
     Ok(())
 }
 

@@ -403,7 +403,10 @@ impl Visit {
         let upload = Arc::new(Upload::default());
         let body = match body.is_end_stream() {
             true => nothing(),
-            false => Watched::upload(body, timeouts.body, withheld, Arc::clone(&upload)).boxed_unsync(),
+            false => {
+                let calls = case.form == Form::Grpc;
+                Watched::upload(body, timeouts.body, calls, withheld, Arc::clone(&upload)).boxed_unsync()
+            }
         };
         let sent =
             upstream::send(&self.worker, pool, self.behalf(case, wish), timeouts, (parts, body), &upload);

@@ -84,11 +84,15 @@ impl Upload {
 /// A body ends early.
 #[derive(Debug, thiserror::Error)]
 enum Cut {
-    #[error("nothing of the body came for too long")]
+    #[error("nothing of the body came for too long, or next to nothing")]
     Stalled,
     #[error("the body is too large")]
     TooLarge,
 }
+
+/// What must come of a client's body while it is waited for as long as it may rest. One that comes in drops would hold its
+/// server for as long as it likes; slower than this is nobody who means to send it.
+const LEAST: u64 = 1024;
 
 /// A body that may rest only for so long.
 pub(super) struct Watched {
@@ -97,7 +101,12 @@ pub(super) struct Watched {
     /// Begins when somebody first waits.
     rest: Option<Pin<Box<Sleep>>>,
     /// Whether somebody waits, since when `rest` counts.
-    waiting: bool,
+    waiting: Option<Instant>,
+    /// How long was waited before, and how many bytes came, since [`Self::least`] last had come.
+    waited: Duration,
+    come: u64,
+    /// How many bytes end a rest, if any do.
+    least: u64,
     left: u64,
     upload: Arc<Upload>,
     /// A client's: names that it has no say in.
@@ -238,22 +247,36 @@ impl Drop for Source {
 
 impl Watched {
     fn new(source: Source, patience: Duration, upload: Arc<Upload>) -> Self {
-        Self { source, patience, rest: None, waiting: false, left: u64::MAX, upload, withheld: None, seen: 0 }
+        Self {
+            source,
+            patience,
+            rest: None,
+            waiting: None,
+            waited: Duration::ZERO,
+            come: 0,
+            least: 0,
+            left: u64::MAX,
+            upload,
+            withheld: None,
+            seen: 0,
+        }
     }
 
     fn is_upload(&self) -> bool {
         self.withheld.is_some()
     }
 
-    /// A client's, of which trailers with these names go no further.
+    /// A client's, of which trailers with these names go no further; `calls`: it is messages of a call, which may be rare.
     pub(super) fn upload(
         inner: Incoming,
         patience: Duration,
+        calls: bool,
         withheld: Vec<HeaderName>,
         upload: Arc<Upload>,
     ) -> Self {
         let body = Self::new(Source::Client(inner), patience, upload);
-        Self { left: BODY_LIMIT, withheld: Some(withheld), ..body }
+        let least = if calls { 0 } else { LEAST };
+        Self { left: BODY_LIMIT, least, withheld: Some(withheld), ..body }
     }
 
     /// A backend's, in answer to an upload; `unread`: to a client by HTTP/2, and this is called if it does not take it.
@@ -279,11 +302,22 @@ impl Watched {
         Self::new(source, patience, upload)
     }
 
-    fn rest_anew(&mut self) {
-        let until = Instant::now() + self.patience;
+    fn rest_anew(&mut self, now: Instant) {
+        let until = now + self.patience.saturating_sub(self.waited);
         match &mut self.rest {
             Some(rest) => rest.as_mut().reset(until),
             None => self.rest = Some(Box::pin(tokio::time::sleep_until(until))),
+        }
+    }
+
+    /// So many bytes have come: the rest is over, or goes on with the next wait.
+    fn has_come(&mut self, bytes: u64) {
+        self.come += bytes;
+        let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+        if self.come >= self.least {
+            (self.come, self.waited) = (0, Duration::ZERO);
+        } else {
+            self.waited += waited;
         }
     }
 
@@ -319,10 +353,11 @@ impl HttpBody for Watched {
             self.upload.awaited.store(polled.is_pending(), Ordering::Relaxed);
         }
         let Poll::Ready(frame) = polled else {
-            if !self.waiting {
-                self.waiting = true;
+            if self.waiting.is_none() {
+                let now = Instant::now();
+                self.waiting = Some(now);
                 self.seen = self.upload.progress();
-                self.rest_anew();
+                self.rest_anew(now);
             }
             loop {
                 if let Some(rest) = &mut self.rest {
@@ -331,12 +366,16 @@ impl HttpBody for Watched {
                 if !self.goes_on() {
                     break;
                 }
-                self.rest_anew();
+                let now = Instant::now();
+                (self.waiting, self.waited) = (Some(now), Duration::ZERO);
+                self.rest_anew(now);
             }
             self.fault(STALLED);
             return Poll::Ready(Some(Err(Cut::Stalled.into())));
         };
-        self.waiting = false;
+        let length = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        let length = length.map_or(0, |data| data.len() as u64);
+        self.has_come(length);
         let Some(frame) = frame else { return Poll::Ready(None) };
         if self.is_upload() {
             self.upload.progress.fetch_add(1, Ordering::Relaxed);
@@ -346,7 +385,6 @@ impl HttpBody for Watched {
                 if let (Some(withheld), Some(trailers)) = (&self.withheld, frame.trailers_mut()) {
                     headers::trailers(trailers, withheld);
                 }
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
                 match self.left.checked_sub(length) {
                     Some(left) => self.left = left,
                     None => {
