@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use crate::{
     config::Document,
     daemon::{bpffs, checks, checks::Host},
-    model::{BackendAddress, Probe, Protocol},
+    model::{BackendAddress, Config, Probe, Protocol},
     netlink::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours},
     probe::{
         self, ProbeError,
@@ -120,20 +120,7 @@ fn tickless(text: &str) -> String {
 }
 
 async fn reach(document: Option<&Document>) -> BTreeMap<(String, BackendAddress), Result<Duration, String>> {
-    let Some(document) = document else { return BTreeMap::new() };
-    let config = &document.config;
-    let tcp = |pool: &String| {
-        config.services.values().any(|s| s.pool == *pool && s.listen.protocol == Protocol::Tcp)
-    };
-    let pools = config.pools.iter().filter(|(name, _)| tcp(name));
-    let asked = pools.flat_map(|(name, pool)| {
-        pool.backends.iter().filter_map(move |backend| match backend.address {
-            BackendAddress::Remote(ip, Some(port)) => {
-                Some((name.clone(), backend.address, SocketAddr::new(ip, port)))
-            }
-            _ => None,
-        })
-    });
+    let asked = document.map(|document| called_by_tcp(&document.config)).unwrap_or_default().into_iter();
     let answers = asked.map(|(pool, address, target)| async move {
         let outcome = probe::probe(&Probe::Tcp, target, PATIENCE).await;
         let outcome = outcome.map(|answer| answer.latency).map_err(|error| error.to_string());
@@ -142,6 +129,24 @@ async fn reach(document: Option<&Document>) -> BTreeMap<(String, BackendAddress)
     // Not all at once: a document may have thousands.
     futures::StreamExt::collect(futures::StreamExt::buffer_unordered(futures::stream::iter(answers), 64))
         .await
+}
+
+/// The backends with a port that are called by TCP: by clients whose packets are forwarded, or by the desk.
+fn called_by_tcp(config: &Config) -> Vec<(String, BackendAddress, SocketAddr)> {
+    let forwarded = config.services.values().filter(|service| service.listen.protocol == Protocol::Tcp);
+    let forwarded = forwarded.map(|service| service.pool.as_str());
+    let called: BTreeSet<&str> =
+        config.at_desk().flat_map(|(_, _, desk)| desk.pools()).chain(forwarded).collect();
+    let pools = config.pools.iter().filter(|(name, _)| called.contains(name.as_str()));
+    let of_pool = pools.flat_map(|(name, pool)| {
+        pool.backends.iter().filter_map(move |backend| match backend.address {
+            BackendAddress::Remote(ip, Some(port)) => {
+                Some((name.clone(), backend.address, SocketAddr::new(ip, port)))
+            }
+            _ => None,
+        })
+    });
+    of_pool.collect()
 }
 
 /// Asks each backend for the addresses that it needs, where there is a way to it.
@@ -254,5 +259,30 @@ mod tests {
         let status = "Name:\tlb\nCapPrm:\t0000000000000001\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n";
         assert_eq!(capabilities(status), 0x1ff_ffff_ffff);
         assert_eq!(capabilities(""), 0);
+    }
+
+    #[test]
+    fn backends_are_called_by_tcp_whoever_calls_them_so() {
+        let text = r#"interfaces = ["eth0"]
+[pools.forwarded]
+backends = [{ address = "10.0.0.11:8080" }]
+[pools.names]
+backends = [{ address = "10.0.0.12:53" }]
+[pools.requests]
+backends = [{ address = "10.0.0.13:8080" }]
+[services.shop]
+listen = "10.0.0.10:80/tcp"
+pool = "forwarded"
+[services.dns]
+listen = "10.0.0.10:53/udp"
+pool = "names"
+[services.desk]
+listen = "10.0.0.10:81/tcp"
+routes = [{ pool = "requests" }]
+"#;
+        let called = called_by_tcp(&Document::parse(text).unwrap().config);
+        let pools: Vec<_> = called.iter().map(|(pool, ..)| pool.as_str()).collect();
+        assert_eq!(pools, ["forwarded", "requests"]);
+        assert_eq!(called[1].2, "10.0.0.13:8080".parse().unwrap());
     }
 }

@@ -330,6 +330,10 @@ routes = [{ pool = "web" }]
 "#;
         facts.document = Some(Document::parse(text).unwrap());
         assert_eq!(wrong(&facts), []);
+        // Whether it takes a connection is asked all the same.
+        let key = ("web".to_owned(), "10.0.0.12:8080".parse().unwrap());
+        facts.reached.insert(key, Err("connection refused".into()));
+        assert_eq!(only(&facts).subject, "backend 10.0.0.12:8080 of web");
     }
 
     /// eth0 becomes one end of a veth pair in this namespace.
