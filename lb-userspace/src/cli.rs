@@ -57,7 +57,7 @@ enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Client(ClientError::NotRunning(_)) => 3,
+            Self::Client(ClientError::NotRunning { .. }) => 3,
             Self::Document(_)
             | Self::Mistakes(..)
             | Self::Client(ClientError::Wrong(_) | ClientError::Document { .. }) => 2,
@@ -159,7 +159,7 @@ async fn converse(cli: &Cli) -> Result<(), Failure> {
         Command::Plan { file } => documents::plan(file, &client, cli.json).await,
         Command::Reload => done(cli, &client.send(hyper::Method::POST, "/v1/reload", &()).await?),
         Command::Detach { bpffs } => match client.send(hyper::Method::POST, "/v1/detach", &()).await {
-            Err(ClientError::NotRunning(_)) => {
+            Err(ClientError::NotRunning { .. }) => {
                 let message = daemon::detach(&cli.run_dir, bpffs.as_deref(), args::BPFFS.as_ref()).await?;
                 done(cli, &Done { message, ..Done::default() })
             }

@@ -350,6 +350,14 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
     })
 }
 
+/// Where a data plane is pinned that no daemon looks after, as far as this process may see: in the BPF file system that is
+/// remembered in the run directory, else in the `usual` one.
+pub fn left(run_dir: &Path, usual: &Path) -> Option<PathBuf> {
+    let remembered = RecordFile::new(run_dir).read().ok().and_then(|record| record.bpffs);
+    let bpffs = remembered.unwrap_or_else(|| usual.to_owned());
+    (is_pinned(&bpffs) && !Lock::is_pins_taken(&bpffs)).then_some(bpffs)
+}
+
 /// How long the kernel may take to let go of what is pinned no more.
 const PATIENCE_TO_LET_GO: Duration = Duration::from_secs(5);
 

@@ -3,6 +3,7 @@
 //! [`facts`] looks, once, at everything; what the facts mean is decided by pure functions that tests
 //! feed by hand.
 
+mod daemon;
 pub mod facts;
 mod host;
 mod network;
@@ -58,9 +59,10 @@ impl Finding {
     }
 }
 
-/// What the facts mean, host first, then interfaces, then backends.
+/// What the facts mean, host first, then interfaces, then backends, then what the daemon itself finds.
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = host::examine(facts);
     findings.extend(network::examine(facts));
+    findings.extend(daemon::examine(facts, &findings));
     findings
 }

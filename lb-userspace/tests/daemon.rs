@@ -408,6 +408,42 @@ fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
     });
 }
 
+#[test]
+fn doctor_tells_what_the_daemon_raises_alarms_for() {
+    in_namespace(|peer| {
+        let desk = "[services.desk]\nlisten = \"10.7.0.1:85/tcp\"\nroutes = [{ respond = 200 }]\n";
+        let directory = directory(&format!("{DOCUMENT}{desk}"));
+        let _taken = std::net::TcpListener::bind("10.7.0.1:85").unwrap();
+        let daemon = Daemon::start(directory.path());
+        let problems = || -> Vec<String> {
+            let output = daemon.lb(&["--json", "doctor"]);
+            assert_eq!(output.status.code(), Some(1), "{output:?}");
+            let findings: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let problems = findings.as_array().unwrap().iter().filter(|it| it["verdict"] == "problem");
+            problems
+                .map(|it| format!("{}: {}", it["subject"].as_str().unwrap(), it["message"].as_str().unwrap()))
+                .collect()
+        };
+        let found = problems();
+        let deaf = "daemon: the desk cannot listen on 10.7.0.1:85: ";
+        assert!(found.iter().any(|it| it.starts_with(deaf)), "{found:#?}");
+        peer.ip("link set peer down");
+        until("the alarm is raised", || {
+            daemon.status()["status"]["alarms"].to_string().contains("interface lb0 is down")
+        });
+        let found = problems();
+        let down: Vec<_> = found.iter().filter(|it| it.contains("is down")).collect();
+        assert_eq!(down, ["interface lb0: is down: nothing is forwarded by it"], "{found:#?}");
+        // Of a document that is not the daemon's, its alarms say nothing.
+        let other = directory.path().join("other.toml");
+        fs::write(&other, DOCUMENT).unwrap();
+        let output = daemon.lb(&["doctor", "--config", other.to_str().unwrap()]);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("cannot listen"), "{output:?}");
+        // With the desk.
+        daemon.done(&["detach"]);
+    });
+}
+
 /// Ends with the test, however that ends.
 struct Server(Child);
 

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
-use tests::{document::Web, stage::Stage};
+use tests::{
+    document::Web,
+    stage::{Stage, lb, run},
+};
 use xtask::lab::{self, LabOptions};
 
 const OPTIONS: LabOptions = LabOptions { backends: 1, two_interfaces: true, ipv6: true, bpffs: true };
@@ -79,6 +82,14 @@ fn detach_leaves_nothing_with_a_daemon_and_without() -> Result<()> {
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains("nobody checks health"), "{log}");
     serves(&stage)?;
+    let status = run(&stage.lab.balancer, &lb(), &["status"])?;
+    let said = String::from_utf8_lossy(&status.stderr).into_owned();
+    assert_eq!(status.status.code(), Some(3), "{said}");
+    assert!(said.contains("forwarded as the last one left it (pinned in /sys/fs/bpf)"), "{said}");
+    let doctor = run(&stage.lab.balancer, &lb(), &["doctor", "--json"])?;
+    let findings: serde_json::Value = serde_json::from_slice(&doctor.stdout)?;
+    let left = findings.as_array().context("findings")?.iter().find(|it| it["subject"] == "daemon");
+    assert!(left.is_some_and(|it| it["verdict"] == "warning"), "{findings:#}");
     stage.lb(&["detach"])?;
     serves_no_more(&stage)?;
     assert_eq!(stage.changed_since(&before)?, [""; 0], "after SIGTERM");
@@ -95,6 +106,8 @@ fn detach_leaves_nothing_with_a_daemon_and_without() -> Result<()> {
     serves_no_more(&stage)?;
     assert_eq!(stage.changed_since(&before)?, [""; 0], "after a crash");
     // Nothing is left to take down.
+    let status = run(&stage.lab.balancer, &lb(), &["status"])?;
+    assert!(!String::from_utf8_lossy(&status.stderr).contains("left it"), "{status:?}");
     assert!(stage.lb(&["detach"])?.contains("nothing"));
     assert_eq!(stage.changed_since(&before)?, [""; 0]);
     Ok(())

@@ -9,17 +9,24 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
+use super::args::BPFFS;
 use crate::{
     api::{SOCKET, view::Refusal},
     config::Complaint,
+    daemon,
 };
 
 /// A request did not get what it wanted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// Nobody listens.
-    #[error("no lb daemon is running: nobody listens on {}; start one: `lb run --config FILE`", .0.display())]
-    NotRunning(PathBuf),
+    #[error("no lb daemon is running: nobody listens on {}; {}", .socket.display(), without_daemon(.left.as_deref()))]
+    NotRunning {
+        /// Where.
+        socket: PathBuf,
+        /// Where a data plane is pinned that the last one has left.
+        left: Option<PathBuf>,
+    },
     /// The socket is not for us.
     #[error("may not talk to the daemon on {}: permission denied; try again with sudo", .0.display())]
     Denied(PathBuf),
@@ -47,16 +54,27 @@ pub(super) enum ClientError {
     },
 }
 
+fn without_daemon(left: Option<&Path>) -> String {
+    match left {
+        None => "start one: `lb run --config FILE`".to_owned(),
+        Some(bpffs) => format!(
+            "packets are forwarded as the last one left it (pinned in {}), and nobody checks health: `lb run --config FILE` takes it over, `lb detach` takes it down",
+            bpffs.display()
+        ),
+    }
+}
+
 /// Talks to the daemon of one run directory.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
+    run_dir: PathBuf,
     socket: PathBuf,
 }
 
 impl Client {
     /// A client for the daemon with that run directory.
     pub(super) fn new(run_dir: &Path) -> Self {
-        Self { socket: run_dir.join(SOCKET) }
+        Self { run_dir: run_dir.to_owned(), socket: run_dir.join(SOCKET) }
     }
 
     /// Asks for something.
@@ -81,6 +99,12 @@ impl Client {
         self.request(method, path, body.into()).await
     }
 
+    /// Where a data plane is pinned that no daemon looks after: where the last one of the run directory did, else in the
+    /// `usual` BPF file system.
+    pub(super) fn left(&self, usual: &Path) -> Option<PathBuf> {
+        daemon::left(&self.run_dir, usual)
+    }
+
     async fn request<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -89,7 +113,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning(self.socket.clone())
+                ClientError::NotRunning { socket: self.socket.clone(), left: self.left(BPFFS.as_ref()) }
             }
             std::io::ErrorKind::PermissionDenied => ClientError::Denied(self.socket.clone()),
             _ => self.broken(error),

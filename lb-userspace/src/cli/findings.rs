@@ -21,20 +21,24 @@ pub(super) async fn doctor(
     client: &Client,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let (path, text) = match config {
-        Some(file) => (file.to_owned(), Some(documents::read(file)?)),
-        None => match client.get::<Text>("/v1/document").await {
-            Ok(document) => {
-                let status: Status = client.get("/v1/status").await?;
-                (status.document.path.into(), Some(document.text))
-            }
-            Err(ClientError::NotRunning(_)) => (PathBuf::new(), None),
-            Err(error) => return Err(error.into()),
-        },
+    let status = client.get::<Status>("/v1/status").await;
+    let left = match &status {
+        Err(ClientError::NotRunning { .. }) => client.left(bpffs),
+        _ => None,
+    };
+    let (path, text, alarms) = match (config, status) {
+        (Some(file), _) => (file.to_owned(), Some(documents::read(file)?), Vec::new()),
+        (None, Ok(status)) => {
+            let document: Text = client.get("/v1/document").await?;
+            (status.document.path.into(), Some(document.text), status.alarms)
+        }
+        (None, Err(ClientError::NotRunning { .. })) => (PathBuf::new(), None, Vec::new()),
+        (None, Err(error)) => return Err(error.into()),
     };
     let document = text.map(|text| DocumentFile::new(&path).parse(&text)).transpose();
     let document = document.map_err(|complaints| Failure::Mistakes(path, complaints.0))?;
     let facts = Facts::gather(document, bpffs).await.map_err(anyhow::Error::from)?;
+    let facts = Facts { alarms, left, ..facts };
     let findings = doctor::examine(&facts);
     answer_or_json(as_json, &findings, || words(&findings))?;
     if findings.iter().any(|finding| finding.verdict == Verdict::Problem) {

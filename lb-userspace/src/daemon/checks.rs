@@ -137,13 +137,18 @@ fn interfaces(document: &Document, around: &Surroundings, host: &Host, complaint
                     format!("an interface runs one; if nobody needs that one: `ip link set {name} xdp off`"),
                 ));
             }
-            Some(link) if !link.up => complaints.push(place.warning(
-                format!("interface {name:?} is down"),
-                format!("`ip link set {name} up`; nothing is forwarded until then"),
-            )),
+            Some(link) if !link.up => complaints.push(
+                place
+                    .warning(down(name), format!("`ip link set {name} up`; nothing is forwarded until then")),
+            ),
             Some(_) => {}
         }
     }
+}
+
+/// That an interface is down, in words.
+pub fn down(name: &str) -> String {
+    format!("interface {name} is down")
 }
 
 /// Name of the program on a link, as far as it can be seen.

@@ -131,6 +131,24 @@ impl Lock {
             Err((_, error)) => Err(LockError::Failed { what: what(), source: error.into() }),
         }
     }
+
+    /// Whether a process has what [`Lock::pins`] locks, as far as can be seen without taking it, which would be in the way of
+    /// a daemon that starts at this moment.
+    pub fn is_pins_taken(bpffs: &Path) -> bool {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+        std::fs::metadata(bpffs).is_ok_and(|directory| has_lock(&locks, directory.dev(), directory.ino()))
+    }
+}
+
+/// Whether a file is locked by flock(2), by what the kernel lists (proc_locks(5)).
+fn has_lock(locks: &str, device: u64, inode: u64) -> bool {
+    let device = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let file = format!("{:02x}:{:02x}:{inode}", device.0, device.1);
+    let is_of = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.any(|word| word == "FLOCK") && words.any(|word| word == file)
+    };
+    locks.lines().any(is_of)
 }
 
 impl Drop for Lock {
@@ -189,8 +207,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let lock = Lock::pins(directory.path()).unwrap();
         assert!(refused(Lock::pins(directory.path())).contains("tables pinned below"));
+        assert!(Lock::is_pins_taken(directory.path()));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
         drop(lock);
+        assert!(!Lock::is_pins_taken(directory.path()));
         Lock::pins(directory.path()).unwrap();
     }
 }

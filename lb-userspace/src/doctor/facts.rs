@@ -58,6 +58,10 @@ pub struct Facts {
     pub reached: BTreeMap<(String, BackendAddress), Result<Duration, String>>,
     /// Whether each backend of a service that does not translate answers for its address.
     pub answered: BTreeMap<(String, BackendAddress, SocketAddr), Result<(), ProbeError>>,
+    /// Alarms of the daemon that runs, if the document is its own.
+    pub alarms: Vec<String>,
+    /// Where a data plane is pinned that no daemon looks after.
+    pub left: Option<PathBuf>,
 }
 
 /// The BPF file system.
@@ -110,7 +114,16 @@ impl Facts {
             document,
             reached,
             answered,
+            alarms: Vec::new(),
+            left: None,
         })
+    }
+
+    /// Interfaces of the document that are down.
+    pub(super) fn down(&self) -> impl Iterator<Item = &str> {
+        let listed = self.document.iter().flat_map(|document| &document.config.interfaces);
+        let down = |name: &&String| self.around.link(name).is_some_and(|link| !link.up);
+        listed.filter(down).map(String::as_str)
     }
 }
 

@@ -45,7 +45,9 @@ pub(super) fn examine(facts: &Facts) -> Vec<Finding> {
 
 /// What the daemon too would say about the document.
 fn complaints(document: &Document, facts: &Facts) -> Vec<Finding> {
-    let found = checks::complaints(document, &facts.around, &facts.host);
+    let mut found = checks::complaints(document, &facts.around, &facts.host);
+    // The interface itself says so, and that it hinders.
+    found.retain(|complaint| !facts.down().any(|name| complaint.message == checks::down(name)));
     if found.is_empty() {
         return vec![Finding::good("document", "fits this host")];
     }
@@ -59,6 +61,17 @@ fn complaints(document: &Document, facts: &Facts) -> Vec<Finding> {
 fn interface(link: &Link, facts: &Facts) -> Vec<Finding> {
     let subject = format!("interface {}", link.name);
     let mut findings = Vec::new();
+    if !link.up {
+        findings.push(Finding::bad(
+            Verdict::Problem,
+            &subject,
+            "is down: nothing is forwarded by it",
+            format!(
+                "`ip link set {} up`; where it is switched on, its cable or its other end is not",
+                link.name
+            ),
+        ));
+    }
     match link.xdp {
         Some(xdp) if xdp.native => {
             findings.push(Finding::good(&subject, "XDP runs in the driver (native)"));

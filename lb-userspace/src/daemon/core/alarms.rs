@@ -2,6 +2,7 @@
 
 use super::{Core, all_failed};
 use crate::{
+    daemon::checks,
     dataplane::Dataplane,
     model::{Admin, Pool},
 };
@@ -27,7 +28,7 @@ impl<D: Dataplane> Core<D> {
         for name in &config.interfaces {
             match self.around.link(name) {
                 None => alarms.push(format!("interface {name} is gone")),
-                Some(link) if !link.up => alarms.push(format!("interface {name} is down")),
+                Some(link) if !link.up => alarms.push(checks::down(name)),
                 Some(_) => {}
             }
         }
