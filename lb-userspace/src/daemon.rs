@@ -24,6 +24,7 @@ pub mod record;
 pub mod routes;
 mod serve;
 pub mod snapshot;
+pub mod validity;
 pub mod watch;
 pub mod ways;
 

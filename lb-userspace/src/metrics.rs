@@ -287,6 +287,13 @@ fn desk(desk: &Desk, registry: &mut Registry) {
         "How often backends that did not answer well got no requests for a while",
         ejections,
     );
+    let ends = Gauges::default();
+    for its in &desk.certificates {
+        let labels = vec![("service", its.service.clone()), ("cert", its.cert.clone())];
+        ends.get_or_create(&labels).set(i64::try_from(its.not_after_seconds).unwrap_or(i64::MAX));
+    }
+    let help = "Until when a certificate holds, since the epoch";
+    registry.register_with_unit("desk_certificate_not_after", help, Unit::Seconds, ends);
     let fetches = by("outcome", &desk.key_fetches);
     registry.register("desk_key_fetches", "How often keys of tokens were fetched, by outcome", fetches);
     let refused = by("reason", &desk.refused);

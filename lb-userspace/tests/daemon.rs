@@ -397,10 +397,7 @@ fn health_and_next_hops_are_followed_and_metrics_tell_of_them() {
         until("the alarm is raised", || {
             daemon.status()["status"]["alarms"].to_string().contains("every backend of pool web fails")
         });
-        let mut stream = TcpStream::connect("127.0.0.1:9180").unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: lb\r\nconnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
+        let text = metrics();
         assert!(
             text.contains(r#"lobby_backend_state{pool="web",backend="10.7.0.2:8080",state="unhealthy"} 1"#),
             "{text}"
@@ -442,6 +439,63 @@ fn doctor_tells_what_the_daemon_raises_alarms_for() {
         // With the desk.
         daemon.done(&["detach"]);
     });
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_told_everywhere_and_served() {
+    in_namespace(|_| {
+        let service = "[services.desk]\nlisten = \"10.7.0.1:443/tcp\"\ntls = { cert = \"old.pem\", key = \"old.key\" }\nroutes = [{ respond = 200 }]\n";
+        let directory = directory(&format!("{DOCUMENT}{service}"));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["shop.example".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(2026, 1, 1);
+        let write = |name: &str, text: String| fs::write(directory.path().join(name), text).unwrap();
+        write("old.pem", params.self_signed(&key).unwrap().pem());
+        write("old.key", key.serialize_pem());
+        let file = directory.path().join("lb.toml");
+        let file = file.to_str().unwrap();
+        let words = "old.pem has expired, on 2026-01-01T00:00:00Z";
+        let daemon = Daemon::start(directory.path());
+        let alarms = || daemon.status()["status"]["alarms"].to_string();
+        assert!(alarms().contains(words), "{}", alarms());
+        for arguments in [["check", file], ["plan", file], ["apply", file]] {
+            let output = daemon.lb(&arguments);
+            let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat();
+            assert!(output.status.success(), "{arguments:?}: {said}");
+            let placed = said.contains("lb.toml:15:") && said.contains("warning: ") && said.contains(words);
+            assert!(placed, "{arguments:?}: {said}");
+        }
+        let desk = daemon.done(&["desk", "status"]);
+        assert!(desk.contains("2026-01-01T00:00:00Z"), "{desk}");
+        let desk: serde_json::Value =
+            serde_json::from_str(&daemon.done(&["--json", "desk", "status"])).unwrap();
+        let shown = &desk["certificates"][0];
+        assert_eq!(
+            (&shown["service"], &shown["not_after"]),
+            (&"desk".into(), &"2026-01-01T00:00:00Z".into())
+        );
+        assert!(shown["days_left"].as_i64().unwrap() < 0, "{shown}");
+        let metric = metrics();
+        let metric =
+            metric.lines().find(|line| line.starts_with("lobby_desk_certificate_not_after_seconds{"));
+        assert!(
+            metric.is_some_and(|it| it.contains("service=\"desk\"") && it.ends_with(" 1767225600")),
+            "{metric:?}"
+        );
+        // A new one ends the alarm, without anybody's doing.
+        params.not_after = rcgen::date_time_ymd(4096, 1, 1);
+        write("old.pem", params.self_signed(&key).unwrap().pem());
+        until("the alarm is over", || !alarms().contains("old.pem"));
+        daemon.done(&["detach"]);
+    });
+}
+
+fn metrics() -> String {
+    let mut stream = TcpStream::connect("127.0.0.1:9180").unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: lb\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 /// Ends with the test, however that ends.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Complaint;
 pub use desk::{
-    Answers, Considered, Denied, Desk, Ejections, Latencies, Route, RouteExplanation, RouteQuestion,
+    Answers, Certificate, Considered, Denied, Desk, Ejections, Latencies, Route, RouteExplanation,
+    RouteQuestion,
 };
 
 /// Everything but connections, at one moment.
@@ -359,6 +360,9 @@ pub struct Foreseen {
     /// What would change at the desk, in words.
     #[serde(default)]
     pub desk: Vec<String>,
+    /// What is odd about the document.
+    #[serde(default)]
+    pub warnings: Vec<Complaint>,
 }
 
 /// What would become of a service.

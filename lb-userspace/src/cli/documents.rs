@@ -16,8 +16,8 @@ use crate::{
 pub(super) fn check(file: &Path, with_files: bool, as_json: bool) -> Result<(), Failure> {
     let (complaints, config) = match DocumentFile::new(file).parse(&read(file)?) {
         Ok(document) => {
-            let of_files = if with_files { checks::of_files(&document) } else { Vec::new() };
-            let is_right = of_files.is_empty();
+            let of_files = if with_files { checks::of_files(&document, checks::epoch()) } else { Vec::new() };
+            let is_right = of_files.iter().all(|complaint| complaint.severity == Severity::Warning);
             let complaints = document.warnings.into_iter().chain(of_files).collect();
             (complaints, is_right.then_some(document.config))
         }
@@ -60,6 +60,11 @@ pub(super) async fn apply(file: &Path, client: &Client, as_json: bool) -> Result
 /// Says what a file's contents would change.
 pub(super) async fn plan(file: &Path, client: &Client, as_json: bool) -> Result<(), Failure> {
     let foreseen: Foreseen = send(file, client, hyper::Method::POST, "/v1/plans").await?;
+    if !as_json {
+        for complaint in &foreseen.warnings {
+            eprintln!("{}:{complaint}", file.display());
+        }
+    }
     answer_or_json(as_json, &foreseen, || show::foreseen(&foreseen))
 }
 

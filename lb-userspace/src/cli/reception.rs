@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::view::{Desk, Route, RouteExplanation, RouteQuestion},
     config::Document,
-    daemon::routes as rules,
+    daemon::{routes as rules, validity::DAYS_OF_NOTE},
 };
 
 /// Asks the daemon which way a request would go, or finds it out by a document.
@@ -98,8 +98,26 @@ pub(super) fn desk(desk: Option<&Desk>) -> String {
             Cell::number(answers.count),
         ]);
     }
+    let mut certificates = Table::new(&["SERVICE", "CERTIFICATE", "UNTIL", "DAYS"]);
+    for its in &desk.certificates {
+        let tone = match u64::try_from(its.days_left) {
+            Err(_) => Tone::Bad,
+            Ok(days) if days < DAYS_OF_NOTE => Tone::Odd,
+            Ok(_) => Tone::Plain,
+        };
+        certificates.row(vec![
+            Cell::text(&its.service),
+            Cell::text(&its.cert),
+            Cell::text(&its.not_after).tone(tone),
+            Cell::number(its.days_left),
+        ]);
+    }
+    let certificates = match desk.certificates.is_empty() {
+        true => String::new(),
+        false => format!("\n{}", certificates.render(colours())),
+    };
     format!(
-        "desk         {process}, started again {} times\nlistens on   {}\nconnections  {} open ({} websockets), {} in all; not let in or ended: {}\nown answers  {}\nretries      {}\n\n{}",
+        "desk         {process}, started again {} times\nlistens on   {}\nconnections  {} open ({} websockets), {} in all; not let in or ended: {}\nown answers  {}\nretries      {}\n\n{}{certificates}",
         desk.restarts,
         desk.listening.join(", "),
         desk.open,

@@ -101,6 +101,7 @@ pub(super) enum Thing {
     Listen(String),
     PoolOf(String),
     PoolOfRoute(String, usize),
+    HostOfRoute(String, usize),
     Passthrough(String, usize),
     Certificate(String, usize),
     Way(String, usize, usize),
@@ -173,6 +174,11 @@ impl Places {
     /// Where a route of a service, by its number, names its pool.
     pub fn pool_of_route(&self, service: &str, route: usize) -> Place<'_> {
         self.of(&Thing::PoolOfRoute(service.to_owned(), route))
+    }
+
+    /// Where a route of a service, by its number, names its host.
+    pub fn host_of_route(&self, service: &str, route: usize) -> Place<'_> {
+        self.of(&Thing::HostOfRoute(service.to_owned(), route))
     }
 
     /// Where a service names the pool that connections are handed to, by number.

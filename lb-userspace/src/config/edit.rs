@@ -5,6 +5,8 @@
 
 mod backends;
 
+pub(crate) use self::backends::datetime;
+
 use toml_edit::{DocumentMut, Item, Table, TableLike, Value, value};
 
 use super::{Complaints, Document, read::suggest};
@@ -202,7 +204,7 @@ pub fn set_admin(text: &str, pool: &str, address: BackendAddress, admin: Admin) 
                 Admin::Enabled => {}
                 Admin::Drain { deadline: None } => set(backend, "drain", true.into()),
                 Admin::Drain { deadline: Some(deadline) } => {
-                    set(backend, "drain", backends::datetime(deadline).into());
+                    set(backend, "drain", datetime(deadline).into());
                 }
                 Admin::Disabled => set(backend, "disabled", true.into()),
             }

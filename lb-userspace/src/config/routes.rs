@@ -54,7 +54,11 @@ fn route(
     places: &mut Places,
 ) -> Option<Route> {
     let mut fields = node.table(sink)?;
-    let host = fields.read(sink, "host", host).unwrap_or(HostPattern::Any);
+    let host = fields.read(sink, "host", |node, sink| {
+        places.note(Thing::HostOfRoute(service.to_owned(), number), node.span.clone());
+        host(node, sink)
+    });
+    let host = host.unwrap_or(HostPattern::Any);
     let path = paths(&mut fields, sink);
     let methods = fields.read(sink, "method", methods).unwrap_or_default();
     let headers = fields.read(sink, "header", |node, sink| Some(pairs(node, sink))).unwrap_or_default();

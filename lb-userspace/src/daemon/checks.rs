@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use lb_common::abi;
@@ -24,6 +25,8 @@ pub struct Host {
     pub ports: HostPorts,
     /// Names of the BPF programs that are loaded, by their number; empty without the rights to see them.
     pub programs: BTreeMap<u32, String>,
+    /// The time of day, seconds since the epoch.
+    pub now: u64,
 }
 
 impl Host {
@@ -31,8 +34,13 @@ impl Host {
     pub fn read() -> Self {
         let loaded = aya::programs::loaded_programs().filter_map(Result::ok);
         let named = loaded.filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())));
-        Self { ports: HostPorts::read(), programs: named.collect() }
+        Self { ports: HostPorts::read(), programs: named.collect(), now: epoch() }
     }
+}
+
+/// The time of day, seconds since the epoch.
+pub fn epoch() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// The ports that the host gives to its own connections.
@@ -106,15 +114,15 @@ pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Ve
     }
     clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
-    complaints.extend(of_files(document));
+    complaints.extend(of_files(document, host.now));
     complaints.sort();
     complaints.dedup();
     complaints
 }
 
-/// What speaks against the files that a document names.
-pub fn of_files(document: &Document) -> Vec<Complaint> {
-    let mut complaints = certificates::complaints(document);
+/// What speaks against the files that a document names, and what is odd about them at this time of day.
+pub fn of_files(document: &Document, now: u64) -> Vec<Complaint> {
+    let mut complaints = certificates::complaints(document, now);
     complaints.extend(credentials::complaints(document));
     complaints
 }
@@ -301,8 +309,11 @@ pool = "web"
 
     fn check(text: &str, around: &Surroundings, ports: &HostPorts) -> Vec<(Severity, usize, String)> {
         let document = Document::parse(text).unwrap();
-        let host =
-            Host { ports: ports.clone(), programs: [(7, "katran".into()), (8, "lobby".into())].into() };
+        let host = Host {
+            ports: ports.clone(),
+            programs: [(7, "katran".into()), (8, "lobby".into())].into(),
+            now: 0,
+        };
         let found = complaints(&document, around, &host);
         found.into_iter().map(|c| (c.severity, c.line, c.message)).collect()
     }

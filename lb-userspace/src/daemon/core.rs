@@ -257,7 +257,9 @@ impl<D: Dataplane> Core<D> {
         now: Now,
     ) -> Result<view::Foreseen, LoadError> {
         let considered = self.considered(document, around, host, now)?;
-        Ok(foresee(&self.plane, self.tables(), &considered.plan.ops).map_err(SettleError::from)?)
+        let foreseen = foresee(&self.plane, self.tables(), &considered.plan.ops);
+        let warnings = document.warnings.iter().cloned().chain(considered.complaints).collect();
+        Ok(view::Foreseen { warnings, ..foreseen.map_err(SettleError::from)? })
     }
 
     fn considered(

@@ -170,6 +170,7 @@ impl Desk {
             denied: denied.collect(),
             // Nothing that a desk does.
             key_fetches: BTreeMap::new(),
+            certificates: Vec::new(),
         }
     }
 

@@ -55,6 +55,7 @@ pub fn foresee(plane: &impl Dataplane, before: &Tables, ops: &[Op]) -> Result<Fo
         operations: ops.iter().map(ToString::to_string).collect(),
         services: listeners.into_iter().map(service).collect(),
         desk: Vec::new(),
+        warnings: Vec::new(),
     })
 }
 

@@ -52,6 +52,13 @@ impl Reception {
             issuers,
         }
     }
+
+    /// What needs somebody's attention of files that the daemon reads for it.
+    fn alarms_of_files(&self, now: u64) -> Vec<String> {
+        let mut alarms = self.certificates.alarms(now);
+        alarms.extend_from_slice(self.credentials.alarms());
+        alarms
+    }
 }
 
 /// Files that a document names, and how each is: when it was written, and how long it is; `None`: it is not there.
@@ -102,12 +109,13 @@ impl<P: Plane> Daemon<P> {
     /// Reads certificates, and who is known, again, and has the desk go by what is new.
     pub(super) fn refresh_certificates(&mut self) {
         let Some(loaded) = self.core.loaded() else { return };
-        let before = [self.reception.certificates.alarms(), self.reception.credentials.alarms()].concat();
+        let now = self.clock.now().epoch;
+        let before = self.reception.alarms_of_files(now);
         self.reception.certificates.refresh(&loaded.document.config);
         self.reception.credentials.refresh(&loaded.document.config);
         self.reception.issuers.follow(&loaded.document.config);
-        let alarms = self.reception.certificates.alarms().iter().chain(self.reception.credentials.alarms());
-        alarms.filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
+        let alarms = self.reception.alarms_of_files(now);
+        alarms.iter().filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
         self.serve_at_desk();
     }
 
@@ -125,16 +133,17 @@ impl<P: Plane> Daemon<P> {
 
     /// How everything is.
     pub(super) fn snapshot(&self) -> Result<view::Snapshot, DataplaneError> {
-        let mut snapshot = snapshot::snapshot(&self.core, self.clock.now())?;
+        let now = self.clock.now();
+        let mut snapshot = snapshot::snapshot(&self.core, now)?;
         let alarms = &mut snapshot.status.alarms;
         alarms.extend(self.reception.desk.iter().flat_map(Desk::alarms));
-        alarms.extend_from_slice(self.reception.certificates.alarms());
-        alarms.extend_from_slice(self.reception.credentials.alarms());
+        alarms.extend(self.reception.alarms_of_files(now.epoch));
         alarms.extend(self.reception.issuers.alarms());
         if let Some((desk, loaded)) = self.reception.desk.as_ref().zip(self.core.loaded()) {
             let config = &loaded.document.config;
             let key_fetches = self.reception.issuers.fetches();
-            let shown = view::Desk { key_fetches, ..desk.shown() };
+            let certificates = self.reception.certificates.shown(config, now.epoch);
+            let shown = view::Desk { key_fetches, certificates, ..desk.shown() };
             let (of_desk, requests) = (config.pools_of_desk(), desk.requests());
             for backend in &mut snapshot.backends {
                 if of_desk.contains(backend.pool.as_str())

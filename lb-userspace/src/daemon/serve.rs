@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -23,7 +23,7 @@ use tracing::{debug, error, info, warn};
 pub(super) use self::places::Placing;
 use self::places::placed;
 use super::{
-    checks::{Host, targets},
+    checks::{Host, epoch, targets},
     core::{Core, LoadError, SettleError},
     document::{DocumentError, DocumentFile, revision},
     edits::{edited, expect_revision},
@@ -127,8 +127,7 @@ impl Clock {
     }
 
     pub(super) fn now(self) -> Now {
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Now { uptime: self.0.elapsed(), epoch }
+        Now { uptime: self.0.elapsed(), epoch: epoch() }
     }
 }
 

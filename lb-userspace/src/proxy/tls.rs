@@ -12,6 +12,7 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+use x509_parser::{certificate::X509Certificate, prelude::FromDer as _, time::ASN1Time};
 
 use super::orders::{Pem, Secret};
 
@@ -61,6 +62,20 @@ pub fn certified(pem: &Pem) -> Result<CertifiedKey, CertificateError> {
     let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(why)?;
     certified.keys_match().map_err(why)?;
     Ok(certified)
+}
+
+/// Whether a certificate is for a name.
+pub fn is_for(certified: &CertifiedKey, name: &ServerName<'_>) -> bool {
+    let parsed = certified.end_entity_cert().ok().and_then(|der| ParsedCertificate::try_from(der).ok());
+    parsed.is_some_and(|parsed| verify_server_name(&parsed, name).is_ok())
+}
+
+/// From when to when a certificate holds, in seconds since the epoch; `None`: it cannot be understood.
+pub fn validity(certified: &CertifiedKey) -> Option<(u64, u64)> {
+    let (_, read) = X509Certificate::from_der(certified.end_entity_cert().ok()?).ok()?;
+    // What was before the epoch is as good as its beginning.
+    let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    Some((seconds(read.validity().not_before), seconds(read.validity().not_after)))
 }
 
 /// What clients of a service may show, as texts of PEM files.
@@ -165,12 +180,8 @@ struct ByName(Vec<Arc<CertifiedKey>>);
 impl ByName {
     fn of(&self, name: Option<&str>) -> Option<Arc<CertifiedKey>> {
         let name = name.and_then(|name| ServerName::try_from(name).ok());
-        let is_for = |certified: &&Arc<CertifiedKey>| {
-            let parsed =
-                certified.end_entity_cert().ok().and_then(|der| ParsedCertificate::try_from(der).ok());
-            parsed.zip(name.as_ref()).is_some_and(|(parsed, name)| verify_server_name(&parsed, name).is_ok())
-        };
-        self.0.iter().find(is_for).or(self.0.first()).cloned()
+        let found = name.and_then(|name| self.0.iter().find(|certified| is_for(certified, &name)));
+        found.or(self.0.first()).cloned()
     }
 }
 

@@ -47,6 +47,24 @@ pub struct Desk {
     /// How often the daemon has fetched keys of tokens for it, by outcome.
     #[serde(default)]
     pub key_fetches: BTreeMap<String, u64>,
+    /// The certificates that it shows.
+    #[serde(default)]
+    pub certificates: Vec<Certificate>,
+}
+
+/// A certificate of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The service.
+    pub service: String,
+    /// Its file.
+    pub cert: String,
+    /// Until when it holds (RFC 3339).
+    pub not_after: String,
+    /// The same, in seconds since the epoch.
+    pub not_after_seconds: u64,
+    /// Whole days until then; negative when it has expired.
+    pub days_left: i64,
 }
 
 /// How often a backend that did not answer well got no requests for a while.

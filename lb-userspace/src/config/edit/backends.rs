@@ -92,7 +92,7 @@ pub(super) fn change(
 }
 
 /// Seconds since the epoch as the document writes them: `2026-11-30T18:00:00Z`.
-pub(super) fn datetime(epoch: u64) -> toml_edit::Datetime {
+pub(crate) fn datetime(epoch: u64) -> toml_edit::Datetime {
     let (days, second) = (epoch / 86_400, (epoch % 86_400) as u32);
     // The civil calendar in years that begin in March, counted in eras of 400 years.
     let days = days + 719_468;

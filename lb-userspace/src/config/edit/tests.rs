@@ -201,7 +201,7 @@ fn deadlines_are_written_as_they_are_read() {
         (1_796_061_600, "2026-11-30T18:00:00Z"),
         (4_107_542_400, "2100-03-01T00:00:00Z"),
     ] {
-        assert_eq!(backends::datetime(epoch).to_string(), text);
+        assert_eq!(datetime(epoch).to_string(), text);
     }
 }
 
