@@ -53,7 +53,7 @@ use self::{
     plane::Plane,
     reception::Reception,
     record::{Record, RecordFile},
-    serve::{Clock, Daemon, End, Signals, located, lock_interfaces},
+    serve::{Alarms, Clock, Daemon, End, Signals, located, lock_interfaces},
 };
 use crate::{
     addresses,
@@ -207,6 +207,7 @@ async fn start<P: Plane>(
         farewells: Farewells::default(),
         placing: None,
         attached: None,
+        alarms: Alarms::default(),
     };
     let listener = match begin(&mut daemon, &text, document, around, &options.run_dir).await {
         Ok(listener) => listener,

@@ -11,6 +11,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -78,6 +79,19 @@ impl Daemon {
 
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    /// What it logs, from now on.
+    fn log(&mut self) -> Arc<Mutex<String>> {
+        let (log, mut stderr) = (Arc::<Mutex<String>>::default(), self.child.stderr.take().unwrap());
+        let written = Arc::clone(&log);
+        std::thread::spawn(move || {
+            let mut piece = [0; 1024];
+            while let Ok(length @ 1..) = stderr.read(&mut piece) {
+                written.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..length]));
+            }
+        });
+        log
     }
 
     /// Waits for its end; exit code and log.
@@ -496,6 +510,26 @@ fn metrics() -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
+}
+
+#[test]
+fn an_alarm_is_logged_when_it_begins_and_when_it_is_over() {
+    in_namespace(|peer| {
+        let directory = directory(DOCUMENT);
+        let mut daemon = Daemon::start(directory.path());
+        let log = daemon.log();
+        let of_it = || -> Vec<String> {
+            let log = log.lock().unwrap();
+            log.lines().filter(|line| line.contains("lb0 is down")).map(str::to_owned).collect()
+        };
+        peer.ip("link set peer down");
+        until("it is told", || of_it().len() == 1);
+        assert!(of_it()[0].contains("WARN") && of_it()[0].contains("alarm: interface"), "{:?}", of_it());
+        peer.ip("link set peer up");
+        until("its end is told", || of_it().len() > 1);
+        assert!(of_it()[1].contains("INFO") && of_it()[1].contains("over: interface"), "{:?}", of_it());
+        assert_eq!(of_it().len(), 2);
+    });
 }
 
 /// Ends with the test, however that ends.

@@ -307,11 +307,9 @@ impl<D: Dataplane> Core<D> {
         self.read_only = why;
     }
 
-    /// Remembers whether an interface of the document is not attached, and why; says whether that is new.
-    pub fn set_unattached(&mut self, why: Option<String>) -> bool {
-        let new = self.unattached != why;
+    /// Remembers whether an interface of the document is not attached, and why.
+    pub fn set_unattached(&mut self, why: Option<String>) {
         self.unattached = why;
-        new
     }
 
     /// Why an interface of the document is not attached.
@@ -560,8 +558,6 @@ fn tell(events: &[Event], reports: &BTreeMap<Key, Report>) {
                     _ => info!(pool = key.pool, backend = %key.backend, before, now = %to, "backend"),
                 }
             }
-            Event::AllFailed { pool, kept } => warn!("{}", all_failed(pool, kept.len())),
-            Event::AllFailedOver { pool } => info!(pool, "not every backend fails its check any more"),
             Event::Role { key, from, said } => {
                 let before = from.map_or_else(|| "unknown".to_owned(), |says| says.to_string());
                 info!(pool = key.pool, backend = %key.backend, before, now = %said, "role");
@@ -575,8 +571,8 @@ fn tell(events: &[Event], reports: &BTreeMap<Key, Report>) {
                     None => warn!(pool, before = name(from), now = name(to), "writes: {why}"),
                 }
             }
-            Event::Doubt { pool, doubt: Some(doubt) } => warn!(pool, "{doubt}"),
-            Event::Doubt { pool, doubt: None } => info!(pool, "it is clear again who is the primary"),
+            // Alarms, and told as such.
+            Event::AllFailed { .. } | Event::AllFailedOver { .. } | Event::Doubt { .. } => {}
             Event::Verdicts { .. } => {}
         }
     }

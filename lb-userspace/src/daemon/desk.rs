@@ -20,7 +20,6 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 use tokio::sync::{mpsc, watch};
-use tracing::warn;
 
 pub use self::process::Status;
 use self::{
@@ -99,9 +98,6 @@ impl Desk {
                 Ok(socket) => _ = self.sockets.insert(address, Arc::new(socket)),
                 Err(error) => deaf.push(format!("the desk cannot listen on {address}: {error}")),
             }
-        }
-        if deaf != self.deaf {
-            deaf.iter().for_each(|why| warn!("{why}"));
         }
         self.deaf = deaf;
         let before = self.sockets.len();
@@ -199,11 +195,14 @@ impl Desk {
         requests
     }
 
-    /// What needs somebody's attention.
-    pub fn alarms(&self) -> Vec<String> {
-        let mut alarms = self.deaf.clone();
-        alarms.extend(self.status.borrow().alarm.clone());
-        alarms
+    /// Why addresses are not listened on.
+    pub fn deaf(&self) -> &[String] {
+        &self.deaf
+    }
+
+    /// What is wrong with its process.
+    pub fn alarm(&self) -> Option<String> {
+        self.status.borrow().alarm.clone()
     }
 
     /// Lets the desk go on by itself.

@@ -16,7 +16,7 @@ use std::{
 
 use reqwest::redirect;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 use crate::{
     config::{Complaints, Document},
@@ -146,7 +146,8 @@ impl Known {
             if self.note(&address, &fetch, outcome) {
                 match said {
                     Ok(()) => info!("new keys from {}", address.display()),
-                    Err(problem) => warn!("no keys from {}: {problem}", address.display()),
+                    // An alarm, and told as such.
+                    Err(problem) => debug!("no keys from {}: {problem}", address.display()),
                 }
             }
             // Even where nothing has come: what was there may have become too old.

@@ -7,8 +7,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tracing::warn;
-
 use super::{
     certificates::{self, Certificates},
     credentials::{self, Credentials},
@@ -53,8 +51,13 @@ impl Reception {
         }
     }
 
+    /// Whether there is something whose time may come.
+    pub(super) fn has_certificates(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+
     /// What needs somebody's attention of files that the daemon reads for it.
-    fn alarms_of_files(&self, now: u64) -> Vec<String> {
+    pub(super) fn alarms_of_files(&self, now: u64) -> Vec<String> {
         let mut alarms = self.certificates.alarms(now);
         alarms.extend_from_slice(self.credentials.alarms());
         alarms
@@ -109,13 +112,9 @@ impl<P: Plane> Daemon<P> {
     /// Reads certificates, and who is known, again, and has the desk go by what is new.
     pub(super) fn refresh_certificates(&mut self) {
         let Some(loaded) = self.core.loaded() else { return };
-        let now = self.clock.now().epoch;
-        let before = self.reception.alarms_of_files(now);
         self.reception.certificates.refresh(&loaded.document.config);
         self.reception.credentials.refresh(&loaded.document.config);
         self.reception.issuers.follow(&loaded.document.config);
-        let alarms = self.reception.alarms_of_files(now);
-        alarms.iter().filter(|alarm| !before.contains(alarm)).for_each(|alarm| warn!("{alarm}"));
         self.serve_at_desk();
     }
 
@@ -136,9 +135,8 @@ impl<P: Plane> Daemon<P> {
         let now = self.clock.now();
         let mut snapshot = snapshot::snapshot(&self.core, now)?;
         let alarms = &mut snapshot.status.alarms;
-        alarms.extend(self.reception.desk.iter().flat_map(Desk::alarms));
-        alarms.extend(self.reception.alarms_of_files(now.epoch));
-        alarms.extend(self.reception.issuers.alarms());
+        alarms.extend(self.reception.desk.iter().filter_map(Desk::alarm));
+        alarms.extend(self.alarms_of_desk(now));
         if let Some((desk, loaded)) = self.reception.desk.as_ref().zip(self.core.loaded()) {
             let config = &loaded.document.config;
             let key_fetches = self.reception.issuers.fetches();

@@ -1,6 +1,7 @@
 //! The event loop: the only place where the daemon's state changes. Whoever wants something sends a
 //! message; whoever has finished something, too.
 
+mod alarms;
 mod explaining;
 mod places;
 mod roles;
@@ -20,8 +21,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
-pub(super) use self::places::Placing;
 use self::places::placed;
+pub(super) use self::{alarms::Alarms, places::Placing};
 use super::{
     checks::{Host, epoch, targets},
     core::{Core, LoadError, SettleError},
@@ -89,6 +90,7 @@ pub(super) struct Daemon<P> {
     pub(super) placing: Option<Placing>,
     /// The interfaces that are attached, by name; `None`: not known.
     pub(super) attached: Option<BTreeMap<String, u32>>,
+    pub(super) alarms: Alarms,
 }
 
 /// How the loop ended.
@@ -162,7 +164,8 @@ impl<P: Plane> Daemon<P> {
             let census =
                 self.core.wants_census().then(|| (self.last_census + CENSUS).saturating_sub(now.uptime));
             let farewell = self.farewells.next_due().map(|due| due.saturating_sub(now.uptime));
-            let wait = self.core.wait(now).into_iter().chain(census).chain(farewell).min();
+            let alarms = self.alarms.wait(now.uptime, self.reception.has_certificates());
+            let wait = self.core.wait(now).into_iter().chain(census).chain(farewell).chain(alarms).min();
             let timer = tokio::time::sleep(wait.unwrap_or(Duration::from_secs(3600)));
             tokio::select! {
                 _ = signals.terminate.recv() => return End::Told,
@@ -214,6 +217,7 @@ impl<P: Plane> Daemon<P> {
             self.settle();
         }
         self.farewells.call(&self.core, now.uptime);
+        self.tell_alarms(now);
     }
 
     /// Takes in an answer, and others that are there by now: one plan for all of them.
@@ -239,15 +243,14 @@ impl<P: Plane> Daemon<P> {
         }
     }
 
-    /// Brings the desk and the tables up to date. What fails is logged, shown as an alarm, and tried again
-    /// with the next change.
+    /// Brings the desk and the tables up to date. What fails is an alarm, and tried again with the next change.
     fn settle(&mut self) {
         // First: where packets are led, somebody listens.
         self.serve_at_desk();
         match self.core.settle() {
             Ok(0) => {}
             Ok(operations) => debug!(operations, "tables changed"),
-            Err(error) => error!("the tables cannot be changed: {error}"),
+            Err(error) => debug!("the tables cannot be changed: {error}"),
         }
         self.farewells.begin(&mut self.core, self.clock.now().uptime);
     }
@@ -261,18 +264,14 @@ impl<P: Plane> Daemon<P> {
     }
 
     /// Leads the packets of the document's interfaces, those that are there, to the program.
-    /// What fails is logged, shown as an alarm, and tried again with the next change of the network.
+    /// What fails is an alarm, and tried again with the next change of the network.
     async fn attach(&mut self) {
         let before = self.attached.clone();
         let failure = self.try_attach().err();
         if self.attached != before {
             self.look_again().await;
         }
-        if self.core.set_unattached(failure)
-            && let Some(why) = self.core.unattached()
-        {
-            error!("{why}");
-        }
+        self.core.set_unattached(failure);
     }
 
     /// Has the surroundings looked at once more: a program that is attached by a BPF link is announced to
