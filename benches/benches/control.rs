@@ -178,6 +178,7 @@ fn surroundings(config: &Config) -> Surroundings {
         addresses: std::iter::once(own).chain(vips).collect(),
         routes: backends.iter().map(|&ip| (ip, Ok(route))).collect(),
         neighbours: backends.iter().map(|&ip| ((2, ip), [4; 6])).collect(),
+        ..Surroundings::default()
     }
 }
 

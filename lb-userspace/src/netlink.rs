@@ -138,7 +138,7 @@ impl Netlink {
             routes,
             ..Surroundings::default()
         };
-        found.neighbours = self.neighbours(&wanted_neighbours(&found)).await?;
+        self.see_neighbours(&mut found).await?;
         Ok(found)
     }
 
@@ -172,8 +172,22 @@ impl Netlink {
         &self,
         wanted: &BTreeSet<(u32, IpAddr)>,
     ) -> Result<BTreeMap<(u32, IpAddr), Mac>, NetlinkError> {
+        Ok(self.asked_neighbours(wanted).await?.0)
+    }
+
+    /// Finds out what is known of the neighbours that the routes of these surroundings lead through.
+    async fn see_neighbours(&self, around: &mut Surroundings) -> Result<(), NetlinkError> {
+        (around.neighbours, around.silent) = self.asked_neighbours(&around.wanted_neighbours()).await?;
+        Ok(())
+    }
+
+    /// Those that the kernel would use now, and those that it has asked for in vain.
+    async fn asked_neighbours(
+        &self,
+        wanted: &BTreeSet<(u32, IpAddr)>,
+    ) -> Result<(BTreeMap<(u32, IpAddr), Mac>, BTreeSet<(u32, IpAddr)>), NetlinkError> {
         if wanted.is_empty() {
-            return Ok(BTreeMap::new());
+            return Ok((BTreeMap::new(), BTreeSet::new()));
         }
         let _turn = self.listing.lock().await;
         let found: Vec<_> = self
@@ -184,7 +198,9 @@ impl Netlink {
             .try_collect()
             .await
             .map_err(failed("list neighbours"))?;
-        Ok(found.iter().filter_map(neighbour).filter(|(key, _)| wanted.contains(key)).collect())
+        let known = found.iter().filter_map(neighbour).filter(|(key, _)| wanted.contains(key)).collect();
+        let silent = found.iter().filter(|message| message.header.state == NeighbourState::Failed);
+        Ok((known, silent.filter_map(neighbour_key).filter(|key| wanted.contains(key)).collect()))
     }
 
     /// Asks the kernel to find out a neighbour's MAC address now and to keep it known
@@ -260,16 +276,6 @@ impl Netlink {
             other => other,
         }
     }
-}
-
-/// The neighbours that the routes of these surroundings lead through.
-pub fn wanted_neighbours(surroundings: &Surroundings) -> BTreeSet<(u32, IpAddr)> {
-    let routes =
-        surroundings.routes.iter().filter_map(|(&target, route)| Some((target, route.as_ref().ok()?)));
-    routes
-        .filter(|(_, route)| !route.local)
-        .map(|(target, route)| (route.interface, route.neighbour(target)))
-        .collect()
 }
 
 fn failed(action: &str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
@@ -381,14 +387,18 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Mac)> {
     if !usable {
         return None;
     }
+    let mac = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(bytes) => Mac::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    })?;
+    Some((neighbour_key(message)?, mac))
+}
+
+fn neighbour_key(message: &NeighbourMessage) -> Option<(u32, IpAddr)> {
     let address = message.attributes.iter().find_map(|a| match a {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::from(*ip)),
         NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::from(*ip)),
         _ => None,
     })?;
-    let mac = message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::LinkLayerAddress(bytes) => Mac::try_from(bytes.as_slice()).ok(),
-        _ => None,
-    })?;
-    Some(((message.header.ifindex, address), mac))
+    Some((message.header.ifindex, address))
 }

@@ -532,6 +532,24 @@ fn an_alarm_is_logged_when_it_begins_and_when_it_is_over() {
     });
 }
 
+#[test]
+fn who_is_added_is_not_said_to_be_silent_before_it_could_answer() {
+    in_namespace(|peer| {
+        let directory = directory(DOCUMENT);
+        let daemon = Daemon::start(directory.path());
+        peer.ip("address add 10.7.0.3/24 dev peer");
+        let said = daemon.done(&["backend", "add", "web", "10.7.0.3:8080"]);
+        assert!(said.starts_with("in force: "), "{said}");
+        // Nor is one that is not there; which shows when the kernel has asked to the end.
+        let said = daemon.done(&["backend", "add", "web", "10.7.0.4:8080"]);
+        assert!(said.starts_with("in force: "), "{said}");
+        until("it is an alarm", || {
+            daemon.status()["status"]["alarms"].to_string().contains("10.7.0.4 does not answer ARP on lb0")
+        });
+        assert!(!daemon.status()["status"]["alarms"].to_string().contains("10.7.0.3"));
+    });
+}
+
 /// Ends with the test, however that ends.
 struct Server(Child);
 

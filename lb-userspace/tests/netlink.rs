@@ -77,6 +77,22 @@ fn a_next_hop_is_resolved_and_followed() {
     });
 }
 
+/// What the kernel is still asking for is another thing than what it has asked for in vain.
+#[test]
+fn who_does_not_answer_is_told_from_who_has_had_no_time_to() {
+    in_namespace(|_| async {
+        let netlink = Netlink::open().unwrap();
+        let target = address("10.7.0.9");
+        let ears = watch::listen().unwrap();
+        let first = netlink.survey(&[target].into()).await.unwrap();
+        assert!(matches!(first.next_hop(target), Err(NoNextHop::Asked { .. })));
+        let stop = CancellationToken::new();
+        let mut watch = watch::start(netlink.clone(), ears, Arc::new(first), BTreeSet::new(), stop.clone());
+        until(&mut watch, |s| matches!(s.next_hop(target), Err(NoNextHop::Silent { .. }))).await;
+        stop.cancel();
+    });
+}
+
 /// The daemon's own addresses are no reason to look at ways again, but for one that has no source.
 #[test]
 fn a_host_without_addresses_sends_from_the_first_that_is_put() {

@@ -393,7 +393,8 @@ impl<P: Plane> Daemon<P> {
     /// Parses a text and looks at the ways to what it names.
     async fn prepare(&self, text: &str) -> Result<(Document, Arc<Surroundings>), ReloadError> {
         let document = self.file.parse(text)?;
-        let around = self.netlink.survey(&targets(&document.config)).await?;
+        let mut around = self.netlink.survey(&targets(&document.config)).await?;
+        around.remember_silence(self.core.around());
         Ok((document, Arc::new(around)))
     }
 

@@ -20,6 +20,8 @@ pub struct Ways {
     pub next_hops: BTreeMap<IpAddr, NextHop>,
     /// Why there is none.
     pub none: BTreeMap<IpAddr, String>,
+    /// Those of them of which that may only be so because it has not been found out yet.
+    pub pending: BTreeSet<IpAddr>,
     /// Addresses to send from, for each backend's address.
     pub sources: BTreeMap<IpAddr, Vec<IpAddr>>,
     /// Our MAC address on each listed interface.
@@ -53,7 +55,12 @@ impl Ways {
                         format!("packets to {target} leave by {leaves} now, which is not listed: its replies would pass by the program"),
                     );
                 }
-                Err(why) => _ = ways.none.insert(target, why.to_string()),
+                Err(why) => {
+                    if why.is_pending() {
+                        ways.pending.insert(target);
+                    }
+                    ways.none.insert(target, why.to_string());
+                }
             }
             let own = config.settings.sources.iter().copied().filter(|s| s.is_ipv4() == target.is_ipv4());
             let own: Vec<_> = own.collect();

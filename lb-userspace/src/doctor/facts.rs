@@ -15,7 +15,7 @@ use crate::{
     config::Document,
     daemon::{bpffs, checks, checks::Host},
     model::{BackendAddress, Config, Probe, Protocol},
-    netlink::{Netlink, NetlinkError, surroundings::Surroundings, wanted_neighbours},
+    netlink::{Netlink, NetlinkError, surroundings::Surroundings},
     probe::{
         self, ProbeError,
         vip::{self, Way},
@@ -87,6 +87,10 @@ impl Facts {
         let reached = reach(document.as_ref()).await;
         let mut around = netlink.survey(&targets).await?;
         around.neighbours = resolved(&netlink, &around).await?;
+        // They have had all the time that one takes who is there.
+        let known = &around.neighbours;
+        around.silent =
+            around.wanted_neighbours().into_iter().filter(|key| !known.contains_key(key)).collect();
         let answered = answer_for_vips(document.as_ref(), &around).await;
         let names: Vec<_> = around.links.values().map(|link| link.name.clone()).collect();
         let rp_filter =
@@ -194,7 +198,7 @@ async fn resolved(
     netlink: &Netlink,
     around: &Surroundings,
 ) -> Result<BTreeMap<(u32, IpAddr), crate::netlink::surroundings::Mac>, NetlinkError> {
-    let wanted = wanted_neighbours(around);
+    let wanted = around.wanted_neighbours();
     let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         let known = netlink.neighbours(&wanted).await?;

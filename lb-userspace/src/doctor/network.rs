@@ -315,6 +315,7 @@ pool = "web"
                 addresses: vec![host],
                 routes: [(ip, Ok(route))].into(),
                 neighbours: [((2, ip), [2; 6])].into(),
+                ..Surroundings::default()
             },
             document: Some(document()),
             ..Facts::default()
@@ -370,7 +371,7 @@ routes = [{ pool = "web" }]
     #[test]
     fn a_backend_without_a_neighbour_is_a_problem() {
         let mut facts = facts();
-        facts.around.neighbours.clear();
+        facts.around.silent = std::mem::take(&mut facts.around.neighbours).into_keys().collect();
         let finding = only(&facts);
         assert_eq!(finding.verdict, Verdict::Problem);
         assert!(finding.message.contains("ARP"), "{finding:?}");

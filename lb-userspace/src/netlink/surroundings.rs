@@ -1,7 +1,10 @@
 //! What the daemon knows of links, addresses, routes and neighbours at one moment, and what follows
 //! from it. Plain data: the tests build it by hand.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::dataplane::NextHop;
 
@@ -20,6 +23,8 @@ pub struct Surroundings {
     /// MAC addresses of the neighbours on those ways, by interface and address; only those that the
     /// kernel would use now.
     pub neighbours: BTreeMap<(u32, IpAddr), Mac>,
+    /// Those of them that were asked for, by interface and address, and did not answer.
+    pub silent: BTreeSet<(u32, IpAddr)>,
 }
 
 /// A network interface.
@@ -113,8 +118,16 @@ pub enum NoNextHop {
     /// The route's interface is not there, or is no Ethernet.
     #[error("the way to {0} leaves by interface {1}, which has no Ethernet address")]
     NotEthernet(IpAddr, String),
+    /// ARP or neighbour discovery has brought nothing so far, and has not been given up.
+    #[error("{neighbour} is being asked for by {} on {interface}, and has not answered yet", question(.neighbour))]
+    Asked {
+        /// Who is asked for.
+        neighbour: IpAddr,
+        /// Where.
+        interface: String,
+    },
     /// ARP or neighbour discovery brings nothing.
-    #[error("{neighbour} does not answer {} on {interface}; is it up, and in the same network?", if .neighbour.is_ipv4() { "ARP" } else { "neighbour discovery" })]
+    #[error("{neighbour} does not answer {} on {interface}; is it up, and in the same network?", question(.neighbour))]
     Silent {
         /// Who does not answer.
         neighbour: IpAddr,
@@ -123,7 +136,35 @@ pub enum NoNextHop {
     },
 }
 
+impl NoNextHop {
+    /// Whether it is not known yet that there is none.
+    pub fn is_pending(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Asked { .. })
+    }
+}
+
+/// How the kernel asks for a neighbour.
+fn question(neighbour: &IpAddr) -> &'static str {
+    if neighbour.is_ipv4() { "ARP" } else { "neighbour discovery" }
+}
+
 impl Surroundings {
+    /// Who was silent `before`, and is not known now, still is: the kernel asks for it again and again, and does not say
+    /// meanwhile that it has done so in vain.
+    pub fn remember_silence(&mut self, before: &Self) {
+        let wanted = self.wanted_neighbours();
+        let still =
+            before.silent.iter().filter(|key| wanted.contains(key) && !self.neighbours.contains_key(key));
+        self.silent.extend(still);
+    }
+
+    /// The neighbours that the routes lead through.
+    pub fn wanted_neighbours(&self) -> BTreeSet<(u32, IpAddr)> {
+        let routes = self.routes.iter().filter_map(|(&target, route)| Some((target, route.as_ref().ok()?)));
+        let remote = routes.filter(|(_, route)| !route.local);
+        remote.map(|(target, route)| (route.interface, route.neighbour(target))).collect()
+    }
+
     /// The link of that name.
     pub fn link(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
@@ -153,7 +194,13 @@ impl Surroundings {
         let neighbour = route.neighbour(target);
         match self.neighbours.get(&(route.interface, neighbour)) {
             Some(&mac) => Ok(NextHop { interface: route.interface, own_mac, mac }),
-            None => Err(NoNextHop::Silent { neighbour, interface: self.link_name(route.interface) }),
+            None => {
+                let interface = self.link_name(route.interface);
+                Err(match self.silent.contains(&(route.interface, neighbour)) {
+                    true => NoNextHop::Silent { neighbour, interface },
+                    false => NoNextHop::Asked { neighbour, interface },
+                })
+            }
         }
     }
 
@@ -213,6 +260,7 @@ mod tests {
             ]
             .into(),
             neighbours: [((2, ip("10.0.0.1")), [2, 0, 0, 0, 0, 9])].into(),
+            silent: BTreeSet::new(),
         }
     }
 
@@ -229,7 +277,8 @@ mod tests {
 
     #[test]
     fn each_reason_for_no_next_hop_is_named() {
-        let s = surroundings();
+        let mut s = surroundings();
+        s.silent.insert((2, ip("10.0.0.7")));
         let why = |text: &str| s.next_hop(ip(text)).unwrap_err();
         assert_eq!(
             why("10.0.0.7"),
@@ -254,6 +303,28 @@ mod tests {
         assert!(!with_ours.is_on_link(ip("203.0.113.77"), &listed));
         assert!(s.is_hosts_own(ip("10.0.0.2")));
         assert!(!s.is_hosts_own(ip("203.0.113.10")));
+    }
+
+    #[test]
+    fn who_has_not_been_asked_to_the_end_is_not_said_to_be_silent() {
+        let mut s = surroundings();
+        let why = |s: &Surroundings| s.next_hop(ip("10.0.0.7")).unwrap_err();
+        assert!(why(&s).is_pending(), "{}", why(&s));
+        s.silent.insert((2, ip("10.0.0.7")));
+        assert!(!why(&s).is_pending() && why(&s).to_string().contains("does not answer ARP on eth0"));
+        // The kernel asks again, in vain.
+        let mut next = surroundings();
+        next.remember_silence(&s);
+        assert_eq!(why(&next), why(&s));
+        // It is there; and then it is not asked for any more.
+        let mut there = surroundings();
+        there.neighbours.insert((2, ip("10.0.0.7")), [2; 6]);
+        there.remember_silence(&next);
+        assert!(there.silent.is_empty() && there.next_hop(ip("10.0.0.7")).is_ok());
+        let mut unwanted = surroundings();
+        unwanted.routes.remove(&ip("10.0.0.7"));
+        unwanted.remember_silence(&next);
+        assert!(unwanted.silent.is_empty());
     }
 
     #[test]

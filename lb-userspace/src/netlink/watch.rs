@@ -14,9 +14,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{
-    Netlink, NetlinkError, host_address, leads_here, neighbour, surroundings::Surroundings, wanted_neighbours,
-};
+use super::{Netlink, NetlinkError, host_address, leads_here, neighbour, surroundings::Surroundings};
 
 /// Changes come in flocks (a link that comes up brings addresses, routes, neighbours): how long to
 /// gather them before looking.
@@ -179,18 +177,20 @@ impl Follower {
 
     async fn look(&mut self, changed: Changed) -> Result<(), NetlinkError> {
         let before = Arc::clone(&self.surroundings.borrow());
-        let now = match changed {
+        let mut now = match changed {
             Changed::Nothing => return Ok(()),
-            Changed::Neighbours => Surroundings {
-                neighbours: self.netlink.neighbours(&wanted_neighbours(&before)).await?,
-                ..Surroundings::clone(&before)
-            },
+            Changed::Neighbours => {
+                let mut now = Surroundings::clone(&before);
+                self.netlink.see_neighbours(&mut now).await?;
+                now
+            }
             Changed::Links => self.netlink.survey_again(&before).await?,
             Changed::Everything => {
                 let targets = self.targets.borrow_and_update().clone();
                 self.netlink.survey(&targets).await?
             }
         };
+        now.remember_silence(&before);
         if now != *before {
             debug!(?changed, "the surroundings have changed");
             self.surroundings.send_replace(Arc::new(now));
@@ -201,7 +201,7 @@ impl Follower {
 
     /// Tells the kernel which neighbours to keep resolved, and which no longer.
     async fn keep_neighbours(&self) {
-        let wanted = wanted_neighbours(&self.surroundings.borrow());
+        let wanted = self.surroundings.borrow().wanted_neighbours();
         let kept = self.kept.borrow().clone();
         // Each is noted at once: whoever ends this task must know all that is to be released.
         for &(interface, address) in wanted.difference(&kept) {

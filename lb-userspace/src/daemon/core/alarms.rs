@@ -52,8 +52,11 @@ impl<D: Dataplane> Core<D> {
                 "every backend of pool {name} is drained or disabled; {what}, and `lb backend resume` ends that"
             ));
         }
-        alarms.extend(self.ways.none.values().take(ALARMS_OF_A_KIND).cloned());
-        if let Some(more) = self.ways.none.len().checked_sub(ALARMS_OF_A_KIND).filter(|more| *more > 0) {
+        // That the kernel is still asking is nothing to be alarmed at.
+        let none = self.ways.none.iter().filter(|&(target, _)| !self.ways.pending.contains(target));
+        let mut none = none.map(|(_, why)| why);
+        alarms.extend(none.by_ref().take(ALARMS_OF_A_KIND).cloned());
+        if let Some(more) = Some(none.count()).filter(|more| *more > 0) {
             alarms.push(format!("{more} more backends have no next hop; `lb backend list` shows all"));
         }
         alarms

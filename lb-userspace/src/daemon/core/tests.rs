@@ -51,6 +51,7 @@ fn around() -> Arc<Surroundings> {
         addresses: vec![host],
         routes: backends.clone().map(|ip| (ip, Ok(route))).collect(),
         neighbours: backends.map(|ip| ((2, ip), [2, 0, 0, 0, 1, 1])).collect(),
+        ..Surroundings::default()
     })
 }
 
@@ -322,6 +323,12 @@ fn a_neighbour_with_another_mac_reaches_the_tables_and_one_that_is_lost_is_an_al
     let mut changed = Surroundings::clone(&around());
     changed.neighbours.insert((2, ip("10.0.0.11")), [2, 0, 0, 0, 9, 9]);
     changed.neighbours.remove(&(2, ip("10.0.0.12")));
+    core.set_around(Arc::new(changed.clone()));
+    core.settle().unwrap();
+    // Somebody asks for it, and it has had no time to answer.
+    assert_eq!(core.alarms(), [""; 0]);
+    assert!(core.next_hop(ip("10.0.0.12")).unwrap_err().contains("is being asked for by ARP"));
+    changed.silent.insert((2, ip("10.0.0.12")));
     core.set_around(Arc::new(changed));
     core.settle().unwrap();
     let tables = core.plane().tables().unwrap();
