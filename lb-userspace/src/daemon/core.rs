@@ -578,12 +578,5 @@ fn tell(events: &[Event], reports: &BTreeMap<Key, Report>) {
     }
 }
 
-fn all_failed(pool: &str, kept: usize) -> String {
-    match kept {
-        0 => format!("every backend of pool {pool} fails its check; new connections are refused"),
-        n => format!("every backend of pool {pool} fails its check; the last {n} that worked stay in use"),
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! What needs somebody's attention.
 
-use super::{Core, all_failed};
+use super::Core;
 use crate::{
     daemon::checks,
     dataplane::Dataplane,
-    model::{Admin, Pool},
+    model::{Admin, Pool, Service},
 };
 
 /// How many alarms of one kind are worth reading.
@@ -35,19 +35,20 @@ impl<D: Dataplane> Core<D> {
         for (name, doubt) in self.health.doubts() {
             alarms.push(format!("pool {name}: {doubt}"));
         }
+        let used = config.services_by_pool();
         for (name, kept) in self.health.all_failed() {
-            alarms.push(all_failed(name, kept.len()));
+            let so = match kept.len() {
+                0 => without_servers(used.get(name).map(Vec::as_slice).unwrap_or_default()).to_owned(),
+                n => format!("the last {n} that worked stay in use"),
+            };
+            alarms.push(format!("every backend of pool {name} fails its check; {so}"));
         }
         let resting = |pool: &Pool| {
             !pool.backends.is_empty() && pool.backends.iter().all(|it| it.admin != Admin::Enabled)
         };
-        let used = config.services_by_pool();
         for (name, services) in used.iter().filter(|&(&name, _)| config.pools.get(name).is_some_and(resting))
         {
-            let what = match services.iter().all(|(_, service)| service.has_fallback()) {
-                true => "the desk answers new connections",
-                false => "new connections are refused",
-            };
+            let what = without_servers(services);
             alarms.push(format!(
                 "every backend of pool {name} is drained or disabled; {what}, and `lb backend resume` ends that"
             ));
@@ -60,5 +61,16 @@ impl<D: Dataplane> Core<D> {
             alarms.push(format!("{more} more backends have no next hop; `lb backend list` shows all"));
         }
         alarms
+    }
+}
+
+/// What becomes of who calls these services of a pool while nobody of it is in use; none: the desk alone uses it.
+fn without_servers(services: &[(&String, &Service)]) -> &'static str {
+    let answered = services.iter().filter(|(_, service)| service.has_fallback()).count();
+    match services.len() {
+        0 => "the desk answers requests itself",
+        all if answered == all => "the desk answers new connections",
+        _ if answered > 0 => "new connections are refused, but for services that the desk stands in for",
+        _ => "new connections are refused",
     }
 }

@@ -390,6 +390,30 @@ fn when_all_fail_the_last_set_stays_in_use_and_an_alarm_is_raised() {
 }
 
 #[test]
+fn the_alarm_that_all_fail_says_what_becomes_of_who_calls() {
+    let refused = DOCUMENT.replace("[pools.web]\n", "[pools.web]\npanic = \"fail\"\n");
+    let stands_in = format!("{refused}fallback = \"desk\"\n");
+    let mixed = format!("{stands_in}[services.other]\nlisten = \"10.0.0.10:81/tcp\"\npool = \"web\"\n");
+    let of_desk = refused.replace("pool = \"web\"", "routes = [{ pool = \"web\" }]");
+    for (document, so) in [
+        (DOCUMENT, "; the last 2 that worked stay in use"),
+        (&refused, "; new connections are refused"),
+        (&stands_in, "; the desk answers new connections"),
+        (&mixed, "; new connections are refused, but for services that the desk stands in for"),
+        (&of_desk, "; the desk answers requests itself"),
+    ] {
+        let mut core = core();
+        load(&mut core, document, at(0)).unwrap();
+        for (good, second) in [(true, 1), (false, 2), (false, 3)] {
+            for backend in ["10.0.0.11:80", "10.0.0.12:80"] {
+                answer(&mut core, backend, good, at(second));
+            }
+        }
+        assert_eq!(core.alarms(), [format!("every backend of pool web fails its check{so}")], "{document}");
+    }
+}
+
+#[test]
 fn a_pool_that_is_drained_to_the_last_raises_an_alarm() {
     let mut core = healthy();
     let one = DOCUMENT.replace("11:80\" }", "11:80\", drain = true }");
