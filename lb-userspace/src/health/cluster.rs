@@ -120,6 +120,11 @@ impl Outcome {
 }
 
 impl Cluster {
+    /// One of which nothing is known.
+    pub fn new(now: Duration) -> Self {
+        Self { since: now, ..Self::default() }
+    }
+
     /// The servers are these now, each with whether the operator has disabled it. `remembered`: what they
     /// were before a restart; who of them had the writes.
     pub fn configure(
@@ -256,9 +261,21 @@ impl Cluster {
         self.doubt.as_ref()
     }
 
-    /// Since when it is as it is with the primary, and why.
-    pub fn turned(&self) -> (Duration, &str) {
-        (self.since, &self.why)
+    /// Since when it is as it is with the primary.
+    pub fn since(&self) -> Duration {
+        self.since
+    }
+
+    /// The same, and why. Where nobody has had the writes yet, why that is so by now.
+    pub fn turned(&self) -> (Duration, String) {
+        let why = match self.primary {
+            _ if !self.why.is_empty() => return (self.since, self.why.clone()),
+            Some(_) => "it had them when the daemon began",
+            None if !self.started => "not everybody has been asked yet",
+            None => self.choose().why,
+        };
+        let sayings = self.sayings();
+        (self.since, if sayings.is_empty() { why.to_owned() } else { format!("{why}: {sayings}") })
     }
 
     /// The timeline that was followed last, and who had the writes on it.

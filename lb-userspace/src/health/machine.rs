@@ -105,7 +105,7 @@ impl Health {
             let backends = backends.collect();
             let tells = pool.health.as_ref().is_some_and(|check| check.probe.tells_roles());
             let known = old.as_mut().and_then(|old| old.cluster.take());
-            let mut cluster = tells.then(|| known.unwrap_or_default());
+            let mut cluster = tells.then(|| known.unwrap_or_else(|| Cluster::new(now.uptime)));
             if let Some(cluster) = &mut cluster {
                 let servers = pool.backends.iter().map(|b| (b.address, b.admin == Admin::Disabled));
                 let roles = remembered.get(name).map(roles).unwrap_or_default();
@@ -416,8 +416,7 @@ impl Pool {
     fn holds_until(&self, now: Duration) -> Option<Duration> {
         let OnNoPrimary::Hold(longest) = self.on_no_primary else { return None };
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.primary().is_none())?;
-        let (since, _) = cluster.turned();
-        Some(since + longest).filter(|until| *until > now)
+        Some(cluster.since() + longest).filter(|until| *until > now)
     }
 
     /// What is to be done with a backend where writes go. Liveness has no say: whether it is the primary is

@@ -80,7 +80,7 @@ impl<D: Dataplane> Core<D> {
             since_seconds: ago(since),
             changes: cluster.changes(),
             holds: cluster.primary().is_none() && verdicts.is_some_and(|pool| pool.holds),
-            why: why.to_owned(),
+            why,
             doubt: cluster.doubt().map(ToString::to_string),
             servers: servers.collect(),
         })

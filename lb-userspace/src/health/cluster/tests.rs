@@ -61,6 +61,37 @@ fn nobody_is_followed_before_all_have_been_asked() {
 }
 
 #[test]
+fn who_has_never_had_a_primary_says_since_when_and_why() {
+    let mut cluster = Cluster::new(at(67_000));
+    cluster.configure((1..=2).map(|number| (address(number), false)), &BTreeMap::new(), at(67_000));
+    let turned = |cluster: &Cluster| cluster.turned();
+    let (since, why) = turned(&cluster);
+    assert_eq!(since, at(67_000));
+    assert_eq!(
+        why,
+        "not everybody has been asked yet: 10.0.0.1:5432 has not been asked; 10.0.0.2:5432 has not been asked"
+    );
+    hear(&mut cluster, 1, replica(1));
+    silent(&mut cluster, 2, false);
+    let (since, why) = turned(&cluster);
+    assert_eq!(since, at(67_000), "nothing has changed");
+    assert!(
+        why.starts_with("nobody says that it is a primary") && why.ends_with("2:5432 does not answer"),
+        "{why}"
+    );
+    // As it was decided, and no more.
+    hear(&mut cluster, 2, primary(1));
+    let decided = turned(&cluster);
+    hear(&mut cluster, 1, replica(1));
+    assert!(decided.0 == at(1) && decided.1.starts_with("it is the primary of the latest"), "{decided:?}");
+    assert_eq!(turned(&cluster), decided);
+    // One that a daemon takes over.
+    let mut cluster = Cluster::new(at(0));
+    cluster.configure([(address(1), false)], &BTreeMap::from([(address(1), Says::Primary)]), at(0));
+    assert!(turned(&cluster).1.starts_with("it had them when the daemon began"));
+}
+
+#[test]
 fn a_promotion_is_followed_on_one_answer_whatever_the_old_primary_does() {
     for (case, before) in [("answers", None), ("is silent", Some(false)), ("is gone", Some(true))] {
         let mut cluster = running();

@@ -392,6 +392,17 @@ fn said(says: Says, timeline: u32) -> Observation {
 }
 
 #[test]
+fn a_pool_that_comes_later_has_had_nobody_since_then_and_its_clients_wait_from_then_on() {
+    let text = DATABASE.replace("[pools.web]", "[pools.web]\non_no_primary = { hold = \"30s\" }");
+    let mut health = Health::new(1);
+    health.configure(&config(&text), &Verdicts::new(), at(67_000));
+    assert_eq!(health.cluster("web").unwrap().since(), at(67_000).uptime);
+    assert!(health.verdicts()["web"].holds);
+    health.pass_time(at(97_000));
+    assert!(!health.verdicts()["web"].holds);
+}
+
+#[test]
 fn a_role_turns_on_one_answer_and_liveness_on_several() {
     let mut health = cluster(DATABASE);
     // Silence: nothing at first, then no new writes, and connections stay.
