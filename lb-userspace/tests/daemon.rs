@@ -3,12 +3,14 @@
 
 #[path = "support/namespace.rs"]
 mod namespace;
+#[path = "support/request.rs"]
+mod request;
 
 use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    os::unix::{fs::PermissionsExt, net::UnixStream},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex},
@@ -20,6 +22,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use request::request;
 
 const DOCUMENT: &str = r#"# the shop
 interfaces = ["lb0"]
@@ -513,6 +516,33 @@ fn metrics() -> String {
 }
 
 #[test]
+fn a_document_that_is_gone_is_an_alarm_until_it_is_back() {
+    in_namespace(|_| {
+        let directory = directory(DOCUMENT);
+        let mut daemon = Daemon::start(directory.path());
+        let log = daemon.log();
+        let (file, away) = (directory.path().join("lb.toml"), directory.path().join("away"));
+        let is_alarm = || daemon.status()["status"]["alarms"].to_string().contains("lb.toml is gone");
+        for asked in [false, true] {
+            fs::rename(&file, &away).unwrap();
+            until("the alarm is raised", is_alarm);
+            if asked {
+                daemon.signal(Signal::SIGHUP);
+                until("it is refused", || daemon.status()["status"]["document"]["refused"].is_string());
+            }
+            let times = |what: &str| log.lock().unwrap().matches(what).count();
+            until("it is logged", || times("alarm: the document") == 1 + usize::from(asked));
+            // What is in force stays.
+            assert_eq!(daemon.status()["status"]["backends"], 1);
+            fs::rename(&away, &file).unwrap();
+            until("the alarm is over", || !is_alarm());
+            until("that is logged", || times("over: the document") == 1 + usize::from(asked));
+            until("nothing is refused", || daemon.status()["status"]["document"]["refused"].is_null());
+        }
+    });
+}
+
+#[test]
 fn an_alarm_is_logged_when_it_begins_and_when_it_is_over() {
     in_namespace(|peer| {
         let directory = directory(DOCUMENT);
@@ -558,20 +588,4 @@ impl Drop for Server {
         _ = self.0.kill();
         _ = self.0.wait();
     }
-}
-
-/// One request on the daemon's socket, as any HTTP client would make it; status and body.
-fn request(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: lb\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.write_all(body.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap();
-    (status, body)
 }

@@ -107,6 +107,8 @@ pub struct Core<D> {
     path: String,
     loaded: Option<Loaded>,
     refused: Option<String>,
+    /// Why the file cannot be read, while that is so.
+    unreadable: Option<String>,
     read_only: Option<String>,
     health: Health,
     reports: BTreeMap<Key, Report>,
@@ -153,6 +155,7 @@ impl<D: Dataplane> Core<D> {
             path,
             loaded: None,
             refused: None,
+            unreadable: None,
             read_only: None,
             health: Health::new(seed),
             reports: BTreeMap::new(),

@@ -84,6 +84,19 @@ impl DocumentFile {
             .map_err(|source| DocumentError::Read { path: self.path.clone(), source })
     }
 
+    /// What it means that it could not be read, in words for an operator.
+    pub fn unreadable(&self, why: &DocumentError) -> String {
+        let path = self.path.display();
+        match why {
+            DocumentError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                format!(
+                    "the document {path} is gone; what is in force stays until it is back, and a new start would fail"
+                )
+            }
+            why => format!("{why}; what is in force stays, and a new start would fail"),
+        }
+    }
+
     /// Whether edits can be written.
     ///
     /// # Errors

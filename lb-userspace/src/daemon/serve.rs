@@ -326,13 +326,16 @@ impl<P: Plane> Daemon<P> {
     /// The file may have changed.
     async fn file_changed(&mut self) {
         self.refresh_certificates();
-        match self.file.read() {
-            Ok(text) if text == self.last_seen => self.try_again().await,
+        let read = self.file.read();
+        let was_away = self.core.set_unreadable(read.as_ref().err().map(|why| self.file.unreadable(why)));
+        match read {
+            // Where a reload has met none, it was refused for that.
+            Ok(text) if text == self.last_seen && !was_away => self.try_again().await,
             Ok(_) => {
                 info!("the document has changed");
                 _ = self.reload().await;
             }
-            // Being replaced; if it stays away, the next reload says so.
+            // An alarm.
             Err(error) => debug!("{error}"),
         }
         self.core.set_read_only(self.file.writable().err().map(|error| error.to_string()));
@@ -356,9 +359,13 @@ impl<P: Plane> Daemon<P> {
         let outcome = match self.file.read() {
             Ok(text) => {
                 self.last_seen.clone_from(&text);
+                self.core.set_unreadable(None);
                 self.load(&text).await
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                self.core.set_unreadable(Some(self.file.unreadable(&error)));
+                Err(error.into())
+            }
         };
         match &outcome {
             Ok(()) => info!("the document is in force"),

@@ -11,6 +11,11 @@ use crate::{
 const ALARMS_OF_A_KIND: usize = 10;
 
 impl<D: Dataplane> Core<D> {
+    /// Remembers whether the file cannot be read, and why; says whether that was so before.
+    pub fn set_unreadable(&mut self, why: Option<String>) -> bool {
+        std::mem::replace(&mut self.unreadable, why).is_some()
+    }
+
     /// What needs somebody's attention now.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms = Vec::new();
@@ -18,6 +23,7 @@ impl<D: Dataplane> Core<D> {
             alarms.push(format!("the tables are not as they should be: {why}"));
         }
         alarms.extend(self.unattached.clone());
+        alarms.extend(self.unreadable.clone());
         let Some(loaded) = &self.loaded else { return alarms };
         let config = &loaded.document.config;
         if config.settings.limits != self.tables().limits {
