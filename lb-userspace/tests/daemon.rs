@@ -482,6 +482,12 @@ fn a_certificate_that_has_expired_is_told_everywhere_and_served() {
             let placed = said.contains("lb.toml:15:") && said.contains("warning: ") && said.contains(words);
             assert!(placed, "{arguments:?}: {said}");
         }
+        let doctor = daemon.lb(&["--json", "doctor"]);
+        let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+        let found =
+            doctor.as_array().unwrap().iter().filter(|it| it["message"].as_str().unwrap().contains(words));
+        let found: Vec<_> = found.map(|it| (&it["verdict"], &it["subject"])).collect();
+        assert_eq!(found, [(&"warning".into(), &"document line 15".into())]);
         let desk = daemon.done(&["desk", "status"]);
         assert!(desk.contains("2026-01-01T00:00:00Z"), "{desk}");
         let desk: serde_json::Value =
@@ -503,6 +509,7 @@ fn a_certificate_that_has_expired_is_told_everywhere_and_served() {
         params.not_after = rcgen::date_time_ymd(4096, 1, 1);
         write("old.pem", params.self_signed(&key).unwrap().pem());
         until("the alarm is over", || !alarms().contains("old.pem"));
+        assert!(!daemon.done(&["status"]).contains("old.pem"));
         daemon.done(&["detach"]);
     });
 }

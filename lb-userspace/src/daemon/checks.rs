@@ -105,6 +105,15 @@ pub fn remote(address: BackendAddress) -> Option<IpAddr> {
 /// Everything that speaks against a document on this host, and what is only odd. `around` knows the
 /// ways to its [`targets`].
 pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Vec<Complaint> {
+    let mut complaints = of_host(document, around, host);
+    complaints.extend(of_files(document, host.now));
+    complaints.sort();
+    complaints.dedup();
+    complaints
+}
+
+/// The same, but for what is in files that the document names.
+pub fn of_host(document: &Document, around: &Surroundings, host: &Host) -> Vec<Complaint> {
     let mut complaints = Vec::new();
     interfaces(document, around, host, &mut complaints);
     // Without its interfaces, nothing can be said of ways.
@@ -114,7 +123,6 @@ pub fn complaints(document: &Document, around: &Surroundings, host: &Host) -> Ve
     }
     clashes(document, around, &host.ports, &mut complaints);
     authorities(document, &mut complaints);
-    complaints.extend(of_files(document, host.now));
     complaints.sort();
     complaints.dedup();
     complaints

@@ -50,6 +50,8 @@ pub struct Loaded {
     pub text: String,
     /// What is odd about it, on this host too.
     pub warnings: Vec<Complaint>,
+    /// What is odd about files that it names, when they were last read.
+    pub of_files: Vec<Complaint>,
     /// When it came into force, seconds since the epoch.
     pub since: u64,
 }
@@ -89,6 +91,7 @@ pub enum SettleError {
 struct Considered {
     /// What is only odd about it on this host.
     complaints: Vec<Complaint>,
+    of_files: Vec<Complaint>,
     /// The rings that it would have, which are not to be built twice.
     rings: Rings,
     plan: Plan,
@@ -217,7 +220,8 @@ impl<D: Dataplane> Core<D> {
         self.rings = considered.rings;
         let mut warnings = document.warnings.clone();
         warnings.extend(considered.complaints);
-        let loaded = Loaded { document, text: text.to_owned(), warnings, since: now.epoch };
+        let of_files = considered.of_files;
+        let loaded = Loaded { document, text: text.to_owned(), warnings, of_files, since: now.epoch };
         let config = &loaded.document.config;
         tell(&self.health.configure(config, &self.remembered(config), now), &self.reports);
         self.turned = None;
@@ -261,7 +265,8 @@ impl<D: Dataplane> Core<D> {
     ) -> Result<view::Foreseen, LoadError> {
         let considered = self.considered(document, around, host, now)?;
         let foreseen = foresee(&self.plane, self.tables(), &considered.plan.ops);
-        let warnings = document.warnings.iter().cloned().chain(considered.complaints).collect();
+        let warnings = document.warnings.iter().cloned().chain(considered.complaints);
+        let warnings = warnings.chain(considered.of_files).collect();
         Ok(view::Foreseen { warnings, ..foreseen.map_err(SettleError::from)? })
     }
 
@@ -272,9 +277,10 @@ impl<D: Dataplane> Core<D> {
         host: &Host,
         now: Now,
     ) -> Result<Considered, LoadError> {
-        let complaints = checks::complaints(document, around, host);
-        if complaints.iter().any(|complaint| complaint.severity == Severity::Error) {
-            return Err(Complaints::errors_of(complaints).into());
+        let complaints = checks::of_host(document, around, host);
+        let of_files = checks::of_files(document, host.now);
+        if complaints.iter().chain(&of_files).any(|complaint| complaint.severity == Severity::Error) {
+            return Err(Complaints::errors_of(checks::complaints(document, around, host)).into());
         }
         let mut health = self.health.clone();
         health.configure(&document.config, &self.remembered(&document.config), now);
@@ -283,7 +289,7 @@ impl<D: Dataplane> Core<D> {
         let now = self.plane.now().map_err(SettleError::from)?;
         let desired = desired(&document.config, &health, &ways, self.hash_key, &self.spent, now);
         let plan = plan_again(&desired, self.tables(), &mut rings).map_err(SettleError::from)?;
-        Ok(Considered { complaints, rings, plan })
+        Ok(Considered { complaints, of_files, rings, plan })
     }
 
     /// At a start, health is as the tables say it was.
@@ -303,6 +309,12 @@ impl<D: Dataplane> Core<D> {
     /// Why the file as it is now is not in force, if it is not.
     pub fn refused(&self) -> Option<&String> {
         self.refused.as_ref()
+    }
+
+    /// Remembers what is odd about files that the document names, which have been read again.
+    pub fn set_of_files(&mut self, found: Vec<Complaint>) {
+        let Some(loaded) = &mut self.loaded else { return };
+        loaded.of_files = found;
     }
 
     /// Remembers whether edits can be written.
@@ -501,13 +513,13 @@ impl<D: Dataplane> Core<D> {
     /// The document, for the API.
     pub fn document_status(&self) -> view::Document {
         let loaded = self.loaded.as_ref();
-        let warnings = loaded.map(|loaded| loaded.warnings.as_slice()).unwrap_or_default();
+        let warnings = loaded.into_iter().flat_map(|loaded| loaded.warnings.iter().chain(&loaded.of_files));
         view::Document {
             path: self.path.clone(),
             revision: loaded.map(|loaded| revision(&loaded.text)).unwrap_or_default(),
             read_only: self.read_only.clone(),
             since: loaded.map_or(0, |loaded| loaded.since),
-            warnings: warnings.iter().map(|complaint| format!("{}:{complaint}", self.path)).collect(),
+            warnings: warnings.map(|complaint| format!("{}:{complaint}", self.path)).collect(),
             refused: self.refused.clone(),
             reloads: self.reloads,
             refusals: self.refusals,

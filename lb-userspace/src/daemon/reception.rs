@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     certificates::{self, Certificates},
+    checks,
     credentials::{self, Credentials},
     desk::{self, Desk},
     issuers::Issuers,
@@ -22,7 +23,7 @@ use crate::{
         request::{Request, RequestError},
         view,
     },
-    config::Document,
+    config::{Document, Severity},
     dataplane::DataplaneError,
     health::Now,
     model::{Config, Probe},
@@ -115,6 +116,10 @@ impl<P: Plane> Daemon<P> {
         self.reception.certificates.refresh(&loaded.document.config);
         self.reception.credentials.refresh(&loaded.document.config);
         self.reception.issuers.follow(&loaded.document.config);
+        // What cannot be used now is an alarm: what is in force has what was there before.
+        let mut odd = checks::of_files(&loaded.document, self.clock.now().epoch);
+        odd.retain(|complaint| complaint.severity == Severity::Warning);
+        self.core.set_of_files(odd);
         self.serve_at_desk();
     }
 
