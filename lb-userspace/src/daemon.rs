@@ -342,10 +342,17 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
     };
     let plane = remove_pins(bpffs)
         .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
+    // The kernel takes links away some time after their pins; who is told that all is gone counts on it.
+    let forwarding = if plane { left_forwarding(&netlink).await? } else { Vec::new() };
     let placed = clean(&netlink, record, &record_file).await?;
     _ = fs::remove_file(run_dir.join(api::SOCKET));
     drop(run);
     _ = fs::remove_dir(run_dir);
+    anyhow::ensure!(
+        forwarding.is_empty(),
+        "all that was pinned is removed, and a program of Lobby goes on forwarding on {}: another process holds it",
+        forwarding.join(" and ")
+    );
     Ok(match (plane, placed) {
         (false, 0) if !left => "there is nothing to take down".to_owned(),
         _ => "the data plane is down: programs, tables and addresses are gone".to_owned(),
