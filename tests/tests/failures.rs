@@ -98,3 +98,20 @@ fn what_the_daemon_finds_in_a_file_is_said_with_that_files_name() -> Result<()> 
     assert!(json["error"].as_str().is_some_and(|why| why.contains("10.9.9.9:1")), "{json}");
     Ok(())
 }
+
+/// A document comes into force though another program has the port of one of its services: who puts it there is told.
+#[test]
+fn who_brings_an_alarm_about_is_told_of_it() -> Result<()> {
+    if !lab::possible("who_brings_an_alarm_about_is_told_of_it") {
+        return Ok(());
+    }
+    let good = Web::of(LabOptions::default()).text();
+    let stage = Stage::new(LabOptions::default(), &good)?;
+    let _other = stage.lab.balancer.run(|| std::net::TcpListener::bind("10.1.0.1:85"))??;
+    let service = "[services.page]\nlisten = \"10.1.0.1:85/tcp\"\nroutes = [ { respond = 404 } ]\n";
+    let file = stage.directory().join("other.toml");
+    fs::write(&file, format!("{good}\n{service}"))?;
+    let said = stage.lb(&["apply", file.to_str().context("a path")?])?;
+    assert!(said.contains("the desk cannot listen on 10.1.0.1:85: Address already in use"), "{said}");
+    Ok(())
+}

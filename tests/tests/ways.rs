@@ -115,7 +115,7 @@ fn what_takes_no_route_or_leads_elsewhere_is_answered_at_the_desk() -> Result<()
     for (line, host, status, name, value) in [
         ("GET /x", "other.example", 404, "", ""),
         ("GET /x", "xshop.example", 404, "", ""),
-        ("PUT /a", "api.example", 405, "allow", "GET, POST"),
+        ("PUT /a", "api.example", 405, "allow", "GET, HEAD, POST"),
         ("GET /safe/a?b=c", "shop.example:80", 308, "location", "https://shop.example/safe/a?b=c"),
         ("GET /moved/a?b=c", "shop.example", 301, "location", "https://www.example/moved/a?b=c"),
         ("GET /gone/a", "shop.example", 308, "location", "https://other.example/here?x=1"),

@@ -519,7 +519,7 @@ impl<P: Plane> Daemon<P> {
         let checked = self.prepare(text).await.map_err(|error| self.request_error(error))?;
         let (document, around) = checked;
         let (host, now) = (Host::read(), self.clock.now());
-        let alarms = self.core.alarms();
+        let alarms = self.all_alarms(now);
         let considered = self.core.consider(&document, &around, &host, now);
         considered.map_err(|error| self.request_error(error.into()))?;
         self.file.write(text).map_err(refused)?;
@@ -530,7 +530,7 @@ impl<P: Plane> Daemon<P> {
         info!(revision = revision(text), "the document is in force");
         self.in_force().await;
         let mut done = self.done();
-        done.warnings.extend(self.core.alarms().into_iter().filter(|alarm| !alarms.contains(alarm)));
+        done.warnings.extend(self.all_alarms(now).into_iter().filter(|alarm| !alarms.contains(alarm)));
         Ok(done)
     }
 

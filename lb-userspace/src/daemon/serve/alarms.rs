@@ -60,13 +60,17 @@ impl<P: Plane> Daemon<P> {
         alarms
     }
 
+    /// All that needs somebody's attention, but for the end of the desk's process.
+    pub(super) fn all_alarms(&self, now: Now) -> Vec<String> {
+        self.core.alarms().into_iter().chain(self.alarms_of_desk(now)).collect()
+    }
+
     /// Tells of alarms that have begun, or are over. To be called whenever something may have happened.
     pub(super) fn tell_alarms(&mut self, now: Now) {
         if !self.alarms.is_due(now.uptime) {
             return;
         }
-        let all = self.core.alarms().into_iter().chain(self.alarms_of_desk(now));
-        let (begun, over) = self.alarms.see(all.collect::<Vec<_>>());
+        let (begun, over) = self.alarms.see(self.all_alarms(now));
         begun.iter().for_each(|alarm| warn!("alarm: {alarm}"));
         over.iter().for_each(|alarm| info!("over: {alarm}"));
     }
