@@ -47,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use request::{Edits, Promotion, Reply, Request, RequestError};
 use view::{ConnectionFilter, Connections, Done, Refusal, Replacement, Snapshot, Text};
 
-use crate::config::suggest;
+use crate::config::nearest;
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "lb.sock";
@@ -209,8 +209,13 @@ async fn done(
     Ok(Json(ask(daemon, request).await?))
 }
 
+/// The name that was meant, or what shows all.
+fn near<'n>(name: &str, all: impl Iterator<Item = &'n str> + Clone, list: &str) -> String {
+    nearest(name, all).map_or_else(|| format!("see `{list}`"), |near| format!("did you mean {near:?}?"))
+}
+
 fn no_service(name: &str, services: &[view::Service]) -> RequestError {
-    let near = suggest(name, services.iter().map(|service| service.name.as_str()));
+    let near = near(name, services.iter().map(|service| service.name.as_str()), "lb service list");
     RequestError::NotFound(format!("there is no service {name:?}; {near}"))
 }
 
@@ -218,21 +223,25 @@ async fn service(
     State(daemon): Daemon,
     extract::Path(name): extract::Path<String>,
 ) -> Result<Json<view::Service>, Refused> {
-    let services = snapshot(&daemon).await?.services;
-    let missing = no_service(&name, &services);
-    let found = services.into_iter().find(|service| service.name == name);
-    Ok(Json(found.ok_or(missing)?))
+    let mut services = snapshot(&daemon).await?.services;
+    match services.iter().position(|service| service.name == name) {
+        Some(at) => Ok(Json(services.swap_remove(at))),
+        None => Err(no_service(&name, &services).into()),
+    }
 }
 
 async fn pool(
     State(daemon): Daemon,
     extract::Path(name): extract::Path<String>,
 ) -> Result<Json<view::Pool>, Refused> {
-    let pools = snapshot(&daemon).await?.pools;
-    let near = suggest(&name, pools.iter().map(|pool| pool.name.as_str()));
-    let missing = RequestError::NotFound(format!("there is no pool {name:?}; {near}"));
-    let found = pools.into_iter().find(|pool| pool.name == name);
-    Ok(Json(found.ok_or(missing)?))
+    let mut pools = snapshot(&daemon).await?.pools;
+    match pools.iter().position(|pool| pool.name == name) {
+        Some(at) => Ok(Json(pools.swap_remove(at))),
+        None => {
+            let near = near(&name, pools.iter().map(|pool| pool.name.as_str()), "lb pool list");
+            Err(RequestError::NotFound(format!("there is no pool {name:?}; {near}")).into())
+        }
+    }
 }
 
 async fn recheck(

@@ -52,6 +52,9 @@ enum Failure {
     /// Exit code 1; all has been said.
     #[error("")]
     Silent,
+    /// Who reads what is printed has gone: no failure, but an end.
+    #[error("")]
+    Unread,
 }
 
 impl Failure {
@@ -62,6 +65,7 @@ impl Failure {
             | Self::Mistakes(..)
             | Self::Client(ClientError::Wrong(_) | ClientError::Document { .. }) => 2,
             Self::Client(_) | Self::Other(_) | Self::Silent => 1,
+            Self::Unread => 0,
         }
     }
 
@@ -324,7 +328,7 @@ fn answer_or_json(
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Silent),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failure::Unread),
         other => Ok(other.map_err(anyhow::Error::from)?),
     }
 }

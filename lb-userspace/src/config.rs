@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use toml::de::DeTable;
 
 pub use self::complaint::{Complaint, Complaints, Place, Places, Severity};
-pub(crate) use self::read::suggest;
+pub(crate) use self::read::nearest;
 use self::{
     complaint::Thing,
     read::{Fields, Node, Sink},

@@ -60,7 +60,7 @@ use crate::{
     api::{self, request, view::Done},
     config::{Complaints, Document},
     dataplane::{
-        kernel::{KernelDataplane, is_pinned, remove_pins},
+        kernel::{KernelDataplane, is_pinned, pinned_links, remove_pins},
         memory::MemoryDataplane,
     },
     model::Limits,
@@ -328,7 +328,7 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
     let _pins = if bpffs.is_dir() { Some(Lock::pins(bpffs)?) } else { None };
     let netlink = Netlink::open()?;
     if !is_pinned(bpffs) {
-        let forwarding = left_forwarding(&netlink).await?;
+        let forwarding = left_on(&netlink, |_| true).await?;
         anyhow::ensure!(
             forwarding.is_empty(),
             "a program of Lobby without a daemon goes on forwarding on {}, and {} holds nothing that it is led by: its tables are pinned in another BPF file system, which `--bpffs` names, or its daemon ran in another mount namespace (`nsenter --mount`, `ip netns exec`); nothing was touched",
@@ -340,14 +340,16 @@ pub async fn detach(run_dir: &Path, bpffs: Option<&Path>, usual: &Path) -> anyho
         let run_dir = run_dir.to_owned();
         tokio::task::spawn_blocking(move || desk::close_left(&run_dir)).await?
     };
+    let pinned = pinned_links(bpffs);
     let plane = remove_pins(bpffs)
         .with_context(|| format!("cannot remove what is pinned below {}", bpffs.display()))?;
     // The kernel takes links away some time after their pins; who is told that all is gone counts on it.
-    let forwarding = if plane { left_forwarding(&netlink).await? } else { Vec::new() };
+    let forwarding = left_on(&netlink, |interface| pinned.contains(interface)).await;
     let placed = clean(&netlink, record, &record_file).await?;
     _ = fs::remove_file(run_dir.join(api::SOCKET));
     drop(run);
     _ = fs::remove_dir(run_dir);
+    let forwarding = forwarding?;
     anyhow::ensure!(
         forwarding.is_empty(),
         "all that was pinned is removed, and a program of Lobby goes on forwarding on {}: another process holds it",
@@ -370,12 +372,13 @@ pub fn left(run_dir: &Path, usual: &Path) -> Option<PathBuf> {
 /// How long the kernel may take to let go of what is pinned no more.
 const PATIENCE_TO_LET_GO: Duration = Duration::from_secs(5);
 
-/// Interfaces on which a program of Lobby is that no daemon looks after, and stays.
-async fn left_forwarding(netlink: &Netlink) -> anyhow::Result<Vec<String>> {
+/// Interfaces among some on which a program of Lobby is that no daemon looks after, and stays.
+async fn left_on(netlink: &Netlink, is_one: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
     let begun = Instant::now();
     loop {
         let (links, host) = (netlink.links().await?, Host::read());
-        let ours = links.iter().filter(|link| checks::program(link, &host) == Some(PROGRAM));
+        let ours = links.iter().filter(|link| is_one(&link.name));
+        let ours = ours.filter(|link| checks::program(link, &host) == Some(PROGRAM));
         let left = ours.filter(|link| Lock::interface(&link.name, link.index).is_ok());
         let left: Vec<_> = left.map(|link| link.name.clone()).collect();
         if left.is_empty() || begun.elapsed() > PATIENCE_TO_LET_GO {

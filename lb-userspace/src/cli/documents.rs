@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::{Failure, answer_or_json, client::Client, client::ClientError, show};
 use crate::{
     api::view::{Done, Foreseen, Replacement},
-    config::{Complaint, Document, Severity},
+    config::{Complaint, Complaints, Document, Severity},
     daemon::{checks, document::DocumentFile},
     model::desk::DESK_POOL,
 };
@@ -17,9 +17,15 @@ pub(super) fn check(file: &Path, with_files: bool, as_json: bool) -> Result<(), 
     let (complaints, config) = match DocumentFile::new(file).parse(&read(file)?) {
         Ok(document) => {
             let of_files = if with_files { checks::of_files(&document, checks::epoch()) } else { Vec::new() };
-            let is_right = of_files.iter().all(|complaint| complaint.severity == Severity::Warning);
-            let complaints = document.warnings.into_iter().chain(of_files).collect();
-            (complaints, is_right.then_some(document.config))
+            let mut complaints: Vec<_> = document.warnings.into_iter().chain(of_files).collect();
+            complaints.sort();
+            complaints.dedup();
+            let is_right = complaints.iter().all(|complaint| complaint.severity == Severity::Warning);
+            if is_right {
+                (complaints, Some(document.config))
+            } else {
+                (Complaints::errors_of(complaints).0, None)
+            }
         }
         Err(complaints) => (complaints.0, None),
     };

@@ -320,22 +320,22 @@ impl<'d> Fields<'d> {
     }
 }
 
+/// The word that may have been meant, if one is near enough.
+pub(crate) fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let (distance, word) = words.map(|word| (distance(text, word), word)).min()?;
+    (distance <= 1 + text.chars().count() / 3).then_some(word)
+}
+
 /// A sentence that names the nearest word, or all of them.
-pub(crate) fn suggest<'w>(text: &str, words: impl Iterator<Item = &'w str> + Clone) -> String {
-    let near = words.clone().map(|word| (distance(text, word), word)).min();
-    match near {
-        None => "there is none; remove it".to_owned(),
-        Some((distance, word)) if distance <= 1 + text.chars().count() / 3 => {
-            format!("did you mean \"{word}\"?")
-        }
-        Some(_) => {
-            let all: Vec<_> = words.map(|word| format!("\"{word}\"")).collect();
-            if all.len() == 1 {
-                format!("write {}", all[0])
-            } else {
-                format!("choose one of {}", all.join(", "))
-            }
-        }
+pub(super) fn suggest<'w>(text: &str, words: impl Iterator<Item = &'w str> + Clone) -> String {
+    if let Some(word) = nearest(text, words.clone()) {
+        return format!("did you mean \"{word}\"?");
+    }
+    let all: Vec<_> = words.map(|word| format!("\"{word}\"")).collect();
+    match &all[..] {
+        [] => "there is none; remove it".to_owned(),
+        [one] => format!("write {one}"),
+        _ => format!("choose one of {}", all.join(", ")),
     }
 }
 

@@ -22,8 +22,7 @@ pub fn at_desk(before: &Config, after: &Config) -> Vec<String> {
             ("access log", its.access_log != new.access_log),
             ("pages", its.pages != new.pages),
         ]);
-        let proxies = |desk: &Desk| Desk { proxies: desk.proxies.clone(), ..of_proxies(desk) };
-        what.extend(named([("proxies before it", proxies(its) != proxies(new))]));
+        what.extend(named([("proxies before it", of_proxies(its) != of_proxies(new))]));
         what
     });
     changes("route", routes(before), routes(after), &mut lines, |was: &Route, is: &Route| {
@@ -80,6 +79,7 @@ fn used(config: &Config) -> BTreeMap<&str, &Pool> {
 /// Only what is said of proxies.
 fn of_proxies(desk: &Desk) -> Desk {
     Desk {
+        proxies: desk.proxies.clone(),
         proxy_header: desk.proxy_header,
         proxy_host: desk.proxy_host,
         proxy_request_id: desk.proxy_request_id,

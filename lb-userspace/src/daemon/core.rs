@@ -110,6 +110,7 @@ pub struct Core<D> {
     path: String,
     loaded: Option<Loaded>,
     refused: Option<String>,
+    doubted: bool,
     /// Why the file cannot be read, while that is so.
     unreadable: Option<String>,
     read_only: Option<String>,
@@ -158,6 +159,7 @@ impl<D: Dataplane> Core<D> {
             path,
             loaded: None,
             refused: None,
+            doubted: false,
             unreadable: None,
             read_only: None,
             health: Health::new(seed),
@@ -354,31 +356,35 @@ impl<D: Dataplane> Core<D> {
         self.find_ways();
     }
 
-    /// Takes in the answer to a probe; says whether the tables must change.
+    /// Takes in the answer to a probe; says whether the tables, or what the desk knows, must change.
     pub fn answer(&mut self, answer: Answer<Key>, now: Now) -> bool {
         let Answer { key, outcome } = answer;
         let events = match &outcome {
             Ok(Answered { said: Some(said), .. }) => self.health.observe(&key, *said, now),
             outcome => self.health.report(&key, outcome.is_ok(), now),
         };
-        // The desk goes on with servers of whom nothing is known.
-        let known = outcome.is_err() && !self.reports.contains_key(&key);
         let report = self.reports.entry(key).or_default();
         match outcome {
             Ok(Answered { latency, .. }) => *report = Report { latency: Some(latency), failure: None },
             Err(error) => report.failure = Some(error.to_string()),
         }
-        self.hear(events) || known
+        self.hear(events)
     }
 
-    /// Tells what happened to backends; says whether verdicts have changed.
+    /// Tells what happened to backends; says whether anybody is to go by it.
     fn hear(&mut self, events: Vec<Event>) -> bool {
         let mut changed = false;
         tell(&events, &self.reports);
         for event in events {
-            if let Event::Verdicts { pool } = event {
-                changed = true;
-                self.turned.iter_mut().for_each(|pools| _ = pools.insert(pool.clone()));
+            match event {
+                Event::Verdicts { pool } => {
+                    changed = true;
+                    self.turned.iter_mut().for_each(|pools| _ = pools.insert(pool.clone()));
+                }
+                // The desk goes on with servers of whom nothing is known.
+                Event::Transition { from: Some(State::Starting), .. } => changed = true,
+                Event::Doubt { doubt, .. } => self.doubted |= doubt.is_some(),
+                _ => {}
             }
         }
         changed
@@ -493,9 +499,9 @@ impl<D: Dataplane> Core<D> {
         self.reports.get(&Key { pool: pool.to_owned(), backend })
     }
 
-    /// Whether nobody has said yet how a backend is: it has not been asked to the end.
+    /// Whether nobody can say yet how a backend is: it has not failed as often as a good one may.
     pub fn is_unknown(&self, pool: &str, backend: BackendAddress) -> bool {
-        self.state(pool, backend).0 == State::Starting && self.report(pool, backend).is_none()
+        self.state(pool, backend).0 == State::Starting
     }
 
     /// How a backend is, and what is to be done with it.
@@ -503,11 +509,6 @@ impl<D: Dataplane> Core<D> {
         let verdict = self.health.verdicts().get(pool).and_then(|pool| pool.any.get(&backend));
         let state = self.health.state(&Key { pool: pool.to_owned(), backend }).unwrap_or(State::Starting);
         (state, verdict.copied().unwrap_or(Verdict::RESTING))
-    }
-
-    /// Pools of which all backends fail, and the last set is kept in use.
-    pub fn panicking(&self) -> impl Iterator<Item = &str> {
-        self.health.all_failed().filter(|(_, kept)| !kept.is_empty()).map(|(name, _)| name)
     }
 
     /// The document, for the API.

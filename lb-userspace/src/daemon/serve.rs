@@ -530,7 +530,11 @@ impl<P: Plane> Daemon<P> {
         info!(revision = revision(text), "the document is in force");
         self.in_force().await;
         let mut done = self.done();
-        done.warnings.extend(self.all_alarms(now).into_iter().filter(|alarm| !alarms.contains(alarm)));
+        let of_files = self.core.loaded().map(|loaded| loaded.of_files.as_slice()).unwrap_or_default();
+        // What a warning says in its place is not said again.
+        let is_said = |alarm: &String| of_files.iter().any(|warning| alarm.contains(&warning.message));
+        let new = |alarm: &String| !alarms.contains(alarm) && !is_said(alarm);
+        done.warnings.extend(self.all_alarms(now).into_iter().filter(new));
         Ok(done)
     }
 

@@ -43,7 +43,7 @@ use crate::{
 
 pub use self::{
     live::Ran,
-    program::{GENERATOR, is_pinned, remove_pins, verified_where_settled},
+    program::{GENERATOR, is_pinned, pinned_links, remove_pins, verified_where_settled},
 };
 
 /// Why the data plane could not be had.

@@ -66,8 +66,8 @@ struct Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Probed {
     Unknown,
-    /// Has failed as often as a good one may, and has never been good.
-    NeverGood,
+    /// Was unknown, and has failed as often as a good one may.
+    Failed,
     Good,
     Bad,
 }
@@ -355,8 +355,7 @@ impl Pool {
         let all = self.check.is_some()
             && enabled().all(|(_, backend)| backend.probed != Probed::Good)
             && (enabled().any(|(_, backend)| backend.probed == Probed::Bad)
-                || enabled().count() > 0
-                    && enabled().all(|(_, backend)| backend.probed == Probed::NeverGood));
+                || enabled().count() > 0 && enabled().all(|(_, backend)| backend.probed == Probed::Failed));
         if !all {
             self.all_failed = None;
         } else if self.all_failed.is_none() {
@@ -447,7 +446,7 @@ impl Pool {
                 Verdict { share: backend.share(self.slow_start, now.uptime), ..Verdict::USABLE }
             }
             // A daemon that starts anew is not to take it for one of those that were good.
-            (Admin::Enabled, Probed::Unknown | Probed::NeverGood) => Verdict::RESTING,
+            (Admin::Enabled, Probed::Unknown | Probed::Failed) => Verdict::RESTING,
             (Admin::Enabled, Probed::Bad) => Verdict {
                 dead: true,
                 flows: match self.on_unhealthy {
@@ -480,10 +479,12 @@ impl Backend {
     fn taken_over(mut self, admin: Admin, checked_now: bool) -> Self {
         if checked_now {
             self.probed = Probed::Good;
+            self.against = 0;
         }
         if self.admin == Admin::Disabled && admin != Admin::Disabled {
             // Nobody has asked it meanwhile.
             self.probed = Probed::Unknown;
+            self.against = 0;
             self.is_new = true;
         }
         if !matches!((self.admin, admin), (Admin::Drain { .. }, Admin::Drain { .. })) {
@@ -496,13 +497,13 @@ impl Backend {
     /// Takes in a result; says whether what the probes say has turned.
     fn hear(&mut self, success: bool, check: &HealthCheck, now: Duration) -> bool {
         let (needed, turned) = match (self.probed, success) {
-            (Probed::Good, true) | (Probed::NeverGood | Probed::Bad, false) => {
+            (Probed::Good, true) | (Probed::Failed | Probed::Bad, false) => {
                 self.against = 0;
                 return false;
             }
             // One success is enough for a start.
-            (Probed::Unknown | Probed::NeverGood, true) => (1, Probed::Good),
-            (Probed::Unknown, false) => (check.fall, Probed::NeverGood),
+            (Probed::Unknown | Probed::Failed, true) => (1, Probed::Good),
+            (Probed::Unknown, false) => (check.fall, Probed::Failed),
             (Probed::Bad, true) => (check.rise, Probed::Good),
             (Probed::Good, false) => (check.fall, Probed::Bad),
         };
@@ -542,7 +543,7 @@ impl Backend {
             (Admin::Enabled, _) if !checked => State::Healthy,
             (Admin::Enabled, Probed::Good) => State::Healthy,
             (Admin::Enabled, Probed::Unknown) => State::Starting,
-            (Admin::Enabled, Probed::NeverGood | Probed::Bad) => State::Unhealthy,
+            (Admin::Enabled, Probed::Failed | Probed::Bad) => State::Unhealthy,
         }
     }
 }

@@ -399,7 +399,9 @@ impl Condition {
             PathPattern::Prefix(path) => (0, path.len()),
             PathPattern::Exact(_) => (1, 0),
         };
-        (self.host.specificity(), path, !self.methods.is_empty(), self.headers.len())
+        // Who names HEAD means it, before who means it by GET.
+        let head = self.methods.contains("HEAD");
+        (self.host.specificity(), path, !self.methods.is_empty(), self.headers.len(), head)
     }
 
     /// The methods that it is for, where not all: of what may be had by GET, the head may be (RFC 9110 section 9.3.2).
@@ -415,7 +417,7 @@ impl Condition {
     /// Whether some request meets both, and neither is narrower.
     pub fn is_confusable(&self, other: &Self) -> bool {
         let methods = self.methods.is_empty() && other.methods.is_empty()
-            || self.methods().any(|method| other.methods().any(|others| others == method));
+            || self.methods.intersection(&other.methods).next().is_some();
         let contradict =
             |(name, value): (&String, &String)| other.headers.get(name).is_some_and(|others| others != value);
         self.host == other.host

@@ -404,7 +404,8 @@ impl Visit {
         let body = match body.is_end_stream() {
             true => nothing(),
             false => {
-                let calls = case.form == Form::Grpc;
+                // Anybody can say that it is gRPC; who speaks it to both sides means it.
+                let calls = case.form == Form::Grpc && case.is_http2 && pool.transport.http2;
                 Watched::upload(body, timeouts.body, calls, withheld, Arc::clone(&upload)).boxed_unsync()
             }
         };

@@ -256,6 +256,9 @@ mod tests {
         // What may be had by GET, may be by HEAD; not the other way round.
         let table_of = |method| Table::new(&[route("shop.example", "/pay", &[method], &[])]);
         assert!(matches!(found(&table_of("GET"), "HEAD", "shop.example/pay", &[]), Found::Route(0, _)));
+        let both = Table::new(&[route("a", "/", &["GET"], &[]), route("a", "/", &["HEAD"], &[])]);
+        assert!(matches!(found(&both, "HEAD", "a/", &[]), Found::Route(1, _)));
+        assert!(matches!(found(&both, "GET", "a/", &[]), Found::Route(0, _)));
         let only = table_of("HEAD");
         assert_eq!(found(&only, "GET", "shop.example/pay", &[]), Found::OtherMethod(["HEAD"].into()));
         let get = table_of("GET");
@@ -283,7 +286,7 @@ mod tests {
         assert!(!confusable(route("a", "/", &["GET"], &[]), route("a", "/", &[], &[])));
         assert!(confusable(route("a", "/", &["GET", "PUT"], &[]), route("a", "/", &["GET", "POST"], &[])));
         assert!(!confusable(route("a", "/", &["PUT"], &[]), route("a", "/", &["POST"], &[])));
-        assert!(confusable(route("a", "/", &["GET"], &[]), route("a", "/", &["HEAD"], &[])));
+        assert!(!confusable(route("a", "/", &["GET"], &[]), route("a", "/", &["HEAD"], &[])));
         assert!(!confusable(route("a", "/", &[], &[("x", "1")]), route("a", "/", &[], &[("x", "2")])));
         assert!(confusable(route("a", "/", &[], &[("x", "1")]), route("a", "/", &[], &[("y", "1")])));
     }

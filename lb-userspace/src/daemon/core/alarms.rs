@@ -16,6 +16,16 @@ impl<D: Dataplane> Core<D> {
         std::mem::replace(&mut self.unreadable, why).is_some()
     }
 
+    /// Whether it has been in doubt who is the primary of a pool, since this was asked last: that may be over soon.
+    pub fn take_doubted(&mut self) -> bool {
+        std::mem::take(&mut self.doubted)
+    }
+
+    /// Pools of which all backends fail, and the last set is kept in use.
+    pub fn panicking(&self) -> impl Iterator<Item = &str> {
+        self.health.all_failed().filter(|(_, kept)| !kept.is_empty()).map(|(name, _)| name)
+    }
+
     /// What needs somebody's attention now.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms = Vec::new();
@@ -41,11 +51,13 @@ impl<D: Dataplane> Core<D> {
         for (name, doubt) in self.health.doubts() {
             alarms.push(format!("pool {name}: {doubt}"));
         }
-        let used = config.services_by_pool();
+        let (used, of_desk) = (config.services_by_pool(), config.pools_of_desk());
         for (name, kept) in self.health.all_failed() {
-            let so = match kept.len() {
-                0 => without_servers(used.get(name).map(Vec::as_slice).unwrap_or_default()).to_owned(),
-                n => format!("the last {n} that worked stay in use"),
+            let so = match (kept.len(), used.get(name)) {
+                (0, Some(services)) => without_servers(services).to_owned(),
+                (0, None) if of_desk.contains(name) => "the desk says so to who asks for it".to_owned(),
+                (0, None) => "no service uses it".to_owned(),
+                (n, _) => format!("the last {n} that worked stay in use"),
             };
             alarms.push(format!("every backend of pool {name} fails its check; {so}"));
         }
@@ -70,11 +82,10 @@ impl<D: Dataplane> Core<D> {
     }
 }
 
-/// What becomes of who calls these services of a pool while nobody of it is in use; none: the desk alone uses it.
+/// What becomes of who calls these services of a pool while nobody of it is in use.
 fn without_servers(services: &[(&String, &Service)]) -> &'static str {
     let answered = services.iter().filter(|(_, service)| service.has_fallback()).count();
     match services.len() {
-        0 => "the desk answers requests itself",
         all if answered == all => "the desk answers new connections",
         _ if answered > 0 => "new connections are refused, but for services that the desk stands in for",
         _ => "new connections are refused",

@@ -395,12 +395,14 @@ fn the_alarm_that_all_fail_says_what_becomes_of_who_calls() {
     let stands_in = format!("{refused}fallback = \"desk\"\n");
     let mixed = format!("{stands_in}[services.other]\nlisten = \"10.0.0.10:81/tcp\"\npool = \"web\"\n");
     let of_desk = refused.replace("pool = \"web\"", "routes = [{ pool = \"web\" }]");
+    let unused = refused.replace("pool = \"web\"", "pool = \"other\"") + "[pools.other]\nbackends = []\n";
     for (document, so) in [
         (DOCUMENT, "; the last 2 that worked stay in use"),
         (&refused, "; new connections are refused"),
         (&stands_in, "; the desk answers new connections"),
         (&mixed, "; new connections are refused, but for services that the desk stands in for"),
-        (&of_desk, "; the desk answers requests itself"),
+        (&of_desk, "; the desk says so to who asks for it"),
+        (&unused, "; no service uses it"),
     ] {
         let mut core = core();
         load(&mut core, document, at(0)).unwrap();

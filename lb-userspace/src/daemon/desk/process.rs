@@ -88,7 +88,7 @@ struct Running {
     child: Child,
     /// To the thread that writes, which may have to wait.
     write: std::sync::mpsc::Sender<(ToDesk, Vec<OwnedFd>)>,
-    writer: std::thread::JoinHandle<()>,
+    writer: std::thread::JoinHandle<io::Result<()>>,
     hear: mpsc::UnboundedReceiver<FromDesk>,
     since: Instant,
     /// It has said that it serves, and stays.
@@ -122,7 +122,7 @@ impl Supervisor {
         let mut backoff = Duration::ZERO;
         loop {
             // There is no desk as long as there is nothing for it to do.
-            while self.orders.as_ref().is_none_or(|(orders, _)| orders.services.is_empty()) {
+            while !self.has_something_to_do() {
                 if self.orders.is_some() {
                     self.let_predecessors_end(DRAIN_TO_END, true);
                 }
@@ -159,7 +159,7 @@ impl Supervisor {
             self.ended(1, Some(format!("the desk has ended ({why}) and is being started again")));
             match self.wait(backoff).await {
                 None => backoff = (backoff * 2).clamp(BACKOFF, BACKOFF_MOST),
-                Some(Asked::ToLeave) => {
+                Some(Asked::ToLeave) if self.has_something_to_do() => {
                     // There is to be one that goes on by itself.
                     match self.start() {
                         Ok(running) => running.leave().await,
@@ -167,12 +167,17 @@ impl Supervisor {
                     }
                     return;
                 }
-                Some(Asked::ToClose) => {
+                Some(Asked::ToLeave | Asked::ToClose) => {
                     self.let_predecessors_end(DRAIN_TO_END, true);
+                    self.forget_names();
                     return;
                 }
             }
         }
+    }
+
+    fn has_something_to_do(&self) -> bool {
+        self.orders.as_ref().is_some_and(|(orders, _)| !orders.services.is_empty())
     }
 
     /// Waits before a new start, taking in what is asked; gives back how it is to be the last, if so.
@@ -235,12 +240,13 @@ impl Supervisor {
         let writer = std::thread::spawn(move || {
             for (message, fds) in to_write {
                 let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-                if orders::send(&stream, &message, &fds).is_err() {
+                if let Err(error) = orders::send(&stream, &message, &fds) {
                     // It ends, and that is noticed elsewhere; or it hangs, and is better ended.
                     _ = stream.shutdown(std::net::Shutdown::Both);
-                    return;
+                    return Err(error);
                 }
             }
+            Ok(())
         });
         let (said, hear) = mpsc::unbounded_channel();
         let reader = Arc::clone(&control);
@@ -363,10 +369,15 @@ impl Supervisor {
             warn!("the desk does not end by itself");
             _ = running.child.kill().await;
         }
+        self.forget_names();
+        self.ended(0, None);
+    }
+
+    /// Nobody is to be called by them any more.
+    fn forget_names(&self) {
         for name in [self.socket(), self.fresh_socket()] {
             _ = std::fs::remove_file(name);
         }
-        self.ended(0, None);
     }
 
     /// There is no process any more, and what it has counted is kept.
@@ -397,8 +408,8 @@ impl Running {
     async fn leave(self) {
         let Self { write, writer, .. } = self;
         drop(write);
-        if let Ok(Err(_)) | Err(_) = tokio::task::spawn_blocking(|| writer.join()).await {
-            warn!("the desk may not have heard its last orders");
+        if !matches!(tokio::task::spawn_blocking(|| writer.join()).await, Ok(Ok(Ok(())))) {
+            warn!("the desk has not heard its last orders");
         }
     }
 

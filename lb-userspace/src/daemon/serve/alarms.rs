@@ -67,7 +67,8 @@ impl<P: Plane> Daemon<P> {
 
     /// Tells of alarms that have begun, or are over. To be called whenever something may have happened.
     pub(super) fn tell_alarms(&mut self, now: Now) {
-        if !self.alarms.is_due(now.uptime) {
+        let doubted = self.core.take_doubted();
+        if !self.alarms.is_due(now.uptime) && !doubted {
             return;
         }
         let (begun, over) = self.alarms.see(self.all_alarms(now));

@@ -16,7 +16,7 @@ use crate::{
         plane::Plane,
     },
     dataplane::Dataplane,
-    model::{BackendAddress, Listen, Service},
+    model::{BackendAddress, Forward, Listen, Service},
 };
 
 /// Of how many servers it is said why they get no connections.
@@ -42,9 +42,10 @@ impl<P: Plane> Daemon<P> {
         };
         let service = |index: u32| match named(index) {
             Some((listen, Some((name, service)))) => {
-                let desk = match service.desk {
-                    Some(_) => "; the desk answers it, and `lb route explain URL` says by which route",
-                    None => "",
+                let desk = match service.forward {
+                    Forward::Desk => "; the desk answers it, and `lb route explain URL` says by which route",
+                    _ if service.has_fallback() => "; the desk answers while nobody of its pool is fit",
+                    _ => "",
                 };
                 format!("{name}, which listens on {listen}{desk}")
             }

@@ -1,7 +1,7 @@
 //! The program in the kernel: loaded over new or pinned maps, led to from interfaces, taken away.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -313,6 +313,13 @@ pub fn is_pinned(bpffs: &Path) -> bool {
 
 fn base(bpffs: &Path) -> PathBuf {
     bpffs.join("lobby")
+}
+
+/// The interfaces whose links are pinned, of any layout.
+pub fn pinned_links(bpffs: &Path) -> BTreeSet<String> {
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
+    let links = entries(&base(bpffs)).flat_map(|layout| entries(&layout.path().join("links")));
+    links.filter_map(|link| link.file_name().into_string().ok()).collect()
 }
 
 /// Removes what is pinned, of any layout, without loading anything.

@@ -236,6 +236,7 @@ fn a_drain_ends_with_the_last_connection_or_at_its_deadline() {
 #[test]
 fn who_is_disabled_is_cut_and_not_asked_and_starts_anew() {
     let mut health = healthy(DOCUMENT);
+    (0..2).for_each(|_| _ = health.report(&key(2), false, at(1500)));
     let disabled = config(&DOCUMENT.replace("10.0.0.2:80\"", "10.0.0.2:80\", disabled = true"));
     health.configure(&disabled, &Verdicts::new(), at(2000));
     assert_eq!(verdict(&health, 2), Verdict { flows: FlowsOf::Cut, ..Verdict::RESTING });
@@ -245,6 +246,11 @@ fn who_is_disabled_is_cut_and_not_asked_and_starts_anew() {
     assert_eq!(asked, BTreeSet::from([key(1), key(3)]));
     health.configure(&config(DOCUMENT), &Verdicts::new(), at(20_000));
     assert_eq!((health.state(&key(2)), verdict(&health, 2)), (Some(State::Starting), Verdict::RESTING));
+    // What it failed before does not count.
+    for state in [State::Starting, State::Starting, State::Unhealthy] {
+        health.report(&key(2), false, at(20_000));
+        assert_eq!(health.state(&key(2)), Some(state));
+    }
 }
 
 #[test]

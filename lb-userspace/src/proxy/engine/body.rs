@@ -91,7 +91,7 @@ enum Cut {
 }
 
 /// What must come of a client's body while it is waited for as long as it may rest. One that comes in drops would hold its
-/// server for as long as it likes; slower than this is nobody who means to send it.
+/// server for as long as it likes; slower than this is nobody who means to send it. Once the answer has begun both go on together.
 const LEAST: u64 = 1024;
 
 /// A body that may rest only for so long.
@@ -316,9 +316,10 @@ impl Watched {
         let waited = self.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
         if self.come >= self.least {
             (self.come, self.waited) = (0, Duration::ZERO);
-        } else {
+        } else if self.waited + waited < self.patience {
             self.waited += waited;
         }
+        // Else it had come in time, and it was the desk that stood still.
     }
 
     fn fault(&self, fault: u8) {
