@@ -209,14 +209,17 @@ async fn done(
     Ok(Json(ask(daemon, request).await?))
 }
 
-/// The name that was meant, or what shows all.
-fn near<'n>(name: &str, all: impl Iterator<Item = &'n str> + Clone, list: &str) -> String {
-    nearest(name, all).map_or_else(|| format!("see `{list}`"), |near| format!("did you mean {near:?}?"))
+/// There is none of that name: which was meant, or what shows all.
+fn missing<'n>(kind: &str, name: &str, all: impl Iterator<Item = &'n str>) -> Refused {
+    let near = match nearest(name, all) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("see `lb {kind} list`"),
+    };
+    RequestError::NotFound(format!("there is no {kind} {name:?}; {near}")).into()
 }
 
-fn no_service(name: &str, services: &[view::Service]) -> RequestError {
-    let near = near(name, services.iter().map(|service| service.name.as_str()), "lb service list");
-    RequestError::NotFound(format!("there is no service {name:?}; {near}"))
+fn no_service(name: &str, services: &[view::Service]) -> Refused {
+    missing("service", name, services.iter().map(|service| service.name.as_str()))
 }
 
 async fn service(
@@ -226,7 +229,7 @@ async fn service(
     let mut services = snapshot(&daemon).await?.services;
     match services.iter().position(|service| service.name == name) {
         Some(at) => Ok(Json(services.swap_remove(at))),
-        None => Err(no_service(&name, &services).into()),
+        None => Err(no_service(&name, &services)),
     }
 }
 
@@ -237,10 +240,7 @@ async fn pool(
     let mut pools = snapshot(&daemon).await?.pools;
     match pools.iter().position(|pool| pool.name == name) {
         Some(at) => Ok(Json(pools.swap_remove(at))),
-        None => {
-            let near = near(&name, pools.iter().map(|pool| pool.name.as_str()), "lb pool list");
-            Err(RequestError::NotFound(format!("there is no pool {name:?}; {near}")).into())
-        }
+        None => Err(missing("pool", &name, pools.iter().map(|pool| pool.name.as_str()))),
     }
 }
 
@@ -280,7 +280,7 @@ async fn connections(
     if let Some(name) = &filter.service {
         let services = snapshot(&daemon).await?.services;
         if !services.iter().any(|service| service.name == *name) {
-            return Err(no_service(name, &services).into());
+            return Err(no_service(name, &services));
         }
     }
     Ok(Json(ask(&daemon, |reply| Request::Connections(filter, reply)).await?))

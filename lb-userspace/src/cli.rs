@@ -89,9 +89,7 @@ impl Failure {
             return;
         }
         if let Self::Mistakes(file, complaints) = self {
-            for complaint in complaints {
-                eprintln!("{}:{complaint}", file.display());
-            }
+            documents::tell(file, complaints);
         }
         let coloured = std::io::stderr().is_terminal() && table::wanted();
         eprintln!("{} {text}", table::paint("error:", table::Tone::Bad, coloured));

@@ -42,6 +42,11 @@ impl Config {
         self.services.iter().filter_map(|(name, service)| Some((name, service, service.desk.as_ref()?)))
     }
 
+    /// The services and their names, by where they listen.
+    pub fn services_by_listen(&self) -> BTreeMap<Listen, (&String, &Service)> {
+        self.services.iter().map(|(name, service)| (service.listen, (name, service))).collect()
+    }
+
     /// The services of each pool and their names, in the order of these: for who looks at many pools.
     pub fn services_by_pool(&self) -> BTreeMap<&str, Vec<(&String, &Service)>> {
         let mut by_pool: BTreeMap<&str, Vec<_>> = BTreeMap::new();

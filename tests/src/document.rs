@@ -1,5 +1,7 @@
 //! Documents for the lab's backends, where nginx listens on port 8080.
 
+use std::net::SocketAddr;
+
 use xtask::lab::LabOptions;
 
 /// Two services on port 80 of the lab's two addresses, `shop` and `shop6`, with a pool for each, `web` and
@@ -45,14 +47,10 @@ impl Web<'_> {
 
 /// Address and port of nginx on a backend, counted from 0, as a document has it.
 pub fn backend_v4(lab: LabOptions, backend: usize) -> String {
-    format!("10.{}.0.{}:8080", network(lab), 10 + backend)
+    SocketAddr::new(lab.backend_v4(backend).into(), 8080).to_string()
 }
 
 /// The same for IPv6.
 pub fn backend_v6(lab: LabOptions, backend: usize) -> String {
-    format!("[fd00:{}::{}]:8080", network(lab), 10 + backend)
-}
-
-fn network(lab: LabOptions) -> u8 {
-    if lab.two_interfaces { 2 } else { 1 }
+    SocketAddr::new(lab.backend_v6(backend).into(), 8080).to_string()
 }

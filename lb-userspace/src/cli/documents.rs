@@ -34,9 +34,7 @@ pub(super) fn check(file: &Path, with_files: bool, as_json: bool) -> Result<(), 
     }
     match config {
         Some(config) if !as_json => {
-            for complaint in &complaints {
-                eprintln!("{}:{complaint}", file.display());
-            }
+            tell(file, &complaints);
             // Those that are written down: a service of the desk has one more, the desk itself.
             let pools: Vec<_> = config.pools.iter().filter(|(name, _)| *name != DESK_POOL).collect();
             let backends: usize = pools.iter().map(|(_, pool)| pool.backends.len()).sum();
@@ -67,9 +65,7 @@ pub(super) async fn apply(file: &Path, client: &Client, as_json: bool) -> Result
 pub(super) async fn plan(file: &Path, client: &Client, as_json: bool) -> Result<(), Failure> {
     let foreseen: Foreseen = send(file, client, hyper::Method::POST, "/v1/plans").await?;
     if !as_json {
-        for complaint in &foreseen.warnings {
-            eprintln!("{}:{complaint}", file.display());
-        }
+        tell(file, &foreseen.warnings);
     }
     answer_or_json(as_json, &foreseen, || show::foreseen(&foreseen))
 }
@@ -102,6 +98,13 @@ pub(super) fn read(file: &Path) -> Result<String, Failure> {
         std::fs::read_to_string(file)
     };
     text.map_err(|error| Failure::Document(format!("cannot read {}: {error}", file.display())))
+}
+
+/// Says what is wrong or odd about a document, each with the name of its file, on standard error.
+pub(super) fn tell(file: &Path, complaints: &[Complaint]) {
+    for complaint in complaints {
+        eprintln!("{}", complaint.of_file(file.display()));
+    }
 }
 
 /// How many there are, in words.

@@ -38,6 +38,13 @@ pub enum Severity {
     Warning,
 }
 
+impl Complaint {
+    /// The same, with the name of the file that the document is in before it.
+    pub fn of_file(&self, file: impl fmt::Display) -> String {
+        format!("{file}:{self}")
+    }
+}
+
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -67,16 +74,18 @@ impl fmt::Display for Complaint {
 pub struct Complaints(pub Vec<Complaint>);
 
 impl Complaints {
-    /// Why a document is refused, of all that is odd about it: most of that follows from the mistakes.
+    /// Why a document is refused, of all that is odd about it, in the order of its lines: most of that follows from the
+    /// mistakes.
     pub fn errors_of(mut all: Vec<Complaint>) -> Self {
         all.retain(|complaint| complaint.severity == Severity::Error);
+        all.sort();
+        all.dedup();
         Self(all)
     }
 
     /// All of them, each with the name of the file that the document is in before it.
     pub fn of_file(&self, file: &Path) -> String {
-        let lines: Vec<_> =
-            self.0.iter().map(|complaint| format!("{}:{complaint}", file.display())).collect();
+        let lines: Vec<_> = self.0.iter().map(|complaint| complaint.of_file(file.display())).collect();
         lines.join("\n")
     }
 }

@@ -12,7 +12,7 @@ use crate::model::{
 pub fn at_desk(before: &Config, after: &Config) -> Vec<String> {
     let mut lines = Vec::new();
     changes("service", served(before), served(after), &mut lines, |(was, its), (is, new)| {
-        let mut what = named([
+        named([
             ("where it listens", was.listen != is.listen),
             ("sources", (&was.allow, &was.deny) != (&is.allow, &is.deny)),
             ("certificates", its.certificates != new.certificates),
@@ -21,9 +21,8 @@ pub fn at_desk(before: &Config, after: &Config) -> Vec<String> {
             ("time-outs", its.timeouts != new.timeouts),
             ("access log", its.access_log != new.access_log),
             ("pages", its.pages != new.pages),
-        ]);
-        what.extend(named([("proxies before it", of_proxies(its) != of_proxies(new))]));
-        what
+            ("proxies before it", of_proxies(its) != of_proxies(new)),
+        ])
     });
     changes("route", routes(before), routes(after), &mut lines, |was: &Route, is: &Route| {
         let (old, new) = (was.action.to_string(), is.action.to_string());
@@ -37,11 +36,8 @@ pub fn at_desk(before: &Config, after: &Config) -> Vec<String> {
         what
     });
     changes("pool", used(before), used(after), &mut lines, |was: &Pool, is: &Pool| {
-        let by_address = |pool: &Pool| -> BTreeMap<String, Backend> {
-            pool.backends.iter().map(|it| (it.address.to_string(), it.clone())).collect()
-        };
         let mut what = Vec::new();
-        changes("", by_address(was), by_address(is), &mut what, |was, is| {
+        changes("", by_address(was), by_address(is), &mut what, |was: &Backend, is: &Backend| {
             let mut what = Vec::new();
             if was.weight != is.weight {
                 what.push(format!("weight {}", turned(was.weight, is.weight)));
@@ -74,6 +70,10 @@ fn routes(config: &Config) -> BTreeMap<String, &Route> {
 fn used(config: &Config) -> BTreeMap<&str, &Pool> {
     let names = config.at_desk().flat_map(|(_, _, desk)| desk.pools());
     names.filter_map(|name| Some((name, config.pools.get(name)?))).collect()
+}
+
+fn by_address(pool: &Pool) -> BTreeMap<String, &Backend> {
+    pool.backends.iter().map(|backend| (backend.address.to_string(), backend)).collect()
 }
 
 /// Only what is said of proxies.

@@ -282,7 +282,7 @@ impl<D: Dataplane> Core<D> {
         let complaints = checks::of_host(document, around, host);
         let of_files = checks::of_files(document, host.now);
         if complaints.iter().chain(&of_files).any(|complaint| complaint.severity == Severity::Error) {
-            return Err(Complaints::errors_of(checks::complaints(document, around, host)).into());
+            return Err(Complaints::errors_of([complaints, of_files].concat()).into());
         }
         let mut health = self.health.clone();
         health.configure(&document.config, &self.remembered(&document.config), now);
@@ -520,7 +520,7 @@ impl<D: Dataplane> Core<D> {
             revision: loaded.map(|loaded| revision(&loaded.text)).unwrap_or_default(),
             read_only: self.read_only.clone(),
             since: loaded.map_or(0, |loaded| loaded.since),
-            warnings: warnings.map(|complaint| format!("{}:{complaint}", self.path)).collect(),
+            warnings: warnings.map(|complaint| complaint.of_file(&self.path)).collect(),
             refused: self.refused.clone(),
             reloads: self.reloads,
             refusals: self.refusals,

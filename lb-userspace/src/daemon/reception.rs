@@ -9,7 +9,6 @@ use std::{
 
 use super::{
     certificates::{self, Certificates},
-    checks,
     credentials::{self, Credentials},
     desk::{self, Desk},
     issuers::Issuers,
@@ -117,7 +116,7 @@ impl<P: Plane> Daemon<P> {
         self.reception.credentials.refresh(&loaded.document.config);
         self.reception.issuers.follow(&loaded.document.config);
         // What cannot be used now is an alarm: what is in force has what was there before.
-        let mut odd = checks::of_files(&loaded.document, self.clock.now().epoch);
+        let mut odd = certificates::complaints(&loaded.document, self.clock.now().epoch);
         odd.retain(|complaint| complaint.severity == Severity::Warning);
         self.core.set_of_files(odd);
         self.serve_at_desk();

@@ -75,11 +75,12 @@ pub fn connections<D: Dataplane>(
     core: &Core<D>,
     filter: &view::ConnectionFilter,
 ) -> Result<view::Connections, DataplaneError> {
-    let names = names(core);
+    let services =
+        core.loaded().map(|loaded| loaded.document.config.services_by_listen()).unwrap_or_default();
     let tables = core.tables();
     let mut found = Vec::new();
     core.plane().flows(&mut |flow| {
-        if let Some(connection) = connection(flow, tables, &names)
+        if let Some(connection) = connection(flow, tables, &services)
             && matches(&connection, filter, flow)
         {
             found.push(connection);
@@ -339,16 +340,10 @@ pub(super) fn address(entry: &BackendEntry) -> BackendAddress {
     entry.address.map_or(BackendAddress::Local, |ip| BackendAddress::Remote(ip, entry.port))
 }
 
-/// Names of the services, by where they listen.
-pub(super) fn names<D: Dataplane>(core: &Core<D>) -> BTreeMap<model::Listen, String> {
-    let services = core.loaded().map(|loaded| &loaded.document.config.services);
-    services.into_iter().flatten().map(|(name, service)| (service.listen, name.clone())).collect()
-}
-
 fn connection(
     flow: &FlowEntry,
     tables: &Tables,
-    names: &BTreeMap<model::Listen, String>,
+    services: &BTreeMap<model::Listen, (&String, &model::Service)>,
 ) -> Option<view::Connection> {
     let backend = tables.backends.get(&flow.backend).filter(|entry| entry.generation == flow.generation)?;
     let listen = tables.services.get(&backend.service)?.listen;
@@ -357,7 +352,7 @@ fn connection(
         Some(ip) => SocketAddr::new(ip, backend.port.unwrap_or(flow.called_port)).to_string(),
     };
     Some(view::Connection {
-        service: names.get(&listen).cloned().unwrap_or_else(|| listen.to_string()),
+        service: services.get(&listen).map_or_else(|| listen.to_string(), |(name, _)| name.to_string()),
         protocol: flow.protocol.to_string(),
         client: flow.client.to_string(),
         called: SocketAddr::new(listen.address, flow.called_port).to_string(),

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     os::{
         fd::{AsRawFd as _, BorrowedFd},
         unix::fs::MetadataExt as _,
@@ -138,9 +139,8 @@ pub fn command(place: &str, program: &str) -> Result<Command> {
 
 /// A document for the balancer of a lab: port 80 of its addresses leads to port 80 of all backends.
 pub fn document(options: LabOptions) -> String {
-    let (interfaces, network) =
-        if options.two_interfaces { ("\"front\", \"back\"", 2) } else { ("\"front\"", 1) };
-    let backends = |address: &dyn Fn(usize) -> String| -> String {
+    let interfaces = if options.two_interfaces { "\"front\", \"back\"" } else { "\"front\"" };
+    let backends = |address: &dyn Fn(usize) -> SocketAddr| -> String {
         (0..options.backends).map(|it| format!("  {{ address = \"{}\" }},\n", address(it))).collect()
     };
     format!(
@@ -150,8 +150,8 @@ pub fn document(options: LabOptions) -> String {
          [pools.web6]\nhealth = {{ http = \"/\", interval = \"1s\" }}\nbackends = [\n{}]\n\n\
          [services.shop]\nlisten = \"{VIP}:80/tcp\"\npool = \"web\"\n\n\
          [services.shop6]\nlisten = \"[{VIP_V6}]:80/tcp\"\npool = \"web6\"\n",
-        backends(&|it| format!("10.{network}.0.{}:80", 10 + it)),
-        backends(&|it| format!("[fd00:{network}::{}]:80", 10 + it)),
+        backends(&|it| SocketAddr::new(options.backend_v4(it).into(), 80)),
+        backends(&|it| SocketAddr::new(options.backend_v6(it).into(), 80)),
     )
 }
 

@@ -24,6 +24,22 @@ pub struct LabOptions {
     pub bpffs: bool,
 }
 
+impl LabOptions {
+    /// The address of a backend, counted from 0.
+    pub fn backend_v4(self, backend: usize) -> Ipv4Addr {
+        v4(self.back_network(), host(backend))
+    }
+
+    /// The IPv6 address of a backend, counted from 0.
+    pub fn backend_v6(self, backend: usize) -> Ipv6Addr {
+        v6(self.back_network(), host(backend))
+    }
+
+    fn back_network(self) -> u8 {
+        if self.two_interfaces { 2 } else { 1 }
+    }
+}
+
 impl Default for LabOptions {
     fn default() -> Self {
         Self { backends: 2, two_interfaces: true, ipv6: true, bpffs: true }
@@ -107,22 +123,22 @@ impl Lab {
 
     /// The balancer's address towards the backends.
     pub fn back_v4(&self) -> Ipv4Addr {
-        v4(self.back_network(), 1)
+        v4(self.options.back_network(), 1)
     }
 
     /// The balancer's IPv6 address towards the backends.
     pub fn back_v6(&self) -> Ipv6Addr {
-        v6(self.back_network(), 1)
+        v6(self.options.back_network(), 1)
     }
 
     /// The address of a backend, counted from 0.
     pub fn backend_v4(&self, backend: usize) -> Ipv4Addr {
-        v4(self.back_network(), host(backend))
+        self.options.backend_v4(backend)
     }
 
     /// The IPv6 address of a backend, counted from 0.
     pub fn backend_v6(&self, backend: usize) -> Ipv6Addr {
-        v6(self.back_network(), host(backend))
+        self.options.backend_v6(backend)
     }
 
     /// What the interfaces of all places have counted, for a person who looks for lost packets.
@@ -192,10 +208,6 @@ impl Lab {
             link::default_route(place, IpAddr::V6(v6))?;
         }
         Ok(())
-    }
-
-    fn back_network(&self) -> u8 {
-        if self.options.two_interfaces { 2 } else { 1 }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         plane::Plane,
     },
     dataplane::Dataplane,
-    model::{BackendAddress, Forward, Listen, Service},
+    model::{BackendAddress, Config, Forward, Service},
 };
 
 /// Of how many servers it is said why they get no connections.
@@ -33,9 +33,7 @@ impl<P: Plane> Daemon<P> {
         let around = self.core.around();
         let held = self.core.tables();
         let config = self.core.loaded().map(|loaded| &loaded.document.config);
-        let services = config.into_iter().flat_map(|config| &config.services);
-        let services: BTreeMap<Listen, (&String, &Service)> =
-            services.map(|(name, service)| (service.listen, (name, service))).collect();
+        let services = config.map(Config::services_by_listen).unwrap_or_default();
         let named = |index: u32| {
             let listen = held.services.get(&index)?.listen;
             Some((listen, services.get(&listen).copied()))
